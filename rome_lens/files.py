@@ -1,0 +1,120 @@
+"""Files that are either whole or not there, and tensors with facts about where they came from."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkstemp
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rome_lens.errors import FormatError
+
+
+@contextmanager
+def new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Gives a temporary name beside `path`; what is written there becomes `path` when the body ends well.
+
+    Missing parent folders are made. When the body raises, `path` is as it was before.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is false, or `path` is a folder.
+        NotADirectoryError: a parent of `path` is a file.
+    """
+    path = Path(path)
+    check_new_file(path, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Raises, before any work is done, what `new_file` would raise for this path."""
+    path = Path(path)
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder, expected the name of a file to write. Choose another name.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists already. Choose another name, or pass overwrite=True to replace it.")
+    for parent in path.absolute().parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise NotADirectoryError(f"{parent} is a file, expected a folder for {path.name}. Move it away.")
+            break
+
+
+def save_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    *,
+    kind: str,
+    facts: Mapping[str, Any],
+    overwrite: bool = False,
+) -> None:
+    """Writes a safetensors file whose header holds `kind` and `facts` (as JSON). Raises what `new_file` raises."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with new_file(path, overwrite=overwrite) as temporary:
+        save_file(contiguous, temporary, metadata={"kind": kind, "facts": json.dumps(facts)})
+
+
+def load_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `save_tensors` wrote: the tensors (on the CPU) and the facts.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FormatError: the file is damaged, is no safetensors file, or holds something else than `kind`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}, expected a safetensors file that holds a {kind}.")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise FormatError(
+            f"{path} is damaged or is not a safetensors file ({error}). Save or fetch it again."
+        ) from error
+    if metadata.get("kind") != kind:
+        raise FormatError(f"{path} holds {metadata.get('kind', 'tensors of another program')!r}, expected a {kind!r}.")
+    try:
+        facts = json.loads(metadata.get("facts", ""))
+    except json.JSONDecodeError as error:
+        raise FormatError(
+            f"The facts in the header of {path} are not JSON ({error}). Save or fetch it again."
+        ) from error
+    if not isinstance(facts, dict):
+        raise FormatError(f"The facts in the header of {path} are a {type(facts).__name__}, expected a JSON object.")
+    return tensors, facts
+
+
+def load_json(path: str | os.PathLike[str]) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FormatError: the file is not JSON in UTF-8.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}, expected a JSON file.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path} is damaged or is not JSON ({error}). Fetch it again.") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
