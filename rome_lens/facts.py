@@ -1,0 +1,156 @@
+"""Facts, requests to change them, and where their subjects' tokens are."""
+
+from dataclasses import dataclass
+
+from transformer_lens import HookedTransformer
+
+from rome_lens.tokens import TokenizedText, tokenize
+
+PLACE = "{}"
+
+
+def fill(template: str, value: str) -> str:
+    """The template with its {} replaced. Other braces are text."""
+    return template.replace(PLACE, value, 1)
+
+
+def check_template(template: str, what: str) -> None:
+    """Raises unless `template` is a string that holds exactly one {}."""
+    if not isinstance(template, str):
+        raise TypeError(f"The {what} is {template!r}, expected a string with one {{}}.")
+    if template.count(PLACE) != 1:
+        raise ValueError(
+            f"The {what} {template!r} holds {template.count(PLACE)} times {{}}, expected exactly one. "
+            f"Write the {what} with {{}} where the subject stands."
+        )
+
+
+def check_text(value: str, what: str) -> None:
+    """Raises unless `value` is a string that is not empty or blank."""
+    if not isinstance(value, str):
+        raise TypeError(f"The {what} is {value!r}, expected a string.")
+    if not value.strip():
+        raise ValueError(f"The {what} is empty ({value!r}). Give at least one character that is not a space.")
+
+
+@dataclass(frozen=True)
+class _AboutSubject:
+    """A prompt about a subject: `prompt` holds one {}, the place of `subject`."""
+
+    prompt: str
+    subject: str
+
+    def __post_init__(self) -> None:
+        check_template(self.prompt, "prompt")
+        check_text(self.subject, "subject")
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject in it."""
+        return fill(self.prompt, self.subject)
+
+    @property
+    def subject_characters(self) -> tuple[int, int]:
+        """Where the subject stands in `text`: [start, end)."""
+        start = self.prompt.index(PLACE)
+        return start, start + len(self.subject)
+
+
+@dataclass(frozen=True)
+class Fact(_AboutSubject):
+    """What a model may know: the prompt's continuation.
+
+    Attributes:
+        prompt: a text with one {}, the place of the subject: "{} is located in the city of".
+        subject: "The Eiffel Tower".
+        answer: the continuation, without the leading space ("Paris"), or None: whatever the model says.
+    """
+
+    answer: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.answer is not None:
+            check_text(self.answer, "answer")
+
+    @classmethod
+    def from_text(cls, text: str, subject: str, answer: str | None = None) -> "Fact":
+        """A fact from a whole sentence: the subject's first occurrence in it is the subject.
+
+        Raises:
+            ValueError: the subject does not occur in the text.
+        """
+        check_text(subject, "subject")
+        if subject not in text:
+            raise ValueError(f"The subject {subject!r} is not in the prompt {text!r}. Spell both alike.")
+        return cls(text.replace(subject, PLACE, 1), subject, answer)
+
+
+@dataclass(frozen=True)
+class EditRequest(_AboutSubject):
+    """A fact to write into a model (paper section 3): after the prompt about the subject, the model shall say `target`.
+
+    Attributes:
+        prompt: a text with one {}, the place of the subject.
+        subject: the subject.
+        target: the new object, without the leading space ("Rome"); one token or several.
+    """
+
+    target: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_text(self.target, "target")
+
+
+@dataclass(frozen=True)
+class EditRecord:
+    """A request with the prompts that tell how well the edit did (the schema of CounterFact, paper section 3.4).
+
+    Attributes:
+        request: what to write.
+        target_true: the object before the edit.
+        paraphrase_prompts: other ways to ask the same; the target shall follow.
+        neighborhood_prompts: prompts about other subjects with the same true object; it shall still follow.
+        attribute_prompts: prompts about subjects whose true object is the new target.
+        generation_prompts: open starts about the subject.
+        case_id: the number in the data set.
+        relation: Wikidata's name of the relation, such as P36, or "".
+    """
+
+    request: EditRequest
+    target_true: str
+    paraphrase_prompts: tuple[str, ...] = ()
+    neighborhood_prompts: tuple[str, ...] = ()
+    attribute_prompts: tuple[str, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
+    case_id: int = 0
+    relation: str = ""
+
+    def __post_init__(self) -> None:
+        check_text(self.target_true, "true target")
+
+    @property
+    def fact(self) -> Fact:
+        """What the record says the model knew before the edit."""
+        return Fact(self.request.prompt, self.request.subject, self.target_true)
+
+
+def subject_range(model: HookedTransformer, about: Fact | EditRequest) -> tuple[TokenizedText, range]:
+    """The prompt's tokens, and which of them hold the subject's characters.
+
+    The positions come from the tokenizer's character offsets: a BOS token, a leading space, a second occurrence of the
+    subject, or a token that reaches beyond the subject's end do not move them.
+
+    Raises:
+        ValueError: no token covers the subject; and as `tokenize`.
+    """
+    text = tokenize(model, about.text)
+    start, end = about.subject_characters
+    positions = text.covering(start, end)
+    if not positions:
+        raise ValueError(
+            f"The subject {about.subject!r} has no tokens in {about.text!r} under this model's tokenizer. "
+            "Choose a subject that the tokenizer can read."
+        )
+    return text, positions
