@@ -1,0 +1,51 @@
+"""Contexts that stand before the prompt while k* and v* are computed (paper section 3.1, the random texts x_j)."""
+
+from collections.abc import Sequence
+
+import torch
+from transformer_lens import HookedTransformer
+
+from rome_lens.facts import PLACE, EditRequest, check_template, fill
+from rome_lens.models import sample_text
+from rome_lens.tokens import TokenizedText, tokenize
+
+
+def check_contexts(contexts: Sequence[str]) -> None:
+    """Raises ValueError unless these are context templates, the bare "{}" first."""
+    if not contexts or contexts[0] != PLACE:
+        raise ValueError(
+            f"The contexts {list(contexts)[:3]!r}... do not begin with '{{}}', the prompt alone. Put it first."
+        )
+    for context in contexts:
+        check_template(context, "context")
+
+
+def sample_contexts(
+    model: HookedTransformer, lengths: Sequence[tuple[int, int]] = ((5, 10), (10, 10)), *, seed: int = 0, top_k: int = 5
+) -> tuple[str, ...]:
+    """The bare "{}", and texts that the model writes from nothing, each with ". {}" after it.
+
+    Args:
+        model: writes the texts; its and torch's random state are left as they are.
+        lengths: (tokens, how many) pairs: ((5, 10), (10, 10)) is the authors' choice (hparams of kmeng01/rome).
+        seed: of the sampling.
+        top_k: how many tokens are drawn from, as in the authors' code.
+    """
+    tokenizer = model.tokenizer
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    contexts = [PLACE]
+    for i, (new_tokens, count) in enumerate(lengths):
+        rows = torch.full((count, 1), start, device=model.cfg.device)
+        for text in sample_text(model, rows, new_tokens=new_tokens, seed=seed + i, top_k=top_k):
+            contexts.append(text.replace("{", "").replace("}", "") + ". " + PLACE)
+    return tuple(contexts)
+
+
+def in_context(
+    model: HookedTransformer, request: EditRequest, context: str, after: str = ""
+) -> tuple[TokenizedText, int]:
+    """Context, prompt and `after` as tokens, and the position of the subject's last token."""
+    template = fill(context, request.prompt)
+    text = tokenize(model, fill(template, request.subject) + after)
+    start = template.index(PLACE)
+    return text, text.covering(start, start + len(request.subject))[-1]

@@ -1,0 +1,207 @@
+"""Edits as data: low-rank updates of MLP output matrices that can be applied, reverted, saved and loaded."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens import HookedTransformer
+
+from rome_lens.errors import EditError, FormatError
+from rome_lens.facts import EditRequest
+from rome_lens.files import load_tensors, save_tensors
+from rome_lens.models import output_matrix
+
+_KIND = "rome_lens edit 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """W_out[layer] += left @ right.
+
+    Attributes:
+        layer: the block.
+        left: [d_mlp, rank], float32, on the CPU.
+        right: [rank, d_model], float32, on the CPU.
+    """
+
+    layer: int
+    left: Float[Tensor, "d_mlp rank"] = field(repr=False)
+    right: Float[Tensor, "rank d_model"] = field(repr=False)
+
+    def added_to(self, weight: Float[Tensor, "d_mlp d_model"]) -> Float[Tensor, "d_mlp d_model"]:
+        """The weight with the update, computed in float32, in the weight's dtype and on its device."""
+        change = self.left.to(weight.device) @ self.right.to(weight.device)
+        return (weight.float() + change).to(weight.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What to add to a model's weights, for which request, and how it was found.
+
+    Attributes:
+        updates: one for each edited layer.
+        request: the fact that is written.
+        model: name of the model it was computed on.
+        config: how, as plain values.
+        vitals: figures of its health; see `rome`.
+    """
+
+    updates: tuple[Update, ...]
+    request: EditRequest
+    model: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    vitals: Mapping[str, float] = field(default_factory=dict)
+
+    def apply(self, model: HookedTransformer) -> "AppliedEdit":
+        """Adds the updates to the model's weights; `revert()` of what comes back takes them away, bit for bit.
+
+        Not for several threads at once on one model.
+
+        Raises:
+            EditError: an update does not fit the model, or would make a weight infinite or NaN. No weight is changed.
+        """
+        applied = AppliedEdit(model, self)
+        try:
+            applied._write()
+        except BaseException:
+            applied._restore()
+            raise
+        return applied
+
+    @contextmanager
+    def applied(self, model: HookedTransformer) -> Iterator[HookedTransformer]:
+        """`with edit.applied(model): ...` runs the body on the edited model.
+
+        Afterwards the edited matrices are bit for bit what they were before, also if the body raises or is interrupted,
+        and whatever the body itself wrote into them.
+
+        Raises:
+            EditError: as `apply`.
+        """
+        edit = AppliedEdit(model, self)
+        try:
+            edit._write()
+            yield model
+        finally:
+            edit._restore()
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes the edit, and nothing of the model, as a safetensors file.
+
+        Raises:
+            FileExistsError: the file exists and `overwrite` is false.
+        """
+        tensors: dict[str, Tensor] = {}
+        for i, update in enumerate(self.updates):
+            tensors |= {f"{i}.left": update.left, f"{i}.right": update.right}
+        facts = {
+            "layers": [update.layer for update in self.updates],
+            "request": asdict(self.request),
+            "model": self.model,
+            "config": dict(self.config),
+            "vitals": dict(self.vitals),
+        }
+        save_tensors(path, tensors, kind=_KIND, facts=facts, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Edit":
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FormatError: the file is damaged, is something else, or its factors do not fit together.
+        """
+        tensors, facts = load_tensors(path, kind=_KIND)
+        try:
+            updates = tuple(
+                Update(layer, tensors[f"{i}.left"], tensors[f"{i}.right"]) for i, layer in enumerate(facts["layers"])
+            )
+            edit = cls(updates, EditRequest(**facts["request"]), facts["model"], facts["config"], facts["vitals"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{path} is not a whole edit ({error!r}). Save or fetch it again.") from error
+        for update in updates:
+            factors = (update.left, update.right)
+            if not all(f.ndim == 2 and f.dtype == torch.float32 and f.isfinite().all() for f in factors) or (
+                update.left.shape[1] != update.right.shape[0]
+            ):
+                raise FormatError(
+                    f"The factors in {path} have the shapes {tuple(update.left.shape)} and "
+                    f"{tuple(update.right.shape)}, expected finite float32 matrices [d_mlp, rank] and "
+                    "[rank, d_model]. Save or fetch it again."
+                )
+        return edit
+
+    def __str__(self) -> str:
+        layers = ", ".join(str(update.layer) for update in self.updates)
+        return f"Edit of {self.model}, layer {layers}: {self.request.text!r} -> {self.request.target!r}"
+
+
+class AppliedEdit:
+    """The handle of an edit that is in a model's weights. It keeps the old matrices."""
+
+    def __init__(self, model: HookedTransformer, edit: Edit):
+        self._weights = [output_matrix(model, update.layer) for update in edit.updates]
+        self._new: list[Tensor] = []
+        for update, weight in zip(edit.updates, self._weights, strict=True):
+            shape = (update.left.shape[0], update.right.shape[1])
+            if shape != tuple(weight.shape):
+                raise EditError(
+                    f"The edit (made on {edit.model}) is for matrices of the shape {shape}, but layer {update.layer} "
+                    f"of {model.cfg.model_name} has {tuple(weight.shape)}. Apply it to the model it was made on."
+                )
+            new = update.added_to(weight.detach())
+            if not new.isfinite().all():
+                raise EditError(
+                    f"The edit would make entries of layer {update.layer} infinite or NaN. No weight was changed; "
+                    "compute the edit again, with other contexts or on a model whose weights are finite."
+                )
+            self._new.append(new)
+        self._old = [weight.detach().clone() for weight in self._weights]
+        self._digests = [_digest(new) for new in self._new]
+        self._reverted = False
+
+    def revert(self) -> None:
+        """Puts the old matrices back, bit for bit. A second call does nothing.
+
+        Raises:
+            EditError: a matrix was changed after this edit was applied (by a later edit, which has to be reverted
+                first, or by training). No weight is changed.
+        """
+        if self._reverted:
+            return
+        for weight, digest in zip(self._weights, self._digests, strict=True):
+            if _digest(weight) != digest:
+                raise EditError(
+                    "The edited matrix has been changed since this edit was applied, so putting the old one back would "
+                    "lose that change. Revert later edits first, in the opposite order."
+                )
+        self._restore()
+
+    def _write(self) -> None:
+        with torch.no_grad():
+            for weight, new in zip(self._weights, self._new, strict=True):
+                weight.copy_(new)
+        self._new = []
+
+    def _restore(self) -> None:
+        with torch.no_grad():
+            for weight, old in zip(self._weights, self._old, strict=True):
+                weight.copy_(old)
+        self._reverted = True
+
+
+def _digest(weight: Tensor | nn.Parameter) -> str:
+    """A checksum of the entries, whatever their layout and device."""
+    return hashlib.sha256(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain JSON values."""
+    return json.loads(json.dumps(asdict(config)))
