@@ -1,0 +1,52 @@
+"""Locate, edit and evaluate factual associations on TransformerLens models (ROME, Meng et al. 2022)."""
+
+from rome_lens.datasets import load_builtin_records, load_counterfact, load_known_facts
+from rome_lens.edit.contexts import sample_contexts
+from rome_lens.edit.covariance import KeyCovariance, collect_covariance
+from rome_lens.edit.rome import RomeConfig, rome
+from rome_lens.edit.weights import AppliedEdit, Edit, Update
+from rome_lens.errors import CovarianceError, EditError, FormatError, UnavailableError
+from rome_lens.evaluate.counterfact import evaluate, score_record
+from rome_lens.evaluate.summary import summarize
+from rome_lens.facts import EditRecord, EditRequest, Fact
+from rome_lens.loading import load_model
+from rome_lens.locate.corruption import GaussianNoise
+from rome_lens.locate.effects import average_effects
+from rome_lens.locate.tracing import CausalTrace, causal_trace
+from rome_lens.models import optimize_layout
+from rome_lens.plots import plot_average_effects, plot_scores, plot_trace
+from rome_lens.version import __version__
+
+__all__ = [
+    "AppliedEdit",
+    "CausalTrace",
+    "CovarianceError",
+    "Edit",
+    "EditError",
+    "EditRecord",
+    "EditRequest",
+    "Fact",
+    "FormatError",
+    "GaussianNoise",
+    "KeyCovariance",
+    "RomeConfig",
+    "UnavailableError",
+    "Update",
+    "__version__",
+    "average_effects",
+    "causal_trace",
+    "collect_covariance",
+    "evaluate",
+    "load_builtin_records",
+    "load_counterfact",
+    "load_known_facts",
+    "load_model",
+    "optimize_layout",
+    "plot_average_effects",
+    "plot_scores",
+    "plot_trace",
+    "rome",
+    "sample_contexts",
+    "score_record",
+    "summarize",
+]

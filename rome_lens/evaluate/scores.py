@@ -1,0 +1,78 @@
+"""How probable continuations are after prompts."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from rome_lens.models import logits, run
+from rome_lens.tokens import pad, tokenize_continuation
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A text and what is asked to follow it (the space between them is added)."""
+
+    prompt: str
+    text: str
+
+
+@torch.no_grad()
+def mean_log_probabilities(
+    model: HookedTransformer, continuations: Sequence[Continuation], *, tokens_per_batch: int = 4096
+) -> Float[Tensor, " continuation"]:
+    """The mean log-probability of each continuation's tokens, in nats a token, by teacher forcing, on the CPU.
+
+    That is what the authors' evaluation compares (experiments/py/eval_utils_counterfact.py). Continuations of the same
+    prompt share a row where one's input is the beginning of the other's; only needed positions are unembedded.
+
+    Args:
+        model: is run, not changed.
+        continuations: prompts and what follows.
+        tokens_per_batch: bounds memory; the result does not depend on it.
+
+    Raises:
+        ValueError: a continuation has no tokens, or is longer than the model's context with its prompt.
+    """
+    encoded = [tokenize_continuation(model, c.prompt, c.text) for c in continuations]
+    inputs = [text.ids[:-1] for text, _ in encoded]
+    row_of = _rows_to_run(inputs)
+    result = torch.empty(len(encoded))
+    for batch in _batches(sorted(set(row_of.values()), key=len), tokens_per_batch):
+        numbers = {row: i for i, row in enumerate(batch)}
+        here = [(i, numbers[row_of[ids]]) for i, ids in enumerate(inputs) if row_of[ids] in numbers]
+        tokens, mask = pad(batch)
+        residual = run(model, tokens.to(model.cfg.device), mask=mask.to(model.cfg.device))
+        places = [(row, p) for i, row in here for p in range(encoded[i][1] - 1, len(inputs[i]))]
+        where, positions = torch.tensor(places).unbind(-1)
+        wanted = torch.tensor([t for i, _ in here for t in encoded[i][0].ids[encoded[i][1] :]], device=residual.device)
+        log_probs = logits(model, residual[where, positions]).log_softmax(-1).gather(-1, wanted[:, None])[:, 0].cpu()
+        lengths = [len(inputs[i]) + 1 - encoded[i][1] for i, _ in here]
+        for (i, _), each in zip(here, log_probs.split(lengths), strict=True):
+            result[i] = each.mean()
+    return result
+
+
+def _rows_to_run(inputs: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """For each input the row that is run for it: the input itself, or a longer one that begins with it."""
+    row_of: dict[tuple[int, ...], tuple[int, ...]] = {}
+    longest: tuple[int, ...] = ()
+    for row in sorted(set(inputs), reverse=True):  # a row stands right after the rows that begin with it
+        if longest[: len(row)] != row:
+            longest = row
+        row_of[row] = longest
+    return row_of
+
+
+def _batches(rows: Sequence[tuple[int, ...]], tokens: int) -> list[list[tuple[int, ...]]]:
+    """Consecutive rows, so many that their padded batch holds at most `tokens` tokens (one row at least)."""
+    batches: list[list[tuple[int, ...]]] = []
+    for row in rows:
+        if batches and (len(batches[-1]) + 1) * len(row) <= tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

@@ -1,0 +1,52 @@
+"""One row for each method, as in the paper's tables."""
+
+import numpy as np
+import pandas as pd
+
+from rome_lens.intervals import bootstrap_interval
+
+SUCCESSES = ("ES", "PS", "NS")
+METRICS = ("ES", "EM", "PS", "PM", "NS", "NM")
+
+
+def summarize(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Means over records with 95 % bootstrap intervals, and S, the harmonic mean of mean ES, PS and NS (paper Table 4).
+
+    Args:
+        frame: what `evaluate` gives (several may be put together with pandas.concat).
+        seed: of the bootstrap.
+
+    Returns:
+        A row for each method, in the frame's order: method, n (records), S and each metric, with columns _low, _high.
+
+    Raises:
+        ValueError: the frame lacks a column, or holds a record's metric twice.
+    """
+    expected = ["case_id", "method", "metric", "value"]
+    if missing := [column for column in expected if column not in frame]:
+        raise ValueError(f"The frame lacks the columns {missing}, expected {expected}: give what evaluate() returns.")
+    if frame.duplicated(["case_id", "method", "metric"]).any():
+        raise ValueError("The frame holds a record's metric more than once for a method. Drop the duplicates.")
+    rows = []
+    for method, part in frame.groupby("method", sort=False):
+        wide = part.pivot(index="case_id", columns="metric", values="value")
+        metrics = [metric for metric in METRICS if metric in wide]
+        values = wide[metrics].to_numpy(dtype=float)
+        row: dict[str, object] = {"method": method, "n": len(wide)}
+        if set(SUCCESSES) <= set(metrics):
+            places = [metrics.index(metric) for metric in SUCCESSES]
+            successes = values[:, places]
+            low, high = bootstrap_interval(successes, _harmonic_mean, seed=seed)
+            s = _harmonic_mean(np.nanmean(successes, axis=0)[None])[0, 0]
+            row |= {"S": s, "S_low": low[0], "S_high": high[0]}
+        low, high = bootstrap_interval(values, seed=seed)
+        for i, metric in enumerate(metrics):
+            row |= {metric: np.nanmean(values[:, i]), f"{metric}_low": low[i], f"{metric}_high": high[i]}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _harmonic_mean(means: np.ndarray) -> np.ndarray:
+    """Of each row, as a column; 0 where one of the numbers is."""
+    with np.errstate(divide="ignore"):
+        return means.shape[1] / (1 / means).sum(axis=1, keepdims=True)
