@@ -1,0 +1,1 @@
+"""Runnable modules: one for each figure, table or benchmark (python -m analyses.NAME --help)."""

@@ -1,0 +1,38 @@
+"""Where analyses read from and write to."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from rome_lens import EditRecord, load_builtin_records, load_counterfact
+from rome_lens.files import new_file
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser that shows the module's docstring and the defaults."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+
+def add_record_arguments(arguments: argparse.ArgumentParser, count: int) -> None:
+    """Which records an analysis runs on."""
+    arguments.add_argument("--records", type=Path, help="a file in CounterFact's schema; the package's facts if absent")
+    arguments.add_argument("--case-ids", type=Path, help="a JSON list: the case_ids to use, in this order")
+    arguments.add_argument("--skip", type=int, default=0, help="how many records to leave out at the start")
+    arguments.add_argument("--count", type=int, default=count, help="how many records")
+
+
+def chosen_records(options: argparse.Namespace) -> list[EditRecord]:
+    """The records that the options name."""
+    records = load_counterfact(options.records) if options.records else load_builtin_records()
+    if options.case_ids:
+        by_id = {record.case_id: record for record in records}
+        records = [by_id[case_id] for case_id in json.loads(options.case_ids.read_text())]
+    return records[options.skip : options.skip + options.count]
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Writes a table, whole or not at all."""
+    with new_file(path, overwrite=True) as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.6g")
