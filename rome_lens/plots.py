@@ -1,5 +1,7 @@
 """Figures from tidy frames. Knows pandas and plotly, and nothing of models."""
 
+from html import escape
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -7,15 +9,20 @@ from plotly.subplots import make_subplots
 KIND_COLOURS = {"resid": "Purples", "mlp": "Greens", "attn": "Reds"}
 KIND_NAMES = {"resid": "residual state", "mlp": "MLP", "attn": "attention"}
 ROLE_COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#009e73", "#999999", "#cc79a7")  # Okabe and Ito: colour-blind safe
-METHOD_COLOURS = ("#999999", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-_TEMPLATE = "simple_white"
+METHOD_COLOURS = ("#b3b3b3", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_LAYOUT = {
+    "template": "simple_white",
+    "font": {"family": _FONT, "size": 13},
+    "margin": {"l": 10, "r": 10, "t": 44, "b": 10},  # axes make room for their labels by themselves
+}
 
 
 def plot_trace(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
     """The paper's heatmap (figure 1): tokens down, layers across, subject tokens starred.
 
     Purple is the residual state, green MLPs, red attention. The colour scale starts at the corrupted probability: a
-    cell below it has no colour.
+    cell at or below it has the palest colour.
 
     Args:
         frame: what `CausalTrace.to_frame` gives: one fact, one kind.
@@ -32,8 +39,8 @@ def plot_trace(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
     grid = frame.pivot(index="position", columns="layer", values="prob")
     tokens = frame.drop_duplicates("position").sort_values("position")
     names = [
-        t.replace("\n", "⏎").strip() + ("*" if "subject token" in r else "")
-        for t, r in zip(tokens["token"], tokens["role"], strict=True)
+        _token_label(token) + ("*" if "subject token" in role else "")
+        for token, role in zip(tokens["token"], tokens["role"], strict=True)
     ]
     corrupted = (frame["prob"] - frame["indirect_effect"]).iloc[0]
     figure = go.Figure(
@@ -44,25 +51,21 @@ def plot_trace(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
             colorscale=KIND_COLOURS.get(kind, "Blues"),
             zmin=corrupted,
             zmax=max(grid.to_numpy().max(), corrupted + 1e-6),
-            colorbar={"title": f"p({answer})", "thickness": 12},
+            xgap=1,
+            ygap=1,
+            colorbar={"title": {"text": f"p({_plain(answer)})"}, "thickness": 12, "outlinewidth": 0, "nticks": 6},
             customdata=[[name] * grid.shape[1] for name in names],
             hovertemplate="%{customdata}, layer %{x}: %{z:.3f}<extra></extra>",
         )
     )
     what = KIND_NAMES.get(kind, kind) + (f", {window} layers at once" if window > 1 else "")
+    bare = {"showline": False, "ticks": "", "zeroline": False}
     figure.update_layout(
-        template=_TEMPLATE,
-        height=120 + 26 * len(names),
-        margin={"l": 10, "r": 10, "t": 30, "b": 40},
-        title={"text": f"Restored {what}", "font": {"size": 14}},
-        xaxis={"title": "layer", "showline": False, "ticks": ""},
-        yaxis={
-            "autorange": "reversed",
-            "tickvals": list(grid.index),
-            "ticktext": names,
-            "showline": False,
-            "ticks": "",
-        },
+        **_LAYOUT,
+        height=110 + 26 * len(names),
+        title={"text": f"Restored {what}", "font": {"size": 15}, "x": 0, "xref": "paper", "xanchor": "left"},
+        xaxis={"title": "layer", **bare},
+        yaxis={"autorange": "reversed", "tickvals": list(grid.index), "ticktext": names, **bare},
     )
     return figure
 
@@ -79,19 +82,23 @@ def plot_average_effects(frame: pd.DataFrame) -> go.Figure:
     _check(frame, ["kind", "role", "layer", "mean", "ci_low", "ci_high", "n"], "average_effects()")
     kinds = list(frame["kind"].unique())
     figure = make_subplots(
-        rows=1, cols=len(kinds), shared_yaxes=True, subplot_titles=[KIND_NAMES.get(kind, kind) for kind in kinds]
+        rows=1,
+        cols=len(kinds),
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        subplot_titles=[KIND_NAMES.get(kind, kind) for kind in kinds],
     )
     colours = dict(zip(frame["role"].unique(), ROLE_COLOURS, strict=False))
+    named: set[str] = set()
     for (kind, role), part in frame.groupby(["kind", "role"], sort=False):
-        band = pd.concat([part["ci_high"], part["ci_low"][::-1]])
-        colour = colours.get(role)
-        where = {"row": 1, "col": kinds.index(kind) + 1, "legendgroup": role}
-        around = pd.concat([part["layer"], part["layer"][::-1]])
+        colour = colours.get(role, "#333333")
+        where = {"row": 1, "col": kinds.index(kind) + 1, "legendgroup": role, "mode": "lines"}
         figure.add_scatter(
-            x=around,
-            y=band,
+            x=pd.concat([part["layer"], part["layer"][::-1]]),
+            y=pd.concat([part["ci_high"], part["ci_low"][::-1]]),
             fill="toself",
-            opacity=0.2,
+            fillcolor=colour,
+            opacity=0.18,
             hoverinfo="skip",
             showlegend=False,
             line={"width": 0, "color": colour},
@@ -101,14 +108,16 @@ def plot_average_effects(frame: pd.DataFrame) -> go.Figure:
             x=part["layer"],
             y=part["mean"],
             name=role,
-            mode="lines",
-            showlegend=kind == kinds[0],
-            line={"color": colour},
+            showlegend=role not in named,
+            line={"color": colour, "width": 2},
+            customdata=part["n"],
+            hovertemplate=f"{role}, layer %{{x}}: %{{y:.3f}} (n = %{{customdata}})<extra></extra>",
             **where,
         )
+        named.add(role)
     figure.update_xaxes(title="layer")
     figure.update_yaxes(title="average indirect effect", col=1)
-    figure.update_layout(template=_TEMPLATE, height=360, margin={"l": 10, "r": 10, "t": 40, "b": 40})
+    figure.update_layout(**_LAYOUT, height=420, legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0})
     return figure
 
 
@@ -123,34 +132,50 @@ def plot_scores(summary: pd.DataFrame) -> go.Figure:
     """
     _check(summary, ["method", "n"], "summarize()")
     metrics = [metric for metric in ("S", "ES", "PS", "NS") if metric in summary]
+    _check(summary, [f"{metric}_{end}" for metric in metrics for end in ("low", "high")], "summarize()")
     figure = go.Figure()
     for i, (_, row) in enumerate(summary.iterrows()):
         value = [row[metric] for metric in metrics]
         figure.add_bar(
-            name=row["method"],
+            name=_plain(row["method"]),
             x=metrics,
             y=value,
             marker_color=METHOD_COLOURS[i % len(METHOD_COLOURS)],
-            text=[f"{v:.2f}" for v in value],
+            texttemplate="%{y:.2f}",
             textposition="inside",
             insidetextanchor="start",
+            textangle=0,
+            constraintext="none",
             error_y={
                 "type": "data",
                 "symmetric": False,
                 "array": [row[f"{metric}_high"] - row[metric] for metric in metrics],
                 "arrayminus": [row[metric] - row[f"{metric}_low"] for metric in metrics],
-                "thickness": 1,
+                "thickness": 1.2,
+                "color": "#333333",
             },
+            customdata=[[row[f"{metric}_low"], row[f"{metric}_high"], row["n"]] for metric in metrics],
+            hovertemplate="%{x} %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}",
         )
     figure.update_layout(
-        template=_TEMPLATE,
+        **_LAYOUT,
         barmode="group",
+        bargap=0.3,
         height=360,
-        margin={"l": 10, "r": 10, "t": 30, "b": 40},
-        yaxis={"title": "score", "range": [0, 1.05]},
-        legend={"orientation": "h", "y": 1.12},
+        xaxis={"ticks": "", "tickfont": {"size": 14}},
+        yaxis={"title": "score", "range": [0, 1.02], "showgrid": True, "gridcolor": "#eeeeee"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     )
     return figure
+
+
+def _token_label(token: str) -> str:
+    return _plain(token.replace("\n", "⏎").strip() or "␣")
+
+
+def _plain(text: str) -> str:
+    """The text as plotly shows it: a tag-like token such as <|endoftext|> would be left out otherwise."""
+    return escape(str(text), quote=False)
 
 
 def _check(frame: pd.DataFrame, columns: list[str], source: str) -> None:

@@ -64,7 +64,7 @@ class _Prepared:
     output: Float[Tensor, "row d_model"]  # of the edited MLP at the subject's last token
     past: dict[int, PastState]  # of earlier positions at later blocks, left-padded
     mask: Int[Tensor, "row past_and_pos"]
-    predicting: Int[Tensor, "row target"]  # where in residual's positions each target token is predicted
+    predicting: Int[Tensor, "context target"]  # where in residual's positions each target token is predicted
     target: Int[Tensor, " target"]
 
 

@@ -29,14 +29,16 @@ def average_effects(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.DataF
         raise ValueError("traces is empty, expected one CausalTrace or more.")
     if len({trace.restored.shape[1] for trace in traces}) > 1:
         raise ValueError("The traces have different numbers of layers. Average those of one model.")
-    frames = [trace.to_frame().assign(trace=i) for i, trace in enumerate(traces)]
-    by_fact = pd.concat(frames).groupby(["kind", "role", "trace", "layer"], sort=False)["indirect_effect"].mean()
+    frames = pd.concat([trace.to_frame().assign(trace=i) for i, trace in enumerate(traces)])
+    by_fact = frames.pivot_table("indirect_effect", ["kind", "role", "trace"], "layer", aggfunc="mean").reset_index()
     rows = []
     for kind in dict.fromkeys(trace.kind for trace in traces):
-        present = by_fact[kind].index.unique("role")
-        for role in [role for role in ROLES if role in present]:
-            wide = by_fact[kind, role].unstack("layer").sort_index(axis=1)
-            low, high = bootstrap_interval(wide.to_numpy(), seed=seed)
-            for i, layer in enumerate(wide.columns):
-                rows.append((kind, role, layer, wide[layer].mean(), low[i], high[i], len(wide)))
+        for role in ROLES:
+            effects = by_fact[(by_fact["kind"] == kind) & (by_fact["role"] == role)]
+            if effects.empty:
+                continue
+            wide = effects.drop(columns=["kind", "role", "trace"]).to_numpy(dtype=float)
+            low, high = bootstrap_interval(wide, seed=seed)
+            for layer, mean in enumerate(wide.mean(0)):
+                rows.append((kind, role, layer, mean, low[layer], high[layer], len(wide)))
     return pd.DataFrame(rows, columns=["kind", "role", "layer", "mean", "ci_low", "ci_high", "n"])

@@ -1,0 +1,82 @@
+"""Fixtures: tiny random models, and SmolLM2-135M loaded once for all tests that need it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformer_lens import HookedTransformer
+
+import rome_lens as rl
+from tests.tiny import save_model
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_hub():
+    """No test may wait for a network."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("HF_HUB_OFFLINE", "1")
+    patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # it read the environment when it was imported
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Gives the folder of a tiny model of a family, made once: tiny_folder("gpt2"), tiny_folder("llama", bos=True)."""
+    made: dict[tuple, Path] = {}
+
+    def make(family: str, *, bos: bool = False, seed: int = 0) -> Path:
+        key = (family, bos, seed)
+        if key not in made:
+            made[key] = save_model(tmp_path_factory.mktemp("model") / family, family, bos=bos, seed=seed)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: Callable[..., Path]) -> Callable[..., HookedTransformer]:
+    """Gives a tiny model of a family, loaded once. Tests leave it as they found it."""
+    loaded: dict[Path, HookedTransformer] = {}
+
+    def load(family: str = "gpt2", **options) -> HookedTransformer:
+        folder = tiny_folder(family, **options)
+        if folder not in loaded:
+            loaded[folder] = rl.load_model(str(folder), device="cpu")
+        return loaded[folder]
+
+    return load
+
+
+@pytest.fixture
+def tiny(tiny_model: Callable[..., HookedTransformer]) -> HookedTransformer:
+    """A tiny GPT-2."""
+    return tiny_model("gpt2")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> HookedTransformer:
+    """SmolLM2-135M. Tests leave it as they found it."""
+    return rl.load_model("smollm2-135m", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict]:
+    """Reads a file of golden numbers; tests/golden/README.md says where they come from."""
+
+    def read(name: str) -> dict:
+        path = GOLDEN / name
+        return load_file(path) if path.suffix == ".safetensors" else json.loads(path.read_text())
+
+    return read
+
+
+@pytest.fixture
+def weights_of() -> Callable[[HookedTransformer], dict[str, torch.Tensor]]:
+    """Copies a model's weights, to compare later."""
+    return lambda model: {name: value.clone() for name, value in model.state_dict().items()}
