@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import shutil
 import struct
 import tempfile
@@ -31,7 +32,10 @@ _log = logging.getLogger(__name__)
 
 
 def load_model(
-    name: str = SMOLLM2, *, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
+    name: str | os.PathLike[str] = SMOLLM2,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> HookedTransformer:
     """Loads a model for tracing and editing: its weights as they were trained, without any folding or centring.
 
@@ -49,6 +53,7 @@ def load_model(
         FormatError: the folder or file is damaged, or not a model.
         UnavailableError: the hub cannot be reached, or a package that carries or reads the model is not installed.
     """
+    name = os.fspath(name)
     path = Path(name)
     if name == SMOLLM2:
         hf_model, tokenizer = _read_gguf(_smollm2_file())
@@ -131,6 +136,8 @@ def _read_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
             tokenizer = AutoTokenizer.from_pretrained(folder)
+        if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one of no files
+            raise ValueError("its tokenizer has no vocabulary: tokenizer.json is missing")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, _safetensors_error()) as error:
         raise FormatError(
             f"{folder} could not be read as a causal language model with its tokenizer ({error}). Save model and "
@@ -198,7 +205,7 @@ def _keep(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 def _is_whole(folder: Path) -> bool:
     try:
         checksums = json.loads((folder / _CHECKSUMS).read_text())
-        return all(_sha256(folder / name) == checksum for name, checksum in checksums.items())
+        return bool(checksums) and all(_sha256(folder / name) == checksum for name, checksum in checksums.items())
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -89,7 +89,7 @@ def plot_average_effects(frame: pd.DataFrame) -> go.Figure:
         subplot_titles=[KIND_NAMES.get(kind, kind) for kind in kinds],
     )
     colours = dict(zip(frame["role"].unique(), ROLE_COLOURS, strict=False))
-    named: set[str] = set()
+    named: set[object] = set()
     for (kind, role), part in frame.groupby(["kind", "role"], sort=False):
         colour = colours.get(role, "#333333")
         where = {"row": 1, "col": kinds.index(kind) + 1, "legendgroup": role, "mode": "lines"}

@@ -1,12 +1,13 @@
 """Causal tracing: how much of the answer comes back when one hidden state is restored (paper section 2.1)."""
 
+import math
 import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, get_args
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CausalTrace:
     """The whole (position, layer) grid of one fact and one kind of state.
 
@@ -111,7 +112,8 @@ def causal_trace(
         progress: shows a bar.
 
     Raises:
-        ValueError: the subject has no tokens, the prompt is longer than the context, or an argument is out of range.
+        ValueError: the subject has no tokens, the prompt is longer than the context, an argument is out of range, or
+            the model's output is not finite.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind is {kind!r}, expected one of {', '.join(map(repr, get_args(Kind)))}.")
@@ -119,44 +121,61 @@ def causal_trace(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}, expected a whole number from 1 on.")
     corruption = GaussianNoise() if corruption is None else corruption
-    text, subject = subject_range(model, fact)
-    prompt = torch.tensor(text.ids, device=model.cfg.device)
-    top = int(logits(model, run(model, prompt[None])[:, -1]).argmax())
-    if fact.answer is None:
-        answer = torch.tensor([top], device=prompt.device)
-        tokens = prompt
-    else:
-        whole, start = tokenize_continuation(model, text.text, fact.answer)
-        answer = torch.tensor(whole.ids[start:], device=prompt.device)
-        tokens = torch.tensor(whole.ids[:-1], device=prompt.device)
-    predicted = model.tokenizer.decode([top]).strip()
-    if int(answer[0]) != top:
-        warnings.warn(
-            f"The model does not predict {fact.answer!r} after {text.text!r} but {predicted!r}. The trace follows "
-            "the answer that was named; leave the answer out to trace the model's own.",
-            stacklevel=2,
+    asked = _question(model, fact)
+    clean = clean_run(model, asked.tokens, asked.answer, kind)
+    noise = corruption.sample(model, samples, len(asked.subject))
+    corrupted = corrupted_run(model, asked.tokens, asked.answer, asked.subject, noise)
+    if not math.isfinite(clean.probability + corrupted.probability):
+        raise ValueError(
+            f"The answer's probability is {clean.probability} after the clean and {corrupted.probability} after the "
+            "corrupted prompt. Check the model's weights (NaN?), or load the model in float32."
         )
-    noise = corruption.sample(model, samples, len(subject))
-    clean = clean_run(model, tokens, answer, kind)
-    corrupted = corrupted_run(model, tokens, answer, subject, noise)
-    n_positions = len(tokens) - len(answer) + 1
-    restored = _grid(
-        model, clean, corrupted, answer, kind, window, range(subject.start, n_positions), tokens_per_batch, progress
-    )
+    positions = range(asked.subject.start, asked.length)
+    restored = _grid(model, clean, corrupted, asked.answer, kind, window, positions, tokens_per_batch, progress)
     return CausalTrace(
         fact=fact,
         kind=kind,
         window=1 if kind == "resid" else window,
         samples=samples,
         noise_std=corruption.scale(model),
-        tokens=[model.tokenizer.decode([token]) for token in tokens[:n_positions].tolist()],
-        subject_range=(subject.start, subject.stop),
-        answer=fact.answer.strip() if fact.answer else predicted,
-        predicted=predicted,
+        tokens=[model.tokenizer.decode([token]) for token in asked.tokens[: asked.length].tolist()],
+        subject_range=(asked.subject.start, asked.subject.stop),
+        answer=fact.answer.strip() if fact.answer else asked.predicted,
+        predicted=asked.predicted,
         clean=clean.probability,
         corrupted=corrupted.probability,
         restored=restored.cpu(),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """A fact as tokens: the prompt's, followed by the answer's but the last (teacher forcing)."""
+
+    tokens: Int[Tensor, " pos"]
+    answer: Int[Tensor, " answer"]
+    subject: range
+    length: int  # of the prompt
+    predicted: str
+
+
+def _question(model: HookedTransformer, fact: Fact) -> _Question:
+    """Tokenises the fact, and warns if the model does not predict the answer that it names."""
+    text, subject = subject_range(model, fact)
+    prompt = torch.tensor(text.ids, device=model.cfg.device)
+    top = int(logits(model, run(model, prompt[None])[:, -1]).argmax())
+    predicted = model.tokenizer.decode([top]).strip()
+    if fact.answer is None:
+        return _Question(prompt, prompt.new_tensor([top]), subject, len(prompt), predicted)
+    whole, start = tokenize_continuation(model, text.text, fact.answer)
+    if whole.ids[start] != top:
+        warnings.warn(
+            f"The model does not predict {fact.answer!r} after {text.text!r} but {predicted!r}. The trace follows "
+            "the answer that was named; leave the answer out to trace the model's own.",
+            stacklevel=4,  # the caller of causal_trace, which no_grad wraps
+        )
+    tokens = prompt.new_tensor(whole.ids)
+    return _Question(tokens[:-1], tokens[start:], subject, start, predicted)
 
 
 def _grid(
