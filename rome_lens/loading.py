@@ -85,7 +85,13 @@ def _converted(
         config.n_ctx = config.max_position_embeddings  # TransformerLens asks for GPT-2's old name
     with tempfile.TemporaryDirectory() as folder, _quiet():
         config.save_pretrained(folder)  # TransformerLens reads the config of a local model from its folder
-        cfg = tl_loading.get_pretrained_model_config(folder, device=device, dtype=dtype)
+        try:
+            cfg = tl_loading.get_pretrained_model_config(folder, device=device, dtype=dtype)
+        except NotImplementedError as error:
+            raise FormatError(
+                f"{name} is a {type(hf_model).__name__}, which TransformerLens does not convert from a folder or file. "
+                "Load it by its name on the hub if TransformerLens knows it, or choose another model."
+            ) from error
         cfg.model_name = name
         weights = tl_loading.get_pretrained_state_dict(folder, cfg, hf_model.to(dtype), dtype=dtype)
         model = HookedTransformer(cfg, tokenizer, move_to_device=False)

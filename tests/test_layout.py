@@ -1,0 +1,89 @@
+"""Which module may import which, and what the package promises in its top-level names."""
+
+import ast
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rome_lens
+
+PACKAGE = Path(rome_lens.__file__).parent
+BASE = {"errors", "files", "models", "tokens", "facts", "loading", "datasets", "intervals", "version"}
+MAY_IMPORT = {
+    "locate": BASE | {"locate", "plots"},
+    "edit": BASE | {"edit"},
+    "evaluate": BASE | {"edit", "evaluate", "plots"},
+    "plots": set(),
+    "models": set(),
+    "files": {"errors"},
+    "errors": set(),
+    "version": set(),
+    "intervals": set(),
+    "tokens": {"models"},
+    "facts": {"tokens", "models", "errors"},
+    "loading": {"errors", "models", "files"},
+    "datasets": {"errors", "facts", "files", "tokens", "models"},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The dotted names of the modules that a file imports, at its top or inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part(path: Path) -> str:
+    """The module or subpackage directly below rome_lens that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+INNER = [path for path in FILES if path != PACKAGE / "__init__.py"]
+
+
+def test_every_part_of_the_package_has_a_rule():
+    assert {part(path) for path in INNER} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", INNER, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_what_lies_below_it(path):
+    own = {name.split(".")[1] for name in imports(path) if name.startswith("rome_lens.")}
+    assert own - {part(path)} <= MAY_IMPORT[part(path)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_of_the_package_imports_scripts_or_tests(path):
+    assert {name.split(".")[0] for name in imports(path)}.isdisjoint({"analyses", "tests", "notebooks"})
+
+
+def test_the_public_names_are_sorted_and_unique():
+    assert rome_lens.__all__ == sorted(set(rome_lens.__all__))
+
+
+def test_every_imported_name_is_public_and_every_public_name_is_there():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    imported = {alias.asname or alias.name for n in tree.body if isinstance(n, ast.ImportFrom) for alias in n.names}
+    assert imported == set(rome_lens.__all__)
+
+
+@pytest.mark.parametrize("name", [name for name in rome_lens.__all__ if not name.startswith("__")])
+def test_every_public_name_and_its_public_methods_have_docstrings(name):
+    value = getattr(rome_lens, name)
+    assert value.__doc__
+    assert not value.__doc__.startswith(f"{name}("), "dataclass' own text, not a docstring"
+    if inspect.isclass(value):
+        members = {key: member for key, member in vars(value).items() if not key.startswith("_")}
+        documented = [m for m in members.values() if isinstance(m, property | classmethod) or inspect.isfunction(m)]
+        assert all(inspect.getdoc(member) for member in documented)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_module_says_what_it_is_for(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree) or not tree.body or path.name == "version.py"
