@@ -43,6 +43,11 @@ class _AboutSubject:
     def __post_init__(self) -> None:
         check_template(self.prompt, "prompt")
         check_text(self.subject, "subject")
+        if self.subject != self.subject.strip():
+            raise ValueError(
+                f"The subject {self.subject!r} begins or ends with a space, which may belong to a neighbour's token. "
+                "Put spaces into the prompt."
+            )
 
     @property
     def text(self) -> str:

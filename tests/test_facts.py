@@ -211,3 +211,9 @@ def test_a_model_without_a_tokenizer_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(tiny, "tokenizer", None)
     with pytest.raises(ValueError, match=r"The model has no tokenizer.*model\.set_tokenizer"):
         subject_range(tiny, Fact(PROMPT, "Paris"))
+
+
+@pytest.mark.parametrize("subject", [" Paris", "Paris ", "Paris\n"])
+def test_subjects_with_outer_spaces_are_refused(subject):
+    with pytest.raises(ValueError, match="begins or ends with a space"):
+        Fact("In {} is", subject)
