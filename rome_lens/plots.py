@@ -117,7 +117,9 @@ def plot_average_effects(frame: pd.DataFrame) -> go.Figure:
         named.add(role)
     figure.update_xaxes(title="layer")
     figure.update_yaxes(title="average indirect effect", col=1)
-    figure.update_layout(**_LAYOUT, height=420, legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0})
+    figure.update_layout(
+        **_LAYOUT, height=420, legend={"orientation": "h", "y": -0.24, "yanchor": "top", "x": 0, "font": {"size": 12}}
+    )
     return figure
 
 

@@ -1,0 +1,229 @@
+"""Figures hold what their frames say."""
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from rome_lens.plots import ROLE_COLOURS, plot_average_effects, plot_scores, plot_trace
+
+TOKENS = ["The", " Eiffel", " Tower", " is", " in"]
+ROLES = [
+    "first subject token",
+    "middle subject tokens",
+    "last subject token",
+    "first subsequent token",
+    "last token",
+]
+CORRUPTED = 0.125
+LAYERS = 4
+
+
+@pytest.fixture
+def trace() -> pd.DataFrame:
+    """Five tokens by four layers, in no order: p = 0.125 + (4 position + layer) / 32."""
+    rows = [
+        (p, TOKENS[p], ROLES[p], layer, "mlp", 10, CORRUPTED + (4 * p + layer) / 32, (4 * p + layer) / 32)
+        for p, layer in product(range(len(TOKENS)), range(LAYERS))
+    ]
+    columns = ["position", "token", "role", "layer", "kind", "window", "prob", "indirect_effect"]
+    return pd.DataFrame(rows, columns=columns).sample(frac=1, random_state=0)
+
+
+@pytest.fixture
+def effects() -> pd.DataFrame:
+    """Two kinds, three roles, four layers; the mean rises by 0.01 a layer, a role apart by 0.1."""
+    rows = [
+        (kind, role, layer, mean := 0.1 * r + 0.01 * layer, mean - 0.05, mean + 0.02, 7)
+        for kind, (r, role), layer in product(["resid", "attn"], enumerate(ROLES[:3]), range(LAYERS))
+    ]
+    return pd.DataFrame(rows, columns=["kind", "role", "layer", "mean", "ci_low", "ci_high", "n"])
+
+
+@pytest.fixture
+def summary() -> pd.DataFrame:
+    """Before and after an edit."""
+    rows = []
+    for method, value in {"base": 0.25, "rome": 0.75}.items():
+        row: dict[str, object] = {"method": method, "n": 11}
+        for metric in ("S", "ES", "EM", "PS", "PM", "NS", "NM"):
+            row |= {metric: value, f"{metric}_low": value - 0.125, f"{metric}_high": value + 0.0625}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def labels(figure: go.Figure) -> list[str]:
+    return list(figure.layout.yaxis.ticktext)
+
+
+def test_trace_shows_every_probability_at_its_place(trace: pd.DataFrame) -> None:
+    (heatmap,) = plot_trace(trace).data
+
+    expected = CORRUPTED + np.arange(len(TOKENS) * LAYERS).reshape(len(TOKENS), LAYERS) / 32
+    assert np.array_equal(heatmap.z, expected)
+    assert list(heatmap.x) == [0, 1, 2, 3]
+    assert list(heatmap.y) == [0, 1, 2, 3, 4]
+
+
+def test_trace_colours_start_at_the_corrupted_probability(trace: pd.DataFrame) -> None:
+    (heatmap,) = plot_trace(trace).data
+
+    assert heatmap.zmin == CORRUPTED
+    assert heatmap.zmax == trace["prob"].max()
+
+
+def test_trace_without_any_effect_still_has_a_scale(trace: pd.DataFrame) -> None:
+    (heatmap,) = plot_trace(trace.assign(prob=CORRUPTED, indirect_effect=0.0)).data
+
+    assert heatmap.zmin == CORRUPTED < heatmap.zmax
+
+
+def test_trace_stars_exactly_the_subject(trace: pd.DataFrame) -> None:
+    figure = plot_trace(trace)
+
+    assert labels(figure) == ["The*", "Eiffel*", "Tower*", "is", "in"]
+    assert list(figure.layout.yaxis.tickvals) == [0, 1, 2, 3, 4]
+    assert figure.layout.yaxis.autorange == "reversed"
+
+
+def test_trace_keeps_tokens_with_the_same_text_apart(trace: pd.DataFrame) -> None:
+    figure = plot_trace(trace.assign(token="the"))
+
+    assert labels(figure) == ["the*", "the*", "the*", "the", "the"]
+    assert len(figure.data[0].z) == len(TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("token", "label"),
+    [("<|endoftext|>", "&lt;|endoftext|&gt;*"), ("\n", "⏎*"), ("  ", "␣*"), (" R&D", "R&amp;D*"), (" été", "été*")],
+)
+def test_trace_shows_odd_tokens(trace: pd.DataFrame, token: str, label: str) -> None:
+    assert labels(plot_trace(trace.replace({"token": {"The": token}})))[0] == label
+
+
+@pytest.mark.parametrize(
+    ("kind", "darkest", "title"),
+    [
+        ("resid", "rgb(63,0,125)", "Restored residual state"),
+        ("mlp", "rgb(0,68,27)", "Restored MLP, 10 layers at once"),
+        ("attn", "rgb(103,0,13)", "Restored attention, 10 layers at once"),
+    ],
+)
+def test_trace_has_the_colour_and_the_name_of_its_kind(
+    trace: pd.DataFrame, kind: str, darkest: str, title: str
+) -> None:
+    figure = plot_trace(trace.assign(kind=kind, window=1 if kind == "resid" else 10))
+
+    assert figure.data[0].colorscale[-1][1] == darkest
+    assert figure.layout.title.text == title
+
+
+def test_trace_names_the_answer(trace: pd.DataFrame) -> None:
+    assert plot_trace(trace, answer="Paris").data[0].colorbar.title.text == "p(Paris)"
+    assert plot_trace(trace, answer="<b>").data[0].colorbar.title.text == "p(&lt;b&gt;)"
+
+
+def test_trace_grows_with_the_prompt(trace: pd.DataFrame) -> None:
+    short = trace[trace["position"] < 2]
+
+    assert plot_trace(trace).layout.height - plot_trace(short).layout.height == 3 * 26
+
+
+def test_trace_refuses_mixed_kinds(trace: pd.DataFrame) -> None:
+    mixed = pd.concat([trace, trace.assign(kind="attn")])
+
+    with pytest.raises(ValueError, match=r"kinds \['mlp', 'attn'\], expected one"):
+        plot_trace(mixed)
+
+
+def test_average_effects_have_a_panel_for_each_kind_and_a_line_for_each_role(effects: pd.DataFrame) -> None:
+    figure = plot_average_effects(effects)
+
+    assert [note.text for note in figure.layout.annotations] == ["residual state", "attention"]
+    lines = [line for line in figure.data if line.fill is None]
+    assert [(line.xaxis, line.name) for line in lines] == list(product(["x", "x2"], ROLES[:3]))
+    for line, (_, part) in zip(lines, effects.groupby(["kind", "role"], sort=False), strict=True):
+        assert list(line.x) == list(part["layer"])
+        assert list(line.y) == list(part["mean"])
+
+
+def test_average_effects_have_bands_from_low_to_high(effects: pd.DataFrame) -> None:
+    bands = [band for band in plot_average_effects(effects).data if band.fill == "toself"]
+
+    assert len(bands) == 6
+    for band, (_, part) in zip(bands, effects.groupby(["kind", "role"], sort=False), strict=True):
+        assert list(band.x) == [0, 1, 2, 3, 3, 2, 1, 0]
+        assert list(band.y) == [*part["ci_high"], *part["ci_low"][::-1]]
+        assert band.mode == "lines"
+
+
+def test_average_effects_name_and_colour_each_role_once(effects: pd.DataFrame) -> None:
+    only_later = effects[(effects["kind"] != "resid") | (effects["role"] != ROLES[1])]
+    figure = plot_average_effects(only_later)
+
+    shown = [line.name for line in figure.data if line.showlegend]
+    assert sorted(shown) == sorted(ROLES[:3])
+    colours = {(line.name, line.line.color) for line in figure.data if line.fill is None}
+    assert len(colours) == 3
+    assert {colour for _, colour in colours} == set(ROLE_COLOURS[:3])
+
+
+def test_average_effects_of_one_kind_have_one_panel(effects: pd.DataFrame) -> None:
+    figure = plot_average_effects(effects[effects["kind"] == "attn"])
+
+    assert {line.xaxis for line in figure.data} == {"x"}
+
+
+def test_average_effects_draw_roles_beyond_the_palette(effects: pd.DataFrame) -> None:
+    many = pd.concat([effects.assign(role=f"role {i}") for i in range(8)]).drop_duplicates(["kind", "role", "layer"])
+
+    assert len(plot_average_effects(many).data) == 2 * 2 * 8
+
+
+def test_scores_have_bars_with_intervals(summary: pd.DataFrame) -> None:
+    before, after = plot_scores(summary).data
+
+    assert (before.name, after.name) == ("base", "rome")
+    assert before.marker.color != after.marker.color
+    for bar, value in ((before, 0.25), (after, 0.75)):
+        assert list(bar.x) == ["S", "ES", "PS", "NS"]
+        assert list(bar.y) == [value] * 4
+        assert list(bar.error_y.array) == [0.0625] * 4
+        assert list(bar.error_y.arrayminus) == [0.125] * 4
+
+
+def test_scores_leave_out_what_the_records_could_not_tell(summary: pd.DataFrame) -> None:
+    (before, _) = plot_scores(summary.drop(columns=["S", "S_low", "S_high", "NS", "NS_low", "NS_high"])).data
+
+    assert list(before.x) == ["ES", "PS"]
+
+
+@pytest.mark.parametrize(
+    ("plot", "frame", "column", "source"),
+    [
+        (plot_trace, "trace", "prob", "to_frame"),
+        (plot_trace, "trace", "role", "to_frame"),
+        (plot_average_effects, "effects", "ci_low", "average_effects"),
+        (plot_scores, "summary", "method", "summarize"),
+        (plot_scores, "summary", "ES_high", "summarize"),
+    ],
+)
+def test_a_missing_column_is_named(plot, frame: str, column: str, source: str, request: pytest.FixtureRequest) -> None:
+    incomplete = request.getfixturevalue(frame).drop(columns=column)
+
+    with pytest.raises(ValueError, match=rf"lacks the columns \['{column}'\]. Give what {source}"):
+        plot(incomplete)
+
+
+@pytest.mark.parametrize(
+    ("plot", "frame"), [(plot_trace, "trace"), (plot_average_effects, "effects"), (plot_scores, "summary")]
+)
+def test_frames_are_not_changed(plot, frame: str, request: pytest.FixtureRequest) -> None:
+    given = request.getfixturevalue(frame)
+    copy = given.copy(deep=True)
+
+    plot(given)
+
+    pd.testing.assert_frame_equal(given, copy)
