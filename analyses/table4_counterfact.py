@@ -4,6 +4,7 @@ Each record is edited alone, and the weights are put back after it. `--records` 
 the facts that ship with the package are used.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import rome_lens as rl
@@ -24,7 +25,8 @@ def main() -> None:
     model = rl.load_model(options.model)
     records = chosen_records(options)
     covariance = rl.KeyCovariance.load(options.covariance) if options.covariance else None
-    config = PRESETS[options.preset](contexts=rl.sample_contexts(model))
+    config = PRESETS[options.preset]()
+    config = replace(config, contexts=rl.sample_contexts(model, config.context_lengths, seed=config.seed))
     frame = rl.evaluate(
         model,
         records,

@@ -8,7 +8,10 @@ from rome_lens.edit.contexts import check_contexts
 
 @dataclass(frozen=True)
 class RomeConfig:
-    """The numbers of an edit. The defaults are those of the authors' GPT-2 XL runs (kmeng01/rome@0874014, hparams).
+    """The numbers of an edit: those of the authors' GPT-2 XL runs (kmeng01/rome@0874014, hparams), but for contexts.
+
+    Five contexts, as in the authors' later code (kmeng01/memit), instead of twenty: k* is their mean, in which the bare
+    prompt then weighs enough to be changed too when its key is unlike the others, as keys of a text's first tokens are.
 
     Attributes:
         layer: the block to edit; None: the layer of the covariance.
@@ -29,7 +32,7 @@ class RomeConfig:
     layer: int | None = None
     consistent: bool = True
     contexts: Sequence[str] | None = None
-    context_lengths: Sequence[tuple[int, int]] = ((5, 10), (10, 10))
+    context_lengths: Sequence[tuple[int, int]] = ((10, 5),)
     seed: int = 0
     steps: int = 20
     learning_rate: float = 0.5
@@ -48,4 +51,4 @@ class RomeConfig:
     @classmethod
     def reference(cls, layer: int | None = None, *, contexts: Sequence[str] | None = None) -> "RomeConfig":
         """Step for step what the authors' released code does (kmeng01/rome@0874014, rome/)."""
-        return cls(layer=layer, contexts=contexts, consistent=False)
+        return cls(layer=layer, contexts=contexts, context_lengths=((5, 10), (10, 10)), consistent=False)

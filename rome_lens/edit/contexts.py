@@ -21,13 +21,13 @@ def check_contexts(contexts: Sequence[str]) -> None:
 
 
 def sample_contexts(
-    model: HookedTransformer, lengths: Sequence[tuple[int, int]] = ((5, 10), (10, 10)), *, seed: int = 0, top_k: int = 5
+    model: HookedTransformer, lengths: Sequence[tuple[int, int]] = ((10, 5),), *, seed: int = 0, top_k: int = 5
 ) -> tuple[str, ...]:
     """The bare "{}", and texts that the model writes from nothing, each with ". {}" after it.
 
     Args:
         model: writes the texts; its and torch's random state are left as they are.
-        lengths: (tokens, how many) pairs: ((5, 10), (10, 10)) is the authors' choice (hparams of kmeng01/rome).
+        lengths: (tokens, how many) pairs: one for each length; see RomeConfig.
         seed: of the sampling.
         top_k: how many tokens are drawn from, as in the authors' code.
     """
