@@ -10,11 +10,22 @@ from rome_lens.evaluate.counterfact import evaluate, score_record
 from rome_lens.evaluate.summary import summarize
 from rome_lens.facts import EditRecord, EditRequest, Fact
 from rome_lens.loading import load_model
-from rome_lens.locate.corruption import GaussianNoise
-from rome_lens.locate.effects import average_effects
-from rome_lens.locate.tracing import CausalTrace, causal_trace
+from rome_lens.locate.corruption import (
+    GaussianNoise,
+    MultivariateGaussianNoise,
+    StudentNoise,
+    TokenReplacement,
+    UniformNoise,
+    same_length_subject,
+)
+from rome_lens.locate.effects import average_effects, average_total_effect
+from rome_lens.locate.restoring import State, restore_states
+from rome_lens.locate.robustness import robustness_report
+from rome_lens.locate.store import TracedFacts, load_traces, trace_facts
+from rome_lens.locate.trace import CausalTrace
+from rome_lens.locate.tracing import causal_trace
 from rome_lens.models import optimize_layout
-from rome_lens.plots import plot_average_effects, plot_scores, plot_trace
+from rome_lens.plots import plot_average_effects, plot_robustness, plot_scores, plot_trace
 from rome_lens.version import __version__
 
 __all__ = [
@@ -29,11 +40,18 @@ __all__ = [
     "FormatError",
     "GaussianNoise",
     "KeyCovariance",
+    "MultivariateGaussianNoise",
     "RomeConfig",
+    "State",
+    "StudentNoise",
+    "TokenReplacement",
+    "TracedFacts",
     "UnavailableError",
+    "UniformNoise",
     "Update",
     "__version__",
     "average_effects",
+    "average_total_effect",
     "causal_trace",
     "collect_covariance",
     "evaluate",
@@ -41,12 +59,18 @@ __all__ = [
     "load_counterfact",
     "load_known_facts",
     "load_model",
+    "load_traces",
     "optimize_layout",
     "plot_average_effects",
+    "plot_robustness",
     "plot_scores",
     "plot_trace",
+    "restore_states",
+    "robustness_report",
     "rome",
+    "same_length_subject",
     "sample_contexts",
     "score_record",
     "summarize",
+    "trace_facts",
 ]

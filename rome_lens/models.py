@@ -16,7 +16,7 @@ from transformer_lens import HookedTransformer
 from transformer_lens.components.mlps.gated_mlp import GatedMLP
 from transformer_lens.utilities.activation_functions import apply_softcap
 
-Kind = Literal["resid", "mlp", "attn"]
+Kind = Literal["resid", "mlp", "attn", "head"]
 Hook = Callable[..., Tensor | None]
 HookList = Sequence[tuple[str, Hook]]
 
@@ -24,12 +24,18 @@ EMBEDDING = "hook_embed"
 
 
 def state_name(kind: Kind, layer: int) -> str:
-    """The hook point of the states that tracing restores: the block's output, its MLP's, or its attention's.
+    """The hook point of the states that tracing restores: the block's output, its MLP's, its attention's, its heads'.
 
-    All three have shape [batch, pos, d_model]; "mlp" and "attn" are what is added to the residual stream.
+    The first three have shape [batch, pos, d_model]; "mlp" and "attn" are what is added to the residual stream. Heads
+    are taken before the output matrix, [batch, pos, head, d_head]: each head's output is a linear function of that.
     """
-    names = {"resid": "hook_resid_post", "mlp": "hook_mlp_out", "attn": "hook_attn_out"}
+    names = {"resid": "hook_resid_post", "mlp": "hook_mlp_out", "attn": "hook_attn_out", "head": "attn.hook_z"}
     return f"blocks.{layer}.{names[kind]}"
+
+
+def input_name(layer: int) -> str:
+    """The hook point of the residual stream before a block, [batch, pos, d_model]."""
+    return f"blocks.{layer}.hook_resid_pre"
 
 
 def key_name(layer: int) -> str:
@@ -87,6 +93,11 @@ def _norms_after_mlp(block: Any) -> list[nn.Module]:
 def embeddings(model: HookedTransformer) -> Float[Tensor, "d_vocab d_model"]:
     """The token embedding matrix."""
     return model.embed.W_E.detach()
+
+
+def embed(model: HookedTransformer, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d_model"]:
+    """What the embedding layer makes of tokens, before any positional embedding is added."""
+    return model.embed(tokens[None])[0]
 
 
 def bos_token(model: HookedTransformer) -> list[int]:

@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 KIND_COLOURS = {"resid": "Purples", "mlp": "Greens", "attn": "Reds"}
-KIND_NAMES = {"resid": "residual state", "mlp": "MLP", "attn": "attention"}
+KIND_NAMES = {"resid": "residual state", "mlp": "MLP", "attn": "attention", "head": "head"}
+METRIC_NAMES = {"prob": "p({})", "logprob": "log p({})", "logit_diff": "logit difference", "kl": "KL from clean"}
 ROLE_COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#009e73", "#999999", "#cc79a7")  # Okabe and Ito: colour-blind safe
 METHOD_COLOURS = ("#b3b3b3", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -21,8 +22,9 @@ _LAYOUT = {
 def plot_trace(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
     """The paper's heatmap (figure 1): tokens down, layers across, subject tokens starred.
 
-    Purple is the residual state, green MLPs, red attention. The colour scale starts at the corrupted probability: a
-    cell at or below it has the palest colour.
+    Purple is the residual state, green MLPs, red attention, blue a head. The colour scale starts at the corrupted
+    value: a cell at or below it has the palest colour (at or above it for "kl", where less is more restored). An
+    approximate grid is called so in the title.
 
     Args:
         frame: what `CausalTrace.to_frame` gives: one fact, one kind.
@@ -31,34 +33,48 @@ def plot_trace(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
     Raises:
         ValueError: the frame lacks a column, or holds more than one kind.
     """
-    _check(frame, ["position", "token", "role", "layer", "kind", "window", "prob", "indirect_effect"], "to_frame()")
+    _check(frame, ["position", "token", "role", "layer", "kind", "window", "indirect_effect"], "to_frame()")
+    metric = next((name for name in METRIC_NAMES if name in frame), None)
+    if metric is None:
+        raise ValueError(f"The frame lacks a column of {', '.join(METRIC_NAMES)}. Give what to_frame() returns.")
     kinds = frame["kind"].unique()
     if len(kinds) != 1:
         raise ValueError(f"The frame holds the kinds {list(kinds)}, expected one. Plot each kind for itself.")
     kind, window = kinds[0], frame["window"].iloc[0]
-    grid = frame.pivot(index="position", columns="layer", values="prob")
+    grid = frame.pivot(index="position", columns="layer", values=metric)
     tokens = frame.drop_duplicates("position").sort_values("position")
     names = [
         _token_label(token) + ("*" if "subject token" in role else "")
         for token, role in zip(tokens["token"], tokens["role"], strict=True)
     ]
-    corrupted = (frame["prob"] - frame["indirect_effect"]).iloc[0]
+    corrupted = (frame[metric] - frame["indirect_effect"]).iloc[0]
+    downwards = metric == "kl"
+    farthest = grid.min(axis=None) if downwards else grid.max(axis=None)
+    if abs(farthest - corrupted) < 1e-6 or (farthest > corrupted) == downwards:
+        farthest = corrupted - 1e-6 if downwards else corrupted + 1e-6
     figure = go.Figure(
         go.Heatmap(
             z=grid.to_numpy(),
             x=grid.columns,
             y=grid.index,
             colorscale=KIND_COLOURS.get(kind, "Blues"),
-            zmin=corrupted,
-            zmax=max(grid.to_numpy().max(), corrupted + 1e-6),
+            reversescale=downwards,
+            zmin=min(corrupted, farthest),
+            zmax=max(corrupted, farthest),
             xgap=1,
             ygap=1,
-            colorbar={"title": {"text": f"p({_plain(answer)})"}, "thickness": 12, "outlinewidth": 0, "nticks": 6},
+            colorbar={
+                "title": {"text": METRIC_NAMES[metric].format(_plain(answer))},
+                "thickness": 12,
+                "outlinewidth": 0,
+                "nticks": 6,
+            },
             customdata=[[name] * grid.shape[1] for name in names],
             hovertemplate="%{customdata}, layer %{x}: %{z:.3f}<extra></extra>",
         )
     )
     what = KIND_NAMES.get(kind, kind) + (f", {window} layers at once" if window > 1 else "")
+    what += " (approximate: attribution)" if "attribution" in set(frame.get("method", ())) else ""
     bare = {"showline": False, "ticks": "", "zeroline": False}
     figure.update_layout(
         **_LAYOUT,
@@ -119,6 +135,41 @@ def plot_average_effects(frame: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title="average indirect effect", col=1)
     figure.update_layout(
         **_LAYOUT, height=420, legend={"orientation": "h", "y": -0.24, "yanchor": "top", "x": 0, "font": {"size": 12}}
+    )
+    return figure
+
+
+def plot_robustness(frame: pd.DataFrame) -> go.Figure:
+    """Where the average effect peaks under each setting: the layer across, the settings down, a colour for each role.
+
+    The number beside a point is the rank agreement of its setting's effects with the first setting's.
+
+    Args:
+        frame: what `robustness_report` gives.
+
+    Raises:
+        ValueError: the frame lacks a column.
+    """
+    columns = ["corruption", "metric", "window", "peak_role", "peak_layer", "agreement"]
+    _check(frame, columns, "robustness_report()")
+    settings = [f"{row.corruption}, {row.metric}, window {row.window}" for row in frame.itertuples()]
+    figure = go.Figure()
+    for i, (role, part) in enumerate(frame.assign(setting=settings).groupby("peak_role", sort=False)):
+        figure.add_scatter(
+            x=part["peak_layer"],
+            y=part["setting"],
+            mode="markers+text",
+            name=role,
+            marker={"size": 11, "color": ROLE_COLOURS[i % len(ROLE_COLOURS)]},
+            text=[f"{agreement:.2f}" for agreement in part["agreement"]],
+            textposition="middle right",
+        )
+    figure.update_layout(
+        **_LAYOUT,
+        height=130 + 24 * len(frame),
+        xaxis={"title": "layer of the largest average effect", "rangemode": "tozero"},
+        yaxis={"categoryorder": "array", "categoryarray": settings[::-1]},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
     )
     return figure
 

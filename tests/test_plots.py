@@ -200,10 +200,27 @@ def test_scores_leave_out_what_the_records_could_not_tell(summary: pd.DataFrame)
     assert list(before.x) == ["ES", "PS"]
 
 
+def test_a_trace_without_a_metric_is_refused(trace) -> None:
+    with pytest.raises(ValueError, match="lacks a column of prob, logprob, logit_diff, kl"):
+        plot_trace(trace.drop(columns="prob"))
+
+
+def test_less_divergence_has_the_stronger_colour(trace) -> None:
+    heat = plot_trace(trace.rename(columns={"prob": "kl"})).data[0]
+    corrupted = (trace["prob"] - trace["indirect_effect"]).iloc[0]
+    assert heat.reversescale
+    assert heat.zmax == pytest.approx(corrupted)
+    assert heat.zmin <= trace["prob"].min() or heat.zmin == pytest.approx(corrupted - 1e-6)
+
+
+def test_an_approximate_trace_is_called_so(trace) -> None:
+    assert "approximate" in plot_trace(trace.assign(method="attribution")).layout.title.text
+    assert "approximate" not in plot_trace(trace.assign(method="exact")).layout.title.text
+
+
 @pytest.mark.parametrize(
     ("plot", "frame", "column", "source"),
     [
-        (plot_trace, "trace", "prob", "to_frame"),
         (plot_trace, "trace", "role", "to_frame"),
         (plot_average_effects, "effects", "ci_low", "average_effects"),
         (plot_scores, "summary", "method", "summarize"),

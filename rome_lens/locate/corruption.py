@@ -1,51 +1,220 @@
-"""How the subject is hidden from the model (paper section 2.1)."""
+"""How the subject is hidden from the model (paper section 2.1; Zhang and Nanda 2024, arXiv 2309.16042).
 
-from collections.abc import Iterable
+A corruption takes the embeddings of the subject's tokens and gives back, a row for each sample, what the corrupted run
+has in their place. The same rows serve the corrupted baseline and every cell of the grid.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from rome_lens.datasets import load_builtin_records
-from rome_lens.models import embeddings
+from rome_lens.facts import Fact, subject_range
+from rome_lens.models import embed, embeddings
 from rome_lens.tokens import tokenize
 
 
-@dataclass(frozen=True)
-class GaussianNoise:
-    """Adds independent Gaussian noise to the embeddings of the subject's tokens.
+@runtime_checkable
+class Corruption(Protocol):
+    """What `causal_trace` asks of a corruption."""
+
+    def rows(self, samples: int) -> int:
+        """How many corrupted rows `samples` noise samples make: as many, or one if nothing is random."""
+
+    def corrupted(
+        self, model: HookedTransformer, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
+    ) -> Float[Tensor, "sample token d_model"]:
+        """What stands in place of the clean embeddings of the subject's tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Noise:
+    """Noise that is added to the clean embeddings, or stands in their place.
 
     Attributes:
-        std: standard deviation of the noise; None means three times that of the embeddings of subjects (paper section
-            2.1; `embedding_std` over the subjects of the fact set in this package).
         seed: of NumPy's RandomState, drawn in the order sample, token, dimension as the authors' code does it: the
             same noise on every device, and the same for every restored state.
+        replace: put the noise in place of the embeddings instead of adding it (in the baseline and in the grid alike;
+            the released code forgets it in the baseline).
+    """
+
+    seed: int = 1
+    replace: bool = False
+
+    def rows(self, samples: int) -> int:
+        """Each sample is another draw."""
+        return samples
+
+    def corrupted(
+        self, model: HookedTransformer, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
+    ) -> Float[Tensor, "sample token d_model"]:
+        """Clean embeddings plus noise, or noise alone; in their dtype and on their device."""
+        random = np.random.RandomState(self.seed)
+        noise = torch.from_numpy(self._draw(random, model, (samples, *clean.shape))).to(clean)
+        return noise if self.replace else clean + noise
+
+    def _draw(self, random: np.random.RandomState, model: HookedTransformer, shape: tuple[int, int, int]) -> np.ndarray:
+        raise TypeError(f"{type(self).__name__} is no noise of its own. Use GaussianNoise or another of its kind.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ScaledNoise(_Noise):
+    """Independent noise of one width for all entries.
+
+    Attributes:
+        std: the noise's standard deviation; None: `sigmas` times that of the entries of subjects' embeddings.
+        sigmas: see `std`; the paper's is 3 (section 2.1).
+        subjects: whose embeddings sigma is taken from; None: the subjects of the fact set that ships with the package.
     """
 
     std: float | None = None
-    seed: int = 1
+    sigmas: float = 3.0
+    subjects: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.std is not None and not self.std > 0:
-            raise ValueError(f"The noise's std is {self.std}, expected a number above 0, or None for 3 sigma.")
+        for name, value in (("std", self.std), ("sigmas", self.sigmas)):
+            if value is not None and not value > 0:
+                raise ValueError(
+                    f"The noise's {name} is {value}, expected a number above 0 (std: or None, for sigmas)."
+                )
 
     def scale(self, model: HookedTransformer) -> float:
         """The standard deviation of the noise for this model."""
         if self.std is not None:
             return self.std
-        return 3 * embedding_std(model, sorted({record.request.subject for record in load_builtin_records()}))
+        return self.sigmas * subject_embeddings(model, self.subjects).std().item()
 
-    def sample(self, model: HookedTransformer, samples: int, tokens: int) -> Float[Tensor, "sample token d_model"]:
-        """What is added to the embeddings of `tokens` subject tokens, on their device and in their dtype."""
-        matrix = embeddings(model)
-        noise = np.random.RandomState(self.seed).randn(samples, tokens, matrix.shape[1]) * self.scale(model)
-        return torch.from_numpy(noise).to(matrix)
+    def _draw(self, random: np.random.RandomState, model: HookedTransformer, shape: tuple[int, int, int]) -> np.ndarray:
+        return self._unit(random, shape) * self.scale(model)
+
+    def _unit(self, random: np.random.RandomState, shape: tuple[int, int, int]) -> np.ndarray:
+        raise TypeError(f"{type(self).__name__} is no noise of its own. Use GaussianNoise or another of its kind.")
 
 
-def embedding_std(model: HookedTransformer, subjects: Iterable[str]) -> float:
-    """The standard deviation of all entries of the embeddings of the subjects' tokens (paper section 2.1's sigma)."""
+@dataclass(frozen=True, kw_only=True)
+class GaussianNoise(_ScaledNoise):
+    """Independent Gaussian noise, the paper's: by default of 3 sigma (section 2.1)."""
+
+    def _unit(self, random: np.random.RandomState, shape: tuple[int, int, int]) -> np.ndarray:
+        return random.randn(*shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformNoise(_ScaledNoise):
+    """Independent noise, uniform between -sqrt(3) and sqrt(3) standard deviations."""
+
+    def _unit(self, random: np.random.RandomState, shape: tuple[int, int, int]) -> np.ndarray:
+        return random.uniform(-np.sqrt(3), np.sqrt(3), shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentNoise(_ScaledNoise):
+    """Independent noise with heavy tails: Student's t, scaled to the standard deviation.
+
+    Attributes:
+        degrees: of freedom, above 2.
+    """
+
+    degrees: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.degrees > 2:
+            raise ValueError(f"degrees is {self.degrees}, expected more than 2: below, there is no standard deviation.")
+
+    def _unit(self, random: np.random.RandomState, shape: tuple[int, int, int]) -> np.ndarray:
+        return random.standard_t(self.degrees, shape) * np.sqrt((self.degrees - 2) / self.degrees)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultivariateGaussianNoise(_Noise):
+    """Gaussian noise with the covariance of subjects' embeddings; with `replace`, around their mean as well.
+
+    Attributes:
+        scale: factor of the noise around its mean; 1 is as spread as the embeddings themselves.
+        subjects: whose embeddings; None: the subjects of the fact set that ships with the package.
+    """
+
+    scale: float = 1.0
+    subjects: Sequence[str] | None = None
+
+    def _draw(self, random: np.random.RandomState, model: HookedTransformer, shape: tuple[int, int, int]) -> np.ndarray:
+        samples = subject_embeddings(model, self.subjects).double().cpu().numpy()
+        mean = samples.mean(0)
+        # Random mixtures of the centred embeddings have exactly their covariance, also where there are fewer than d.
+        mixture = random.randn(*shape[:2], len(samples)) / np.sqrt(len(samples) - 1)
+        return self.scale * mixture @ (samples - mean) + (mean if self.replace else 0.0)
+
+
+@dataclass(frozen=True)
+class TokenReplacement:
+    """Symmetric token replacement: another subject of as many tokens stands in the subject's place.
+
+    Nothing leaves the distribution that the model knows (Zhang and Nanda 2024, section 2). There is one corrupted row.
+
+    Attributes:
+        subject: the other subject; `same_length_subject` finds one.
+    """
+
+    subject: str
+
+    def rows(self, samples: int) -> int:
+        """Nothing is random."""
+        return 1
+
+    def corrupted(
+        self, model: HookedTransformer, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
+    ) -> Float[Tensor, "sample token d_model"]:
+        """The embeddings of the other subject's tokens in the same prompt.
+
+        Raises:
+            ValueError: the other subject has another number of tokens, or changes tokens beside its own.
+        """
+        text, positions = subject_range(model, fact)
+        other, there = subject_range(model, Fact(fact.prompt, self.subject))
+        outside = (text.ids[: positions.start], text.ids[positions.stop :])
+        if len(there) != len(positions) or (other.ids[: there.start], other.ids[there.stop :]) != outside:
+            raise ValueError(
+                f"{self.subject!r} has {len(there)} tokens in {fact.prompt!r}, but {fact.subject!r} has "
+                f"{len(positions)}. Choose another subject (same_length_subject finds one)."
+            )
+        ids = torch.tensor(other.ids[there.start : there.stop], device=clean.device)
+        return repeat(embed(model, ids), "token d -> sample token d", sample=1)
+
+
+def same_length_subject(model: HookedTransformer, fact: Fact, others: Iterable[Fact]) -> str:
+    """The first subject among `others`, facts of the same relation, that can replace the fact's token for token.
+
+    Subjects with the fact's own answer are passed over: the answer would not be lost.
+
+    Raises:
+        ValueError: there is none.
+    """
+    text, positions = subject_range(model, fact)
+    for other in others:
+        if other.subject == fact.subject or (other.answer is not None and other.answer == fact.answer):
+            continue
+        tokens, there = subject_range(model, Fact(fact.prompt, other.subject))
+        if len(there) == len(positions) and len(tokens.ids) == len(text.ids) and there.start == positions.start:
+            return other.subject
+    raise ValueError(
+        f"None of the other subjects has the {len(positions)} tokens of {fact.subject!r} and another answer. Give more "
+        "facts of the relation, or another corruption."
+    )
+
+
+def subject_embeddings(
+    model: HookedTransformer, subjects: Sequence[str] | None = None
+) -> Float[Tensor, "token d_model"]:
+    """The embeddings of all tokens of the subjects, in float32; None: the subjects of the fact set in the package."""
+    if subjects is None:
+        subjects = sorted({record.request.subject for record in load_builtin_records()})
     ids = [i for subject in subjects for i in tokenize(model, subject).ids]
-    return embeddings(model)[ids].float().std().item()
+    return embeddings(model)[ids].float()

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from rome_lens.intervals import bootstrap_interval
 from rome_lens.locate.roles import ROLES
-from rome_lens.locate.tracing import CausalTrace
+from rome_lens.locate.trace import EXACT, CausalTrace
 
 
 def average_effects(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.DataFrame:
@@ -16,23 +17,26 @@ def average_effects(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.DataF
     no role and are left out.
 
     Args:
-        traces: of one model; several kinds may be mixed.
+        traces: of one model; several kinds may be mixed. Those of attribution are called so in the kind.
         seed: of the bootstrap.
 
     Returns:
         A row for each kind, role and layer: kind, role, layer, mean, ci_low, ci_high, n (facts that have the role).
 
     Raises:
-        ValueError: no traces, or traces of models with different numbers of layers.
+        ValueError: no traces, traces of models with different numbers of layers, or different windows or metrics of one
+            kind.
     """
     if not traces:
         raise ValueError("traces is empty, expected one CausalTrace or more.")
     if len({trace.restored.shape[1] for trace in traces}) > 1:
         raise ValueError("The traces have different numbers of layers. Average those of one model.")
-    frames = pd.concat([trace.to_frame().assign(trace=i) for i, trace in enumerate(traces)])
+    if len({(label(trace), trace.window, trace.metric) for trace in traces}) > len({label(trace) for trace in traces}):
+        raise ValueError("The traces of one kind have different windows or metrics. Average those that are alike.")
+    frames = pd.concat([trace.to_frame().assign(kind=label(trace), trace=i) for i, trace in enumerate(traces)])
     by_fact = frames.pivot_table("indirect_effect", ["kind", "role", "trace"], "layer", aggfunc="mean").reset_index()
     rows = []
-    for kind in dict.fromkeys(trace.kind for trace in traces):
+    for kind in dict.fromkeys(map(label, traces)):
         for role in ROLES:
             effects = by_fact[(by_fact["kind"] == kind) & (by_fact["role"] == role)]
             if effects.empty:
@@ -42,3 +46,28 @@ def average_effects(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.DataF
             for layer, mean in enumerate(wide.mean(0)):
                 rows.append((kind, role, layer, mean, low[layer], high[layer], len(wide)))
     return pd.DataFrame(rows, columns=["kind", "role", "layer", "mean", "ci_low", "ci_high", "n"])
+
+
+def label(trace: CausalTrace) -> str:
+    """The trace's kind, with the head's number and the method if it is not the exact one."""
+    kind = trace.kind if trace.head is None else f"{trace.kind} {trace.head}"
+    return kind if trace.method == EXACT else f"{kind} ({trace.method})"
+
+
+def average_total_effect(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.DataFrame:
+    """The average total effect, clean minus corrupted, with its 95 % bootstrap interval over facts (paper section 2.2).
+
+    Returns:
+        A row for each kind (they share their clean and corrupted runs): kind, mean, ci_low, ci_high, n.
+
+    Raises:
+        ValueError: no traces.
+    """
+    if not traces:
+        raise ValueError("traces is empty, expected one CausalTrace or more.")
+    rows = []
+    for kind in dict.fromkeys(map(label, traces)):
+        effects = np.array([[trace.total_effect] for trace in traces if label(trace) == kind])
+        low, high = bootstrap_interval(effects, seed=seed)
+        rows.append((kind, effects.mean(), low[0], high[0], len(effects)))
+    return pd.DataFrame(rows, columns=["kind", "mean", "ci_low", "ci_high", "n"])

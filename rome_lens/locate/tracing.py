@@ -1,86 +1,81 @@
 """Causal tracing: how much of the answer comes back when one hidden state is restored (paper section 2.1)."""
 
 import math
-import warnings
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
-import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
-from rome_lens.facts import Fact, subject_range
-from rome_lens.locate.corruption import GaussianNoise
-from rome_lens.locate.grid import CleanRun, CorruptedRun, clean_run, corrupted_run, restored_probabilities
-from rome_lens.locate.roles import token_roles
-from rome_lens.models import Kind, logits, run
+from rome_lens.facts import Fact
+from rome_lens.locate.attribution import attributed_values
+from rome_lens.locate.corruption import Corruption, GaussianNoise
+from rome_lens.locate.grid import CleanRun, clean_run, corrupted_run, restored_values
+from rome_lens.locate.memory import tokens_that_fit
+from rome_lens.locate.metrics import Metric, MetricName, make_metric
+from rome_lens.locate.question import Question, tokenize_question, warn_if_not_predicted
+from rome_lens.locate.trace import ATTRIBUTION, EXACT, CausalTrace
+from rome_lens.models import Kind, embed
 from rome_lens.tokens import tokenize_continuation
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+Method = Literal["exact", "attribution"]
 
 
-@dataclass(frozen=True, eq=False)
-class CausalTrace:
-    """The whole (position, layer) grid of one fact and one kind of state.
+@dataclass(frozen=True)
+class TraceOptions:
+    """How to trace: the keyword arguments of `causal_trace`, which documents them."""
 
-    Attributes:
-        fact: what was traced.
-        kind: "resid", "mlp" or "attn": which states were restored.
-        window: how many layers at once, for "mlp" and "attn"; 1 for "resid".
-        samples: how many noise samples each probability is the mean of.
-        noise_std: standard deviation of the noise.
-        tokens: the prompt's tokens as text.
-        subject_range: positions of the subject's tokens, [start, end).
-        answer: whose probability was traced, without the leading space.
-        predicted: the model's own top token after the clean prompt, without the leading space.
-        clean: the answer's probability after the clean prompt.
-        corrupted: the same with the subject corrupted, mean over the samples.
-        restored: [position, layer]: the same with the states there restored.
-    """
+    kind: Kind = "resid"
+    window: int = 10
+    samples: int = 10
+    corruption: Corruption | None = None
+    metric: MetricName = "prob"
+    wrong_answer: str | None = None
+    head: int | None = None
+    positions: Sequence[int] | None = None
+    layers: Sequence[int] | None = None
+    severed: Sequence[Literal["mlp", "attn"]] = ()
+    severed_positions: Sequence[int] | None = None
+    method: Method = "exact"
+    tokens_per_batch: int | None = None
 
-    fact: Fact
-    kind: Kind
-    window: int
-    samples: int
-    noise_std: float
-    tokens: list[str]
-    subject_range: tuple[int, int]
-    answer: str
-    predicted: str
-    clean: float
-    corrupted: float
-    restored: Float[Tensor, "position layer"] = field(repr=False)
-
-    @property
-    def total_effect(self) -> float:
-        """Clean minus corrupted probability (paper section 2.1, TE)."""
-        return self.clean - self.corrupted
-
-    @property
-    def indirect_effect(self) -> Float[Tensor, "position layer"]:
-        """Restored minus corrupted probability (paper section 2.1, IE)."""
-        return self.restored - self.corrupted
-
-    def to_frame(self) -> pd.DataFrame:
-        """A row for each cell: position, token, role, layer, kind, window, prob, indirect_effect."""
-        positions, layers = self.restored.shape
-        index = pd.MultiIndex.from_product([range(positions), range(layers)], names=["position", "layer"])
-        frame = index.to_frame(index=False)
-        frame.insert(1, "token", [self.tokens[p] for p in frame["position"]])
-        roles = token_roles(positions, range(*self.subject_range))
-        frame.insert(2, "role", [roles[p] for p in frame["position"]])
-        prob = self.restored.double().flatten().numpy()
-        return frame.assign(kind=self.kind, window=self.window, prob=prob, indirect_effect=prob - self.corrupted)
-
-    def plot(self) -> "go.Figure":
-        """The paper's heatmap (figure 1); see `plot_trace`."""
-        from rome_lens.plots import plot_trace
-
-        return plot_trace(self.to_frame(), answer=self.answer)
+    def check(self, model: HookedTransformer) -> None:
+        """Raises ValueError unless the options fit together and fit the model."""
+        for name, value, choices in (
+            ("kind", self.kind, get_args(Kind)),
+            ("metric", self.metric, get_args(MetricName)),
+            ("method", self.method, get_args(Method)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}.")
+        for name, number in (
+            ("window", self.window),
+            ("samples", self.samples),
+            ("tokens_per_batch", 1 if self.tokens_per_batch is None else self.tokens_per_batch),
+        ):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name} is {number!r}, expected a whole number from 1 on.")
+        heads, n_layers = model.cfg.n_heads, model.cfg.n_layers
+        if (self.head is not None) != (self.kind == "head") or not 0 <= (self.head or 0) < heads:
+            raise ValueError(
+                f"kind is {self.kind!r} and head is {self.head!r}, expected a head from 0 to {heads - 1} with kind "
+                "'head', and none with the others."
+            )
+        if outside := [layer for layer in self.layers or () if not 0 <= layer < n_layers]:
+            raise ValueError(f"The layers {outside} do not exist: {model.cfg.model_name} has 0 to {n_layers - 1}.")
+        if not set(self.severed) <= {"mlp", "attn"} or self.kind in self.severed:
+            raise ValueError(
+                f"severed is {tuple(self.severed)!r} for kind {self.kind!r}, expected 'mlp', 'attn' or both, and not "
+                "what is restored."
+            )
+        if self.severed_positions is not None and not self.severed:
+            raise ValueError("severed_positions are given, but nothing is severed. Say severed=('mlp',), say.")
+        if self.method == ATTRIBUTION and self.severed:
+            raise ValueError("Severed traces have no attribution. Use method='exact'.")
 
 
 @torch.no_grad()
@@ -91,112 +86,199 @@ def causal_trace(
     kind: Kind = "resid",
     window: int = 10,
     samples: int = 10,
-    corruption: GaussianNoise | None = None,
-    tokens_per_batch: int = 8192,
+    corruption: Corruption | None = None,
+    metric: MetricName = "prob",
+    wrong_answer: str | None = None,
+    head: int | None = None,
+    positions: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
+    severed: Sequence[Literal["mlp", "attn"]] = (),
+    severed_positions: Sequence[int] | None = None,
+    method: Method = "exact",
+    tokens_per_batch: int | None = None,
     progress: bool = True,
 ) -> CausalTrace:
-    """Restores each hidden state of a corrupted run in turn, and reads the answer's probability (paper section 2.1).
+    """Restores each hidden state of a corrupted run in turn, and reads the answer (paper section 2.1).
 
-    An answer of several tokens is scored by teacher forcing: the product of its tokens' probabilities. Without an
-    answer in the fact, the model's own top token is traced; an answer that the model does not predict is traced all
-    the same, with a warning.
+    An answer of several tokens is scored by teacher forcing. Without an answer in the fact, the model's own top token
+    is traced; an answer that the model does not predict is traced all the same, with a warning.
 
     Args:
         model: is run, not changed.
         fact: prompt, subject and, if wanted, answer.
-        kind: "resid": a block's output; "mlp", "attn": what a window of MLPs or attentions adds to the residual.
+        kind: "resid": a block's output; "mlp", "attn": what a window of MLPs or attentions adds to the residual
+            stream; "head": one attention head's output.
         window: number of layers restored together for "mlp" and "attn", around each layer as `restored_layers` says.
-        samples: number of corrupted runs that each probability is averaged over.
+        samples: number of corrupted runs that each number is the mean of.
         corruption: by default Gaussian noise of 3 sigma.
-        tokens_per_batch: bounds memory; the result does not depend on it.
+        metric: what is read: see `Metric`.
+        wrong_answer: for "logit_diff".
+        head: its number, for "head".
+        positions: which rows of the grid are wanted; None: all.
+        layers: which columns; None: all.
+        severed: sublayers that are held at their corrupted values while a state is restored (paper figure 3 and
+            appendix B.2): what the state does by way of them is cut off.
+        severed_positions: where; None: at the restored position, as the paper does.
+        method: "exact", or "attribution": the gradient approximation of the same grid (attribution patching, Nanda
+            2023; Syed et al. 2023, arXiv 2310.10348), many times cheaper, and labelled wherever it is shown.
+        tokens_per_batch: bounds memory, and the result does not depend on it; None: a part of what is free.
         progress: shows a bar.
 
     Raises:
-        ValueError: the subject has no tokens, the prompt is longer than the context, an argument is out of range, or
-            the model's output is not finite.
+        ValueError: the subject has no tokens, the prompt is longer than the context, options do not fit, or the model's
+            output is not finite.
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind is {kind!r}, expected one of {', '.join(map(repr, get_args(Kind)))}.")
-    for name, value in {"window": window, "samples": samples, "tokens_per_batch": tokens_per_batch}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}, expected a whole number from 1 on.")
-    corruption = GaussianNoise() if corruption is None else corruption
-    asked = _question(model, fact)
-    clean = clean_run(model, asked.tokens, asked.answer, kind)
-    noise = corruption.sample(model, samples, len(asked.subject))
-    corrupted = corrupted_run(model, asked.tokens, asked.answer, asked.subject, noise)
-    if not math.isfinite(clean.probability + corrupted.probability):
-        raise ValueError(
-            f"The answer's probability is {clean.probability} after the clean and {corrupted.probability} after the "
-            "corrupted prompt. Check the model's weights (NaN?), or load the model in float32."
-        )
-    positions = range(asked.subject.start, asked.length)
-    restored = _grid(model, clean, corrupted, asked.answer, kind, window, positions, tokens_per_batch, progress)
-    return CausalTrace(
-        fact=fact,
+    options = TraceOptions(
         kind=kind,
-        window=1 if kind == "resid" else window,
+        window=window,
         samples=samples,
-        noise_std=corruption.scale(model),
-        tokens=[model.tokenizer.decode([token]) for token in asked.tokens[: asked.length].tolist()],
-        subject_range=(asked.subject.start, asked.subject.stop),
-        answer=fact.answer.strip() if fact.answer else asked.predicted,
-        predicted=asked.predicted,
-        clean=clean.probability,
-        corrupted=corrupted.probability,
-        restored=restored.cpu(),
+        corruption=GaussianNoise() if corruption is None else corruption,
+        metric=metric,
+        wrong_answer=wrong_answer,
+        head=head,
+        positions=positions,
+        layers=layers,
+        severed=tuple(severed),
+        severed_positions=severed_positions,
+        method=method,
+        tokens_per_batch=tokens_per_batch,
     )
+    options.check(model)
+    question = tokenize_question(model, fact)
+    warn_if_not_predicted(model, fact, question, stacklevel=3)
+    return trace_question(model, fact, question, options, [metric], progress=progress)[0]
 
 
-@dataclass(frozen=True, eq=False)
-class _Question:
-    """A fact as tokens: the prompt's, followed by the answer's but the last (teacher forcing)."""
-
-    tokens: Int[Tensor, " pos"]
-    answer: Int[Tensor, " answer"]
-    subject: range
-    length: int  # of the prompt
-    predicted: str
-
-
-def _question(model: HookedTransformer, fact: Fact) -> _Question:
-    """Tokenises the fact, and warns if the model does not predict the answer that it names."""
-    text, subject = subject_range(model, fact)
-    prompt = torch.tensor(text.ids, device=model.cfg.device)
-    top = int(logits(model, run(model, prompt[None])[:, -1]).argmax())
-    predicted = model.tokenizer.decode([top]).strip()
-    if fact.answer is None:
-        return _Question(prompt, prompt.new_tensor([top]), subject, len(prompt), predicted)
-    whole, start = tokenize_continuation(model, text.text, fact.answer)
-    if whole.ids[start] != top:
-        warnings.warn(
-            f"The model does not predict {fact.answer!r} after {text.text!r} but {predicted!r}. The trace follows "
-            "the answer that was named; leave the answer out to trace the model's own.",
-            stacklevel=4,  # the caller of causal_trace, which no_grad wraps
-        )
-    tokens = prompt.new_tensor(whole.ids)
-    return _Question(tokens[:-1], tokens[start:], subject, start, predicted)
-
-
-def _grid(
+@torch.no_grad()
+def trace_question(
     model: HookedTransformer,
-    clean: CleanRun,
-    corrupted: CorruptedRun,
-    answer: Tensor,
-    kind: Kind,
-    window: int,
-    positions: range,
-    tokens_per_batch: int,
-    progress: bool,
-) -> Float[Tensor, "position layer"]:
-    """Positions before the corrupted ones have no effect: there the answer is the corrupted run's."""
-    n_layers, (samples, length) = model.cfg.n_layers, corrupted.residual.shape[1:3]
-    restored = torch.full((positions.stop, n_layers), corrupted.probability, device=clean.states.device)
-    for position in tqdm(positions, desc=f"causal trace, {kind}", unit="position", disable=not progress):
-        step = max(1, tokens_per_batch // (samples * (length - position)))
-        for start in range(0, n_layers, step):
-            layers = range(start, min(start + step, n_layers))
-            restored[position, layers.start : layers.stop] = restored_probabilities(
-                model, clean, corrupted, answer, kind=kind, window=window, position=position, layers=layers
+    fact: Fact,
+    question: Question,
+    options: TraceOptions,
+    metrics: Sequence[MetricName],
+    *,
+    progress: bool = True,
+) -> list[CausalTrace]:
+    """A trace for each metric, all read off the same runs. The fact is tokenised and the options are checked before;
+    `causal_trace` is the way in.
+    """
+    corruption = options.corruption or GaussianNoise()
+    subject = question.subject
+    wanted = range(question.length) if options.positions is None else options.positions
+    if outside := [p for p in wanted if not 0 <= p < question.length]:
+        raise ValueError(f"The positions {outside} do not exist: the prompt has {question.length} tokens.")
+    wrong = _wrong_token(model, fact, options)
+    clean = clean_run(model, question.tokens, options.kind, len(question.answer))
+    measures = [make_metric(name, question.answer, wrong, clean.logits) for name in metrics]
+    clean_subject = embed(model, question.tokens)[subject.start : subject.stop]
+    embedded = corruption.corrupted(model, fact, clean_subject, options.samples)
+    if options.method == EXACT:
+        found = _exact(model, question, clean, embedded, measures, wanted, options, progress)
+    else:
+        found = [_attributed(model, question, clean, embedded, measure, wanted, options) for measure in measures]
+    predicted = model.tokenizer.decode([question.predicted]).strip()
+    traces = []
+    for measure, (corrupted, restored) in zip(measures, found, strict=True):
+        value = measure(clean.logits[None]).item()
+        if not math.isfinite(value + corrupted):
+            raise ValueError(
+                f"The answer's {measure.name} is {value} after the clean and {corrupted} after the corrupted prompt. "
+                "Check the model's weights (NaN?), or load the model in float32."
             )
-    return restored
+        traces.append(
+            CausalTrace(
+                fact=fact,
+                model=str(model.cfg.model_name),
+                kind=options.kind,
+                head=options.head,
+                window=1 if options.kind in ("resid", "head") else options.window,
+                samples=len(embedded),
+                corruption=repr(resolved(corruption, model)),
+                metric=measure.name,
+                method=options.method,
+                severed=tuple(options.severed),
+                tokens=[model.tokenizer.decode([token]) for token in question.tokens[: question.length].tolist()],
+                subject_range=(subject.start, subject.stop),
+                answer=fact.answer.strip() if fact.answer else predicted,
+                predicted=predicted,
+                clean=value,
+                corrupted=corrupted,
+                restored=restored.cpu(),
+            )
+        )
+    return traces
+
+
+def resolved(corruption: Corruption, model: HookedTransformer) -> Corruption:
+    """The corruption with its width as a number, where sigmas of embeddings were asked for."""
+    scale = getattr(corruption, "scale", None)
+    return replace(corruption, std=scale(model)) if callable(scale) else corruption  # type: ignore[type-var]
+
+
+def _wrong_token(model: HookedTransformer, fact: Fact, options: TraceOptions) -> int | None:
+    if options.wrong_answer is None:
+        return None
+    whole, start = tokenize_continuation(model, fact.text, options.wrong_answer)
+    return whole.ids[start]
+
+
+def _attributed(
+    model: HookedTransformer,
+    question: Question,
+    clean: CleanRun,
+    embedded: Float[Tensor, "sample token d_model"],
+    metric: Metric,
+    positions: Sequence[int],
+    options: TraceOptions,
+) -> tuple[float, Float[Tensor, "position layer"]]:
+    """The corrupted run's value and the approximate grid; NaN in cells that are not wanted."""
+    corrupted, grid = attributed_values(
+        model, question.tokens, question.subject, clean, embedded, metric, options.kind, options.window, options.head
+    )
+    chosen = torch.full_like(grid[: question.length], torch.nan)
+    columns = list(range(model.cfg.n_layers) if options.layers is None else options.layers)
+    for position in positions:
+        chosen[position, columns] = grid[position, columns]
+    return corrupted, chosen
+
+
+def _exact(
+    model: HookedTransformer,
+    question: Question,
+    clean: CleanRun,
+    embedded: Float[Tensor, "sample token d_model"],
+    metrics: Sequence[Metric],
+    positions: Sequence[int],
+    options: TraceOptions,
+    progress: bool,
+) -> list[tuple[float, Float[Tensor, "position layer"]]]:
+    """For each metric the corrupted run's value and the grid; NaN in cells that are not wanted.
+
+    Positions before the subject have the corrupted run's value.
+    """
+    subject, n_layers = question.subject, model.cfg.n_layers
+    corrupted = corrupted_run(model, question.tokens, subject, embedded, len(question.answer), options.severed)
+    baselines = torch.stack([metric(corrupted.logits).mean() for metric in metrics])
+    restored = torch.full((len(metrics), question.length, n_layers), torch.nan, device=embedded.device)
+    layers = sorted(range(n_layers) if options.layers is None else options.layers)
+    budget = tokens_that_fit(model) if options.tokens_per_batch is None else options.tokens_per_batch
+    for position in tqdm(positions, desc=f"causal trace, {options.kind}", unit="position", disable=not progress):
+        if position < subject.start:
+            restored[:, position, layers] = baselines[:, None]
+            continue
+        step = max(1, budget // (len(embedded) * (len(question.tokens) - position)))
+        for start in range(0, len(layers), step):
+            some = layers[start : start + step]
+            restored[:, position, some] = restored_values(
+                model,
+                clean,
+                corrupted,
+                metrics,
+                kind=options.kind,
+                window=options.window,
+                position=position,
+                layers=some,
+                head=options.head,
+                severed_positions=options.severed_positions,
+            )
+    return list(zip(baselines.tolist(), restored, strict=True))

@@ -1,5 +1,7 @@
 """Average effects by token role."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -10,7 +12,25 @@ from rome_lens.locate.roles import token_roles
 def made_up(restored: torch.Tensor, subject: tuple[int, int], kind: str = "resid") -> rl.CausalTrace:
     fact = rl.Fact("{} is", "x")
     tokens = [f"t{i}" for i in range(len(restored))]
-    return rl.CausalTrace(fact, kind, 1, 10, 0.1, tokens, subject, "a", "a", 0.9, 0.1, restored)
+    return rl.CausalTrace(
+        fact=fact,
+        model="made up",
+        kind=kind,
+        head=None,
+        window=1,
+        samples=10,
+        corruption="",
+        metric="prob",
+        method="exact",
+        severed=(),
+        tokens=tokens,
+        subject_range=subject,
+        answer="a",
+        predicted="a",
+        clean=0.9,
+        corrupted=0.1,
+        restored=restored,
+    )
 
 
 def test_roles_of_the_papers_figure():
@@ -66,3 +86,22 @@ def test_no_traces_and_traces_of_two_models_are_refused():
         rl.average_effects([])
     with pytest.raises(ValueError, match="different numbers of layers"):
         rl.average_effects([made_up(torch.zeros(3, 2), (0, 1)), made_up(torch.zeros(3, 4), (0, 1))])
+
+
+def test_approximate_effects_are_called_so():
+    exact = made_up(torch.full((3, 2), 0.3), (0, 1))
+    approximate = dataclasses.replace(exact, method="attribution")
+    assert set(rl.average_effects([exact, approximate]).kind) == {"resid", "resid (attribution)"}
+
+
+def test_different_windows_of_one_kind_are_not_averaged():
+    one = made_up(torch.full((3, 2), 0.3), (0, 1), "mlp")
+    with pytest.raises(ValueError, match="different windows or metrics"):
+        rl.average_effects([one, dataclasses.replace(one, window=5)])
+
+
+def test_total_effect_is_clean_minus_corrupted():
+    frame = rl.average_total_effect([made_up(torch.zeros(3, 2), (0, 1))] * 3)
+    assert frame.iloc[0].to_dict() == pytest.approx(
+        {"kind": "resid", "mean": 0.8, "ci_low": 0.8, "ci_high": 0.8, "n": 3}
+    )

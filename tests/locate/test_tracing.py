@@ -2,21 +2,29 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import TypeCheckError
 
 import rome_lens as rl
+from analyses.plain_tracing import plain_grid
 from rome_lens.facts import subject_range
 from rome_lens.locate.grid import restored_layers
 from rome_lens.tokens import tokenize_continuation
-from tests.locate.plain import plain_grid
 
 MIDDLE = rl.Fact("In Italy, {} is located in the city of", "The Colosseum")
 
 
 def trace(model, fact, **options):
     return rl.causal_trace(model, fact, corruption=rl.GaussianNoise(std=0.5, seed=3), progress=False, **options)
+
+
+def embeddings_of(model, fact, tokens, subject, samples):
+    """The corrupted embeddings of `trace`, drawn as the authors' code draws them."""
+    clean = model.embed(tokens)[subject.start : subject.stop]
+    noise = np.random.RandomState(3).randn(samples, *clean.shape) * 0.5
+    return clean + torch.from_numpy(noise).to(clean)
 
 
 @pytest.mark.parametrize("kind", ["resid", "mlp", "attn"])
@@ -30,8 +38,8 @@ def test_grid_equals_one_hooked_pass_for_each_cell(tiny_model, family, bos, kind
     text, subject = subject_range(model, MIDDLE)
     tokens = torch.tensor(text.ids)
     answer = model(tokens[None])[0, -1].argmax()[None]
-    noise = rl.GaussianNoise(std=0.5, seed=3).sample(model, 3, len(subject))
-    plain = plain_grid(model, tokens, answer, subject, noise, kind, 1, len(tokens))
+    embedded = embeddings_of(model, MIDDLE, tokens, subject, 3)
+    plain = plain_grid(model, tokens, answer, subject, embedded, kind, 1, len(tokens))
     assert torch.allclose(ours.restored, plain, atol=1e-5)
     assert ours.clean == pytest.approx(model(tokens[None])[0, -1].softmax(-1).max().item(), abs=1e-5)
 
@@ -45,9 +53,9 @@ def test_answer_of_several_tokens_is_the_product_of_its_tokens_probabilities(tin
     whole, start = tokenize_continuation(model, fact.text, fact.answer)
     assert len(whole.ids) - start > 1
     subject = subject_range(model, fact)[1]
-    noise = rl.GaussianNoise(std=0.5, seed=3).sample(model, 2, len(subject))
     tokens, answer = torch.tensor(whole.ids[:-1]), torch.tensor(whole.ids[start:])
-    plain = plain_grid(model, tokens, answer, subject, noise, "mlp", 1, start)
+    embedded = embeddings_of(model, fact, tokens, subject, 2)
+    plain = plain_grid(model, tokens, answer, subject, embedded, "mlp", 1, start)
     assert ours.restored.shape == (start, model.cfg.n_layers)
     assert torch.allclose(ours.restored, plain, atol=1e-6)
 
@@ -113,7 +121,7 @@ def test_a_window_of_ten_covers_five_layers_below_and_four_above():
 def test_frame_has_a_row_for_each_cell(tiny):
     result = trace(tiny, MIDDLE, kind="mlp", window=2)
     frame = result.to_frame()
-    expected = ["position", "token", "role", "layer", "kind", "window", "prob", "indirect_effect"]
+    expected = ["position", "token", "role", "layer", "kind", "window", "method", "prob", "indirect_effect"]
     assert list(frame.columns) == expected
     assert len(frame) == result.restored.numel()
     cell = frame[(frame.position == 4) & (frame.layer == 2)].iloc[0]
@@ -140,7 +148,7 @@ def test_bad_arguments_are_refused(tiny, options, message):
 def test_weights_that_are_not_finite_are_said(tiny):
     broken = copy.deepcopy(tiny)
     broken.blocks[1].attn.W_O.data[0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"answer's probability is nan .*Check the model's weights"):
+    with pytest.raises(ValueError, match=r"answer's prob is nan .*Check the model's weights"):
         trace(broken, MIDDLE)
 
 

@@ -1,0 +1,22 @@
+"""How much of a batch fits into memory."""
+
+import psutil
+import torch
+from transformer_lens import HookedTransformer
+
+_SHARE = 0.25  # of what is free
+_LEAST, _MOST = 256, 65_536
+
+
+def tokens_that_fit(model: HookedTransformer) -> int:
+    """How many tokens of residual states may be run through a block at once, in a quarter of the free memory.
+
+    A block holds, for each token, some copies of the residual state, of the MLP's inner activations, and of queries,
+    keys and values; the logits of the last block's tokens come on top.
+    """
+    cfg = model.cfg
+    device = torch.device(cfg.device)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    entry = torch.finfo(cfg.dtype).bits // 8
+    per_token = entry * (8 * cfg.d_model + 4 * (cfg.d_mlp or 0) + 8 * cfg.n_heads * cfg.d_head) + 12 * cfg.d_vocab
+    return int(min(_MOST, max(_LEAST, _SHARE * free / per_token)))

@@ -1,0 +1,79 @@
+"""Restoring a set of states at once."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from rome_lens.facts import Fact
+from rome_lens.locate.corruption import Corruption, GaussianNoise
+from rome_lens.locate.grid import answer_logits, clean_run, put_in_place
+from rome_lens.locate.metrics import MetricName, make_metric
+from rome_lens.locate.question import tokenize_question, warn_if_not_predicted
+from rome_lens.models import EMBEDDING, Kind, check_layer, embed, run, state_name
+
+
+@dataclass(frozen=True)
+class State:
+    """One hidden state: a block's output, its MLP's, its attention's, or one head's, at one position."""
+
+    kind: Kind
+    position: int
+    layer: int
+    head: int | None = None
+
+
+@torch.no_grad()
+def restore_states(
+    model: HookedTransformer,
+    fact: Fact,
+    states: Sequence[State],
+    *,
+    samples: int = 10,
+    corruption: Corruption | None = None,
+    metric: MetricName = "prob",
+) -> float:
+    """The metric, mean over the samples, when all these states of the corrupted run are put back to their clean values.
+
+    None gives the corrupted run's value; all of one layer's residual states give the clean one.
+
+    Raises:
+        ValueError: a state does not exist; and as `causal_trace`.
+    """
+    question = tokenize_question(model, fact)
+    warn_if_not_predicted(model, fact, question, stacklevel=3)
+    for state in states:
+        check_layer(model, state.layer)
+        if not 0 <= state.position < len(question.tokens):
+            raise ValueError(f"{state} does not exist: the prompt has {len(question.tokens)} tokens.")
+        if (state.head is not None) != (state.kind == "head") or not 0 <= (state.head or 0) < model.cfg.n_heads:
+            raise ValueError(
+                f"{state}: expected a head from 0 to {model.cfg.n_heads - 1} with kind 'head' and no other."
+            )
+    length = len(question.answer)
+    runs = {kind: clean_run(model, question.tokens, kind, length) for kind in {"resid", *(s.kind for s in states)}}
+    values = make_metric(metric, question.answer, None, runs["resid"].logits)
+    subject = question.subject
+    clean_subject = embed(model, question.tokens)[subject.start : subject.stop]
+    embedded = (corruption or GaussianNoise()).corrupted(model, fact, clean_subject, samples)
+
+    by_name: dict[str, list[State]] = defaultdict(list)
+    for state in states:
+        by_name[state_name(state.kind, state.layer)].append(state)
+
+    def restore(here: list[State]) -> Callable[..., Tensor]:
+        def put(value: Tensor, hook: object) -> Tensor:
+            value = value.clone()
+            for state in here:
+                index = (state.position,) if state.head is None else (state.position, state.head)
+                value[(slice(None), *index)] = runs[state.kind].states[(state.layer, *index)]
+            return value
+
+        return put
+
+    hooks = [(EMBEDDING, put_in_place(subject, embedded)), *((name, restore(here)) for name, here in by_name.items())]
+    residual = run(model, question.tokens.expand(len(embedded), -1), hooks=hooks)
+    return values(answer_logits(model, residual, length)).mean().item()

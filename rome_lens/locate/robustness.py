@@ -1,0 +1,76 @@
+"""Do the conclusions of a trace depend on how it was made? (Zhang and Nanda 2024, arXiv 2309.16042)"""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from transformer_lens import HookedTransformer
+
+from rome_lens.facts import Fact
+from rome_lens.locate.corruption import Corruption, GaussianNoise
+from rome_lens.locate.effects import average_effects
+from rome_lens.locate.metrics import MetricName
+from rome_lens.locate.store import trace_facts
+from rome_lens.models import Kind
+
+
+def robustness_report(
+    model: HookedTransformer,
+    facts: Sequence[Fact],
+    *,
+    kind: Kind = "mlp",
+    corruptions: Mapping[str, Corruption] | None = None,
+    metrics: Sequence[MetricName] = ("prob", "logprob", "kl"),
+    windows: Sequence[int] = (1, 5, 10),
+    samples: int = 10,
+    store: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Traces the facts with every corruption, metric and window, and compares the average effects.
+
+    Args:
+        model: is run, not changed.
+        facts: those that the model predicts are used.
+        kind: of the states.
+        corruptions: by name; by default Gaussian noise of 3 sigma and of 1 sigma.
+        metrics: "kl" is counted with its sign turned, so that more is better for all.
+        windows: numbers of layers.
+        samples: corrupted runs for each number.
+        store: a file of traces, from which an interrupted report goes on.
+        progress: shows bars.
+
+    Returns:
+        A row for each setting: kind, corruption, metric, window, n (facts), peak_role and peak_layer (where the average
+        indirect effect is largest), peak_effect, and agreement: Spearman's rank correlation of the average effects,
+        over roles and layers, with those of the first row.
+
+    Raises:
+        ValueError: the model predicts none of the facts; and as `trace_facts`.
+    """
+    corruptions = corruptions or {"3 sigma": GaussianNoise(), "1 sigma": GaussianNoise(sigmas=1.0)}
+    rows = []
+    first: pd.Series | None = None
+    for name, corruption in corruptions.items():
+        for window in windows:
+            made = trace_facts(
+                model,
+                facts,
+                kinds=[kind],
+                metrics=metrics,
+                store=store,
+                progress=progress,
+                corruption=corruption,
+                window=window,
+                samples=samples,
+            )
+            if not made.traces:
+                raise ValueError("The model predicts the answer of none of the facts. Give facts that it knows.")
+            for metric in metrics:
+                chosen = [trace for trace in made.traces if trace.metric == metric]
+                effect = average_effects(chosen).set_index(["role", "layer"])["mean"] * (-1 if metric == "kl" else 1)
+                first = effect if first is None else first
+                agreement = effect.rank().corr(first.rank())  # Spearman's
+                settings = (kind, name, metric, window, len(chosen))
+                rows.append((*settings, *effect.idxmax(), effect.max(), agreement))  # type: ignore[misc]
+    names = ["kind", "corruption", "metric", "window", "n", "peak_role", "peak_layer", "peak_effect", "agreement"]
+    return pd.DataFrame(rows, columns=names)
