@@ -1,0 +1,51 @@
+"""How far the gradient approximation of a trace agrees with the exact one: rank correlation over cells, fact by fact.
+
+Exact traces are kept in, and read from, the store of analyses.figure2_average_effects.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import rome_lens as rl
+from analyses.figure2_average_effects import predicted_facts
+from analyses.files import parser, write_csv
+from rome_lens.intervals import bootstrap_interval
+
+
+def agreement(exact: rl.CausalTrace, approximate: rl.CausalTrace) -> tuple[float, bool]:
+    """Spearman's rank correlation over the cells from the subject on, and whether the strongest cell is the same."""
+    start = exact.subject_range[0]
+    grids = [pd.Series(t.indirect_effect[start:].flatten().double().numpy()) for t in (exact, approximate)]
+    return grids[0].rank().corr(grids[1].rank()), bool(grids[0].argmax() == grids[1].argmax())
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", default="smollm2-135m")
+    arguments.add_argument("--facts", type=Path, help="known_1000.json; the package's facts if absent")
+    arguments.add_argument("--count", type=int, default=20)
+    arguments.add_argument("--store", type=Path, default=Path("results/figure2/traces.jsonl"))
+    arguments.add_argument("--out", type=Path, default=Path("results/attribution_agreement.csv"))
+    options = arguments.parse_args()
+
+    model = rl.load_model(options.model)
+    records = [record.fact for record in rl.load_builtin_records()]
+    facts = predicted_facts(model, rl.load_known_facts(options.facts) if options.facts else records, options.count)
+    exact = rl.trace_facts(model, facts, store=options.store).traces
+    approximate = rl.trace_facts(model, facts, method="attribution").traces
+    rows = []
+    for kind in dict.fromkeys(trace.kind for trace in exact):
+        pairs = [agreement(a, b) for a, b in zip(exact, approximate, strict=True) if a.kind == kind]
+        correlations = np.array([[correlation] for correlation, _ in pairs])
+        low, high = bootstrap_interval(correlations)
+        same = float(np.mean([match for _, match in pairs]))
+        rows.append((kind, len(pairs), correlations.mean(), low[0], high[0], same))
+    frame = pd.DataFrame(rows, columns=["kind", "n", "rank_correlation", "ci_low", "ci_high", "same_strongest_cell"])
+    write_csv(frame, options.out)
+    print(frame.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

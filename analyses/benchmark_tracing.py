@@ -1,0 +1,133 @@
+"""Causal tracing: the library's grid against a plain loop with one hooked pass for each cell, in one run.
+
+Both trace the same prompt on the same laid-out model with the same noise. The floor is the time of the operations that
+no method can leave out (blocks after each restored state, positions from it on), at the measured speed of matrix
+products. Further tables: how cost grows with prompt length, layers and samples.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+import rome_lens as rl
+from analyses.files import parser, write_csv
+from analyses.measuring import matrix_product_speed, measured, operations_per_token
+from analyses.plain_tracing import plain_grid
+from rome_lens.locate.grid import restored_layers
+from rome_lens.locate.question import tokenize_question
+from rome_lens.models import Kind, embed
+
+FACT = rl.Fact("{} is located in the city of", "The Eiffel Tower")
+KINDS: tuple[Kind, ...] = ("resid", "mlp", "attn")
+WINDOW = 10
+
+
+def tiny_model(like: HookedTransformer) -> HookedTransformer:
+    """A random GPT-2-like model of 4 layers with another model's tokenizer."""
+    torch.manual_seed(0)
+    cfg = HookedTransformerConfig(
+        n_layers=4, d_model=32, d_head=8, n_ctx=128, d_vocab=like.cfg.d_vocab, act_fn="gelu", device="cpu"
+    )
+    model = HookedTransformer(cfg, like.tokenizer)
+    model.cfg.default_prepend_bos = like.cfg.default_prepend_bos
+    model.cfg.model_name = "tiny"
+    return rl.optimize_layout(model.eval())
+
+
+def necessary_operations(model: HookedTransformer, length: int, subject: range, samples: int, kind: Kind) -> float:
+    """Of a whole grid: for each cell the blocks from its first restored layer on, for the positions from its own on."""
+    block, unembedding = operations_per_token(model)
+    n_layers = model.cfg.n_layers
+    blocks = 0
+    for layer in range(n_layers):
+        window = restored_layers(kind, layer, WINDOW, n_layers)
+        blocks += n_layers - (window.stop if kind == "resid" else window.start)
+    positions = sum(length - position for position in range(subject.start, length))
+    cells = len(range(subject.start, length)) * n_layers
+    both_runs = (samples + 1) * (length * n_layers * block + unembedding)
+    return samples * (positions * blocks * block + cells * unembedding) + both_runs
+
+
+def compare(model: HookedTransformer, kind: Kind, samples: int, speed: float) -> dict[str, object]:
+    """The library's grid and the plain loop's on the same fact."""
+    question = tokenize_question(model, FACT)
+    noise = rl.GaussianNoise(std=0.35)
+    subject = question.subject
+    clean = embed(model, question.tokens).detach()[subject.start : subject.stop]
+    embedded = noise.corrupted(model, FACT, clean, samples)
+    trace, ours = measured(
+        lambda: rl.causal_trace(model, FACT, kind=kind, window=WINDOW, samples=samples, corruption=noise)
+    )
+    asked = (question.tokens, question.answer, subject, embedded, kind, WINDOW // 2, question.length)
+    grid, plain = measured(lambda: plain_grid(model, *asked, progress=True))
+    floor = necessary_operations(model, question.length, subject, samples, kind) / speed
+    return {
+        "model": model.cfg.model_name,
+        "kind": kind,
+        "tokens": question.length,
+        "samples": samples,
+        "ours_seconds": ours.seconds,
+        "plain_seconds": plain.seconds,
+        "ratio": plain.seconds / ours.seconds,
+        "largest_difference": (trace.restored - grid).abs().max().item(),
+        "floor_seconds": floor,
+        "times_the_floor": ours.seconds / floor,
+        "ours_peak_mb": ours.peak_mb,
+        "plain_peak_mb": plain.peak_mb,
+    }
+
+
+def growth(model: HookedTransformer) -> pd.DataFrame:
+    """Seconds of a residual grid, one thing changed at a time from 10 tokens, all layers, 1 sample."""
+    sentence = "The Eiffel Tower" + " is located in the city of love and of light" * 6
+    ids = model.tokenizer(sentence, add_special_tokens=False)["input_ids"]
+    n_layers = model.cfg.n_layers
+    plans = [("tokens", length, length, n_layers, 1) for length in (5, 10, 20, 40, 60)]
+    plans += [("layers", layers, 10, layers, 1) for layers in (n_layers // 4, n_layers // 2, n_layers)]
+    plans += [("samples", samples, 10, n_layers, samples) for samples in (1, 2, 5, 10)]
+    rows = []
+    for what, value, length, layers, samples in plans:
+        fact = rl.Fact.from_text(model.tokenizer.decode(ids[:length]), "The Eiffel Tower")
+        _, spent = measured(
+            lambda fact=fact, layers=layers, samples=samples: rl.causal_trace(  # type: ignore[misc]
+                model, fact, samples=samples, layers=range(layers), progress=False
+            )
+        )
+        rows.append((what, value, spent.seconds, spent.peak_mb))
+    return pd.DataFrame(rows, columns=["changed", "value", "seconds", "peak_mb"])
+
+
+def attribution(model: HookedTransformer) -> pd.DataFrame:
+    """Exact grids against the gradient approximation: how many times cheaper, for each kind."""
+    rows = []
+    for kind in KINDS:
+        _, exact = measured(lambda kind=kind: rl.causal_trace(model, FACT, kind=kind))  # type: ignore[misc]
+        seconds = [
+            measured(lambda kind=kind: rl.causal_trace(model, FACT, kind=kind, method="attribution"))[1].seconds  # type: ignore[misc]
+            for _ in range(4)
+        ]
+        rows.append((kind, exact.seconds, min(seconds[1:]), exact.seconds / min(seconds[1:])))
+    return pd.DataFrame(rows, columns=["kind", "exact_seconds", "attribution_seconds", "ratio"])
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", default="smollm2-135m")
+    arguments.add_argument("--samples", type=int, default=10)
+    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_tracing"))
+    options = arguments.parse_args()
+
+    model = rl.load_model(options.model)
+    speed = matrix_product_speed()
+    print(f"matrix products: {speed / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads")
+    models = (tiny_model(model), model)
+    frame = pd.DataFrame([compare(each, kind, options.samples, speed) for each in models for kind in KINDS])
+    for name, table in (("grid", frame), ("growth", growth(model)), ("attribution", attribution(model))):
+        write_csv(table, options.out / f"{name}.csv")
+        print(table.round(8).to_string(index=False), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

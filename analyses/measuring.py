@@ -1,0 +1,64 @@
+"""What benchmarks measure with: seconds, memory, and the speed of matrix products."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import psutil
+import torch
+from transformer_lens import HookedTransformer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Wall-clock seconds, and by how many MB the process grew at most meanwhile (sampled every 5 ms)."""
+
+    seconds: float
+    peak_mb: float
+
+
+def measured(work: Callable[[], T]) -> tuple[T, Measured]:
+    """Does the work and measures it."""
+    process = psutil.Process()
+    before = peak = process.memory_info().rss
+    stop = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.wait(0.005):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    try:
+        result = work()
+    finally:
+        seconds = time.perf_counter() - start
+        stop.set()
+        watcher.join()
+    return result, Measured(seconds, (peak - before) / 1e6)
+
+
+def matrix_product_speed(size: int = 2048, repeats: int = 8) -> float:
+    """Floating-point operations a second of a large float32 matrix product: the best of some."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds[1:])
+
+
+def operations_per_token(model: HookedTransformer) -> tuple[float, float]:
+    """Floating-point operations of one block and of the unembedding for one token: two for each weight.
+
+    Products of queries with keys and of patterns with values are left out; on short prompts they are few.
+    """
+    block = sum(p.numel() for name, p in model.blocks[0].named_parameters() if ".W_" in name or "._W_" in name)
+    return 2.0 * block, 2.0 * model.cfg.d_model * model.cfg.d_vocab
