@@ -244,8 +244,8 @@ def sample_text(
     top_k: int | None = None,
 ) -> list[str]:
     """Sampled continuations of equally long token rows, without special tokens. Torch's random state is put back."""
-    devices = [tokens.device] if tokens.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    device = tokens.device
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type):
         torch.manual_seed(seed)
         sampled = model.generate(
             tokens, max_new_tokens=new_tokens, top_k=top_k, stop_at_eos=False, verbose=False, return_type="tokens"

@@ -68,11 +68,13 @@ class Edit:
             EditError: an update does not fit the model, or would make a weight infinite or NaN. No weight is changed.
         """
         applied = AppliedEdit(model, self)
+        whole = False
         try:
             applied._write()
-        except BaseException:
-            applied._restore()
-            raise
+            whole = True
+        finally:
+            if not whole:
+                applied._restore()
         return applied
 
     @contextmanager

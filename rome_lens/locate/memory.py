@@ -16,7 +16,8 @@ def tokens_that_fit(model: HookedTransformer) -> int:
     """
     cfg = model.cfg
     device = torch.device(cfg.device)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    of_device = getattr(torch.get_device_module(device), "mem_get_info", None)  # the CPU's module has none
+    free = of_device(device)[0] if of_device else psutil.virtual_memory().available
     entry = torch.finfo(cfg.dtype).bits // 8
     per_token = entry * (8 * cfg.d_model + 4 * (cfg.d_mlp or 0) + 8 * cfg.n_heads * cfg.d_head) + 12 * cfg.d_vocab
     return int(min(_MOST, max(_LEAST, _SHARE * free / per_token)))
