@@ -72,12 +72,10 @@ def tokenize_continuation(model: HookedTransformer, prompt: str, continuation: s
     return text, positions.start
 
 
-def pad(rows: Sequence[Sequence[int]], *, side: str = "right") -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
-    """Token rows in one tensor, filled up with 0, and the mask that is 1 where a token is."""
-    width = max(map(len, rows))
-    tokens, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
+def pad(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
+    """Token rows in one tensor, filled up with 0 on the right, and the mask that is 1 where a token is."""
+    tokens, mask = torch.zeros(2, len(rows), max(map(len, rows)), dtype=torch.long)
     for i, row in enumerate(rows):
-        where = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        tokens[i, where] = torch.tensor(row)
-        mask[i, where] = 1
+        tokens[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
     return tokens, mask

@@ -121,12 +121,6 @@ def test_padding_fills_rows_on_the_right():
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
-def test_padding_fills_rows_on_the_left():
-    tokens, mask = pad([(5, 6, 7), (8,)], side="left")
-    assert tokens.tolist() == [[5, 6, 7], [0, 0, 8]]
-    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
-
-
 def test_padding_keeps_a_token_that_equals_the_filler():
     tokens, mask = pad([[0, 1], [0]])
     assert tokens.dtype == mask.dtype == torch.long

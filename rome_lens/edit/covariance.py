@@ -179,7 +179,7 @@ def collect_covariance(
         A KeyCovariance for each layer.
 
     Raises:
-        ValueError: no such layer, or the texts hold fewer tokens than one piece or than were asked for.
+        ValueError: no such layer, or the texts hold fewer tokens than were asked for.
         CovarianceError: a key is not finite.
     """
     layers = list(dict.fromkeys(layers))

@@ -25,13 +25,12 @@ from rome_lens.tokens import tokenize
 class Corruption(Protocol):
     """What `causal_trace` asks of a corruption."""
 
-    def rows(self, samples: int) -> int:
-        """How many corrupted rows `samples` noise samples make: as many, or one if nothing is random."""
-
     def corrupted(
         self, model: HookedTransformer, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
     ) -> Float[Tensor, "sample token d_model"]:
-        """What stands in place of the clean embeddings of the subject's tokens."""
+        """What stands in place of the clean embeddings of the subject's tokens: a row for each sample, or one row if
+        nothing is random.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +46,6 @@ class _Noise:
 
     seed: int = 1
     replace: bool = False
-
-    def rows(self, samples: int) -> int:
-        """Each sample is another draw."""
-        return samples
 
     def corrupted(
         self, model: HookedTransformer, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
@@ -164,10 +159,6 @@ class TokenReplacement:
     """
 
     subject: str
-
-    def rows(self, samples: int) -> int:
-        """Nothing is random."""
-        return 1
 
     def corrupted(
         self, model: HookedTransformer, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
