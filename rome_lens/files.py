@@ -2,17 +2,21 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkstemp
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rome_lens.errors import FormatError
+
+T = TypeVar("T")
+_LINE_START = b'{"key": '
 
 
 @contextmanager
@@ -112,6 +116,60 @@ def load_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"{path} is damaged or is not JSON ({error}). Fetch it again.") from error
+
+
+@dataclass(frozen=True)
+class LineStore(Generic[T]):
+    """Results kept on disk as they are made: JSON lines {"key": ..., WHAT: ...}. A run that was killed can go on.
+
+    Attributes:
+        path: the file; it and its folder are made when needed.
+        what: the results' name.
+        to_json: a result as JSON values.
+        from_json: and back; it may raise KeyError, TypeError or FormatError.
+    """
+
+    path: Path
+    what: str
+    to_json: Callable[[T], Any]
+    from_json: Callable[[Any], T]
+
+    def append(self, key: str, value: T) -> None:
+        """Adds one line, in one write that reaches the disk."""
+        line = json.dumps({"key": key, self.what: self.to_json(value)}) + "\n"
+        with self.path.open("ab") as opened:
+            opened.write(line.encode())
+            opened.flush()
+            os.fsync(opened.fileno())
+
+    def read(self) -> dict[str, T]:
+        """The results by key. A last line without its end is cut off the file: a kill left it.
+
+        Raises:
+            FormatError: the file holds something else. It is kept.
+        """
+        if not self.path.exists():
+            check_new_file(self.path)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return {}
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        cut_off = content[len(whole) :]
+        if not cut_off.startswith(_LINE_START[: len(cut_off)]):
+            raise FormatError(f"{self.path} does not end as a store of {self.what}s does. Choose another file.")
+        results = {}
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                entry = json.loads(line)
+                results[entry["key"]] = self.from_json(entry[self.what])
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, FormatError) as error:
+                raise FormatError(
+                    f"Line {number} of {self.path} is no {self.what} ({error}). Choose another file."
+                ) from error
+        if cut_off:
+            with self.path.open("r+b") as opened:
+                opened.truncate(len(whole))
+        return results
 
 
 def _umask() -> int:

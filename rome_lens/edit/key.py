@@ -3,14 +3,26 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from rome_lens.edit.contexts import in_context
 from rome_lens.facts import EditRequest
-from rome_lens.models import key_name, run
+from rome_lens.models import key_name, run_and_read
 from rome_lens.tokens import pad
+
+
+def keys_of(
+    model: HookedTransformer, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], layers: Sequence[int]
+) -> dict[int, Float[Tensor, "batch pos d_mlp"]]:
+    """The MLP's inner activations at every position, for each layer, in the model's dtype."""
+    device = model.cfg.device
+    names = {layer: key_name(layer) for layer in layers}
+    read = run_and_read(
+        model, tokens.to(device), list(names.values()), mask=mask.to(device), stop_at_layer=max(layers) + 1
+    )
+    return {layer: read[name] for layer, name in names.items()}
 
 
 @torch.no_grad()
@@ -24,14 +36,5 @@ def subject_keys(
     located = [in_context(model, request, context) for context in contexts]
     rows, mask = pad([text.ids[: position + 1] for text, position in located])
     positions = torch.tensor([position for _, position in located])
-    found: list[Tensor] = []
-    device = model.cfg.device
-    run(
-        model,
-        rows.to(device),
-        mask=mask.to(device),
-        stop_at_layer=layer + 1,
-        hooks=[(key_name(layer), lambda value, hook: found.append(value))],
-    )
-    keys = found[0]
+    keys = keys_of(model, rows, mask, [layer])[layer]
     return keys[torch.arange(len(keys)), positions].float()
