@@ -3,9 +3,12 @@
 from rome_lens.datasets import load_builtin_records, load_counterfact, load_known_facts
 from rome_lens.edit.contexts import sample_contexts
 from rome_lens.edit.covariance import KeyCovariance, collect_covariance
+from rome_lens.edit.forecast import forecast_bleed_over, strongest_bleed_over
+from rome_lens.edit.forensics import recover_updates, weight_changes
 from rome_lens.edit.rome import RomeConfig, rome
 from rome_lens.edit.weights import AppliedEdit, Edit, Update
 from rome_lens.errors import CovarianceError, EditError, FormatError, UnavailableError
+from rome_lens.evaluate.compare import ModelComparison, compare_models
 from rome_lens.evaluate.counterfact import evaluate, score_record
 from rome_lens.evaluate.summary import summarize
 from rome_lens.facts import EditRecord, EditRequest, Fact
@@ -25,7 +28,14 @@ from rome_lens.locate.store import TracedFacts, load_traces, trace_facts
 from rome_lens.locate.trace import CausalTrace
 from rome_lens.locate.tracing import causal_trace
 from rome_lens.models import optimize_layout
-from rome_lens.plots import plot_average_effects, plot_robustness, plot_scores, plot_trace
+from rome_lens.plots import (
+    plot_average_effects,
+    plot_bleed_over,
+    plot_comparison,
+    plot_robustness,
+    plot_scores,
+    plot_trace,
+)
 from rome_lens.version import __version__
 
 __all__ = [
@@ -40,6 +50,7 @@ __all__ = [
     "FormatError",
     "GaussianNoise",
     "KeyCovariance",
+    "ModelComparison",
     "MultivariateGaussianNoise",
     "RomeConfig",
     "State",
@@ -54,7 +65,9 @@ __all__ = [
     "average_total_effect",
     "causal_trace",
     "collect_covariance",
+    "compare_models",
     "evaluate",
+    "forecast_bleed_over",
     "load_builtin_records",
     "load_counterfact",
     "load_known_facts",
@@ -62,15 +75,20 @@ __all__ = [
     "load_traces",
     "optimize_layout",
     "plot_average_effects",
+    "plot_bleed_over",
+    "plot_comparison",
     "plot_robustness",
     "plot_scores",
     "plot_trace",
+    "recover_updates",
     "restore_states",
     "robustness_report",
     "rome",
     "same_length_subject",
     "sample_contexts",
     "score_record",
+    "strongest_bleed_over",
     "summarize",
     "trace_facts",
+    "weight_changes",
 ]
