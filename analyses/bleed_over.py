@@ -2,10 +2,12 @@
 
 For each record: the edit; the share of it that each neighbourhood prompt is forecast to get, from the keys alone; then,
 with the edit applied, how far the next token's distribution moved, KL(before || after), and by how much the true
-object's lead over the new one, p(true) - p(new) (see score_record), rose (`lead_gain`; `lead_change` is its size). Edits and results are kept as they are made,
-so a run that was stopped goes on where it was, and other analyses can use the edits.
+object's lead over the new one, p(true) - p(new) (see score_record), rose (`lead_gain`; `lead_change` is its
+size). Edits and results are kept as they are made, so a run that was stopped goes on where it was, and other analyses
+can use the edits.
 """
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,7 @@ def main() -> None:
 
     model = rl.load_model(options.model)
     config = rl.RomeConfig(contexts=rl.sample_contexts(model))
-    store: LineStore[list[dict[str, Any]]] = LineStore(options.out / "records.jsonl", "bleed_over", list, list)
+    store: LineStore[list[dict[Hashable, Any]]] = LineStore(options.out / "records.jsonl", "bleed_over", list, list)
     done = store.read()
     records = chosen_records(options)
     for record in tqdm(records, desc="bleed-over", unit="record"):
