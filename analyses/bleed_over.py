@@ -7,9 +7,7 @@ size). Edits and results are kept as they are made, so a run that was stopped go
 can use the edits.
 """
 
-from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -18,7 +16,7 @@ from transformer_lens import HookedTransformer
 import rome_lens as rl
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
 from rome_lens.evaluate.scores import Continuation, divergence, mean_log_probabilities, next_token_log_probabilities
-from rome_lens.files import LineStore, new_file
+from rome_lens.files import append_line, new_file, read_lines
 
 FORECASTS = ("share", "size", "last_share")
 CHANGES = ("kl", "lead_gain", "lead_change")
@@ -73,15 +71,15 @@ def main() -> None:
 
     model = rl.load_model(options.model)
     config = rl.RomeConfig(contexts=rl.sample_contexts(model))
-    store: LineStore[list[dict[Hashable, Any]]] = LineStore(options.out / "records.jsonl", "bleed_over", list, list)
-    done = store.read()
+    store = options.out / "records.jsonl"
+    done = dict(read_lines(store, lambda line: (line["case_id"], line["rows"]), first_key="case_id", what="record"))
     records = chosen_records(options)
     for record in tqdm(records, desc="bleed-over", unit="record"):
-        if (key := str(record.case_id)) not in done:
+        if record.case_id not in done:
             measured = bleed_over(model, record, kept_edit(model, record, config, options.out / "edits"))
-            done[key] = measured.to_dict("records")
-            store.append(key, done[key])
-    frame = pd.DataFrame([row for record in records for row in done[str(record.case_id)]])
+            done[record.case_id] = measured.to_dict("records")
+            append_line(store, {"case_id": record.case_id, "rows": done[record.case_id]})
+    frame = pd.DataFrame([row for record in records for row in done[record.case_id]])
     table = correlations(frame)
     write_csv(frame, options.out / "bleed_over.csv")
     write_csv(table, options.out / "correlations.csv")

@@ -1,13 +1,12 @@
-"""Files that are either whole or not there, and tensors with facts about where they came from."""
+"""Files that are either whole or not there, lines that survive a kill, and tensors with facts about their origin."""
 
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkstemp
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -16,7 +15,6 @@ from torch import Tensor
 from rome_lens.errors import FormatError
 
 T = TypeVar("T")
-_LINE_START = b'{"key": '
 
 
 @contextmanager
@@ -118,58 +116,50 @@ def load_json(path: str | os.PathLike[str]) -> Any:
         raise FormatError(f"{path} is damaged or is not JSON ({error}). Fetch it again.") from error
 
 
-@dataclass(frozen=True)
-class LineStore(Generic[T]):
-    """Results kept on disk as they are made: JSON lines {"key": ..., WHAT: ...}. A run that was killed can go on.
+def append_line(path: str | os.PathLike[str], entry: Mapping[str, Any]) -> None:
+    """Adds an object to a file of JSON lines, in one write that reaches the disk."""
+    with Path(path).open("ab") as opened:
+        opened.write((json.dumps(entry) + "\n").encode())
+        opened.flush()
+        os.fsync(opened.fileno())
 
-    Attributes:
-        path: the file; it and its folder are made when needed.
-        what: the results' name.
-        to_json: a result as JSON values.
-        from_json: and back; it may raise KeyError, TypeError or FormatError.
+
+def read_lines(
+    path: str | os.PathLike[str], read: Callable[[Mapping[str, Any]], T], *, first_key: str, what: str
+) -> list[T]:
+    """What `read` makes of each object in a file that `append_line` wrote. A file that is not there has no lines.
+
+    A last line without its end is cut off the file: a kill left it. Missing parent folders are made.
+
+    Args:
+        path: the file.
+        read: raises KeyError, TypeError or ValueError for an object that it cannot read.
+        first_key: the first key of each object.
+        what: the objects are, in an error.
+
+    Raises:
+        FormatError: the file holds something else; it is left as it is.
     """
-
-    path: Path
-    what: str
-    to_json: Callable[[T], Any]
-    from_json: Callable[[Any], T]
-
-    def append(self, key: str, value: T) -> None:
-        """Adds one line, in one write that reaches the disk."""
-        line = json.dumps({"key": key, self.what: self.to_json(value)}) + "\n"
-        with self.path.open("ab") as opened:
-            opened.write(line.encode())
-            opened.flush()
-            os.fsync(opened.fileno())
-
-    def read(self) -> dict[str, T]:
-        """The results by key. A last line without its end is cut off the file: a kill left it.
-
-        Raises:
-            FormatError: the file holds something else. It is kept.
-        """
-        if not self.path.exists():
-            check_new_file(self.path)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            return {}
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        cut_off = content[len(whole) :]
-        if not cut_off.startswith(_LINE_START[: len(cut_off)]):
-            raise FormatError(f"{self.path} does not end as a store of {self.what}s does. Choose another file.")
-        results = {}
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                entry = json.loads(line)
-                results[entry["key"]] = self.from_json(entry[self.what])
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, FormatError) as error:
-                raise FormatError(
-                    f"Line {number} of {self.path} is no {self.what} ({error}). Choose another file."
-                ) from error
-        if cut_off:
-            with self.path.open("r+b") as opened:
-                opened.truncate(len(whole))
-        return results
+    path = Path(path)
+    if not path.exists():
+        check_new_file(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    cut_off = content[len(whole) :]
+    if not cut_off.startswith(f'{{"{first_key}": '.encode()[: len(cut_off)]):
+        raise FormatError(f"{path} does not end as a file of {what}s does. Choose another file.")
+    entries = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            entries.append(read(json.loads(line)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"Line {number} of {path} is no {what} ({error}). Choose another file.") from error
+    if cut_off:
+        with path.open("r+b") as opened:
+            opened.truncate(len(whole))
+    return entries
 
 
 def _umask() -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
-from rome_lens.edit.key import keys_of
+from rome_lens.edit.key import mlp_keys
 from rome_lens.errors import CovarianceError, FormatError
 from rome_lens.files import load_tensors, save_tensors
 from rome_lens.models import bos_token, check_layer, output_matrix
@@ -200,7 +200,7 @@ def collect_covariance(
             rows, mask = pad([before + piece for piece in batch])
             wanted = mask.bool()
             wanted[:, : len(before)] = False
-            keys = keys_of(model, rows, mask, layers)
+            keys = mlp_keys(model, rows, mask, layers)
             for layer in layers:
                 flat = keys[layer][wanted.to(keys[layer].device)].float()
                 if not flat.isfinite().all():
@@ -247,4 +247,4 @@ def _probe(model: HookedTransformer, layer: int) -> Float[Tensor, "probe d_mlp"]
     check_layer(model, layer)
     length = min(_PROBE_LENGTH, model.cfg.n_ctx)
     tokens = torch.linspace(0, model.cfg.d_vocab - 1, length + 2).long()[None, 1:-1]
-    return keys_of(model, tokens, torch.ones_like(tokens), [layer])[layer][0].float().cpu()
+    return mlp_keys(model, tokens, torch.ones_like(tokens), [layer])[layer][0].float().cpu()

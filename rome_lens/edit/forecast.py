@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from rome_lens.edit.key import keys_of, subject_keys
+from rome_lens.edit.key import mlp_keys, subject_keys
 from rome_lens.edit.weights import Edit
 from rome_lens.facts import PLACE, check_prompts
 from rome_lens.tokens import batches, pad, tokenize
@@ -46,7 +46,7 @@ def forecast_bleed_over(
     there = {layer: _at_edited_prompts(model, edit, layer) for layer in layers}
     parts: dict[tuple[str, int], pd.DataFrame] = {}
     for batch in batches(sorted(texts, key=len), tokens_per_batch):
-        keys = keys_of(model, *pad(batch), layers)
+        keys = mlp_keys(model, *pad(batch), layers)
         for row, ids in enumerate(batch):
             for layer in layers:
                 here = _added(edit, layer, keys[layer][row, : len(ids)])

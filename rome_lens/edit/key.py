@@ -13,7 +13,7 @@ from rome_lens.models import key_name, run_and_read
 from rome_lens.tokens import pad
 
 
-def keys_of(
+def mlp_keys(
     model: HookedTransformer, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], layers: Sequence[int]
 ) -> dict[int, Float[Tensor, "batch pos d_mlp"]]:
     """The MLP's inner activations at every position, for each layer, in the model's dtype."""
@@ -36,5 +36,5 @@ def subject_keys(
     located = [in_context(model, request, context) for context in contexts]
     rows, mask = pad([text.ids[: position + 1] for text, position in located])
     positions = torch.tensor([position for _, position in located])
-    keys = keys_of(model, rows, mask, [layer])[layer]
+    keys = mlp_keys(model, rows, mask, [layer])[layer]
     return keys[torch.arange(len(keys)), positions].float()

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
 from rome_lens.facts import Fact
-from rome_lens.files import LineStore
+from rome_lens.files import append_line, read_lines
 from rome_lens.locate.corruption import GaussianNoise
 from rome_lens.locate.metrics import MetricName
 from rome_lens.locate.question import tokenize_question
@@ -73,8 +73,7 @@ def trace_facts(
     each = [[replace(shared, kind=kind, metric=metric) for metric in metrics] for kind in kinds]
     for one in (one for alike in each for one in alike):
         one.check(model)
-    lines = _lines(store) if store is not None else None
-    made = lines.read() if lines is not None else {}
+    made = _read(store) if store is not None else {}
     traces, wrong = [], []
     for fact in tqdm(facts, desc=f"trace {len(facts)} facts", unit="fact", disable=not progress):
         question = tokenize_question(model, fact)
@@ -88,8 +87,8 @@ def trace_facts(
             new = trace_question(model, fact, question, alike[0], missing, progress=False) if missing else []
             for metric, trace in zip(missing, new, strict=True):
                 made[keys[metric]] = trace
-                if lines is not None:
-                    lines.append(keys[metric], trace)
+                if store is not None:
+                    append_line(store, {"key": keys[metric], "trace": trace.to_dict()})
             traces += [made[key] for key in keys.values()]
     return TracedFacts(traces, pd.DataFrame(wrong, columns=["prompt", "subject", "answer", "predicted"]))
 
@@ -103,11 +102,7 @@ def load_traces(store: str | os.PathLike[str]) -> list[CausalTrace]:
     """
     if not Path(store).is_file():
         raise FileNotFoundError(f"There is no file {store}, expected a store that trace_facts wrote.")
-    return list(_lines(store).read().values())
-
-
-def _lines(store: str | os.PathLike[str]) -> LineStore[CausalTrace]:
-    return LineStore(Path(store), "trace", CausalTrace.to_dict, CausalTrace.from_dict)
+    return list(_read(store).values())
 
 
 def _key(model: HookedTransformer, fact: Fact, options: TraceOptions) -> str:
@@ -115,3 +110,15 @@ def _key(model: HookedTransformer, fact: Fact, options: TraceOptions) -> str:
     corruption = resolved(options.corruption or GaussianNoise(), model)
     settings = {**vars(options), "corruption": repr(corruption), "tokens_per_batch": None}
     return json.dumps([str(model.cfg.model_name), asdict(fact), settings], sort_keys=True)
+
+
+def _read(store: str | os.PathLike[str]) -> dict[str, CausalTrace]:
+    """The traces by what they depend on."""
+    return dict(
+        read_lines(
+            store,
+            lambda entry: (entry["key"], CausalTrace.from_dict(entry["trace"])),
+            first_key="key",
+            what="trace",
+        )
+    )
