@@ -3,9 +3,10 @@
 from rome_lens.datasets import load_builtin_records, load_counterfact, load_known_facts
 from rome_lens.edit.contexts import sample_contexts
 from rome_lens.edit.covariance import KeyCovariance, collect_covariance
+from rome_lens.edit.health import EditHealth
 from rome_lens.edit.rome import RomeConfig, rome
 from rome_lens.edit.weights import AppliedEdit, Edit, Update
-from rome_lens.errors import CovarianceError, EditError, FormatError, UnavailableError
+from rome_lens.errors import CovarianceError, EditError, EditWarning, FormatError, UnavailableError
 from rome_lens.evaluate.counterfact import evaluate, score_record
 from rome_lens.evaluate.summary import summarize
 from rome_lens.facts import EditRecord, EditRequest, Fact
@@ -34,8 +35,10 @@ __all__ = [
     "CovarianceError",
     "Edit",
     "EditError",
+    "EditHealth",
     "EditRecord",
     "EditRequest",
+    "EditWarning",
     "Fact",
     "FormatError",
     "GaussianNoise",

@@ -72,6 +72,12 @@ class KeyCovariance:
             )
         return factor
 
+    @cached_property
+    def condition_number(self) -> float:
+        """The largest over the smallest eigenvalue of C, in float64; infinite if C is singular."""
+        values = torch.linalg.eigvalsh(self.second_moment.double())
+        return (values[-1] / values[0]).item() if values[0] > 0 else float("inf")
+
     def solve(self, key: Float[Tensor, " d_mlp"]) -> Float[Tensor, " d_mlp"]:
         """C^-1 k by a Cholesky factorisation in float64, in the key's dtype and on its device.
 
