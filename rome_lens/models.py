@@ -93,6 +93,11 @@ def mlp_contribution(
     return output
 
 
+def adds_mlp_output(model: HookedTransformer, layer: int) -> bool:
+    """Whether the block adds its MLP's output to the residual stream as it is, not normed."""
+    return not _norms_after_mlp(model.blocks[layer])
+
+
 def _norms_after_mlp(block: Any) -> list[nn.Module]:
     from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 

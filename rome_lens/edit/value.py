@@ -7,6 +7,7 @@ gets what it would have got alone.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
-from rome_lens.edit.config import RomeConfig
+from rome_lens.edit.config import SearchConfig
 from rome_lens.edit.tails import Place, Prompts, run_tails, run_until_tails, tokenize_prompts
 from rome_lens.errors import EditError
 from rome_lens.facts import EditRequest
@@ -50,7 +51,7 @@ def optimise_value(
     layer: int,
     request: EditRequest,
     contexts: Sequence[str],
-    config: RomeConfig,
+    config: SearchConfig,
     *,
     at: Place = "mlp",
     progress: bool = True,
@@ -64,7 +65,7 @@ def optimise_values(
     layer: int,
     requests: Sequence[EditRequest],
     contexts: Sequence[str],
-    config: RomeConfig,
+    config: SearchConfig,
     *,
     at: Place = "mlp",
     tokens_per_batch: int | None = None,
@@ -120,7 +121,7 @@ def _search(
     layer: int,
     requests: Sequence[EditRequest],
     prompts: Sequence[Prompts],
-    config: RomeConfig,
+    config: SearchConfig,
     at: Place,
     bar: tqdm,
 ) -> list[Value]:
@@ -164,6 +165,19 @@ def _search(
             if stops.any():
                 tails, essence, searched = tails.only(~stops), essence[~stops], searched[~stops]
     return [ends[n] for n in range(len(prompts))]
+
+
+def search_figures(values: Sequence[Value]) -> dict[str, Any]:
+    """The figures of EditHealth that come from the search: of several requests, the worst."""
+    nll = max(value.nll for value in values)
+    return {
+        "target_probability": math.exp(-nll),
+        "nll": nll,
+        "kl": max(value.kl for value in values),
+        "weight_decay": max(value.weight_decay for value in values),
+        "steps": max(value.steps for value in values),
+        "clamped": any(value.clamped for value in values),
+    }
 
 
 def _check(loss: Float[Tensor, " request"], requests: Sequence[EditRequest], step: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens import HookedTransformer
 
 from rome_lens.edit.health import EditHealth
@@ -262,6 +262,19 @@ class AppliedEdit:
             for weight, old in zip(self._weights, self._old, strict=True):
                 weight.copy_(old)
         self._reverted = True
+
+
+def finite_matrix(model: HookedTransformer, layer: int) -> nn.Parameter:
+    """The matrix that an edit of a layer changes, as `output_matrix` gives it.
+
+    Raises:
+        EditError: it has NaN or infinite entries.
+        ValueError: there is no such matrix.
+    """
+    weight = output_matrix(model, layer)
+    if not weight.isfinite().all():
+        raise EditError(f"The MLP output matrix of layer {layer} has NaN or infinite entries. Load the model again.")
+    return weight
 
 
 def as_json(config: Any) -> dict[str, Any]:
