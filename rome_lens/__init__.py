@@ -1,15 +1,19 @@
 """Locate, edit and evaluate factual associations on TransformerLens models (ROME, Meng et al. 2022)."""
 
 from rome_lens.datasets import load_builtin_records, load_counterfact, load_known_facts
+from rome_lens.edit.batch import alphaedit, emmet, memit
+from rome_lens.edit.config import AlphaEditConfig, EmmetConfig, MemitConfig, RomeConfig
 from rome_lens.edit.contexts import sample_contexts
 from rome_lens.edit.covariance import KeyCovariance, collect_covariance
 from rome_lens.edit.forecast import forecast_bleed_over, strongest_bleed_over
 from rome_lens.edit.forensics import recover_updates, weight_changes
-from rome_lens.edit.rome import RomeConfig, rome
+from rome_lens.edit.health import EditHealth
+from rome_lens.edit.rome import rome
+from rome_lens.edit.targets import MemitTargets, memit_targets
 from rome_lens.edit.weights import AppliedEdit, Edit, Update
-from rome_lens.errors import CovarianceError, EditError, FormatError, UnavailableError
+from rome_lens.errors import CovarianceError, EditError, EditWarning, FormatError, UnavailableError
 from rome_lens.evaluate.compare import ModelComparison, compare_models
-from rome_lens.evaluate.counterfact import evaluate, score_record
+from rome_lens.evaluate.counterfact import evaluate, score_record, score_records
 from rome_lens.evaluate.summary import summarize
 from rome_lens.facts import EditRecord, EditRequest, Fact
 from rome_lens.loading import load_model
@@ -39,17 +43,23 @@ from rome_lens.plots import (
 from rome_lens.version import __version__
 
 __all__ = [
+    "AlphaEditConfig",
     "AppliedEdit",
     "CausalTrace",
     "CovarianceError",
     "Edit",
     "EditError",
+    "EditHealth",
     "EditRecord",
     "EditRequest",
+    "EditWarning",
+    "EmmetConfig",
     "Fact",
     "FormatError",
     "GaussianNoise",
     "KeyCovariance",
+    "MemitConfig",
+    "MemitTargets",
     "ModelComparison",
     "MultivariateGaussianNoise",
     "RomeConfig",
@@ -61,11 +71,13 @@ __all__ = [
     "UniformNoise",
     "Update",
     "__version__",
+    "alphaedit",
     "average_effects",
     "average_total_effect",
     "causal_trace",
     "collect_covariance",
     "compare_models",
+    "emmet",
     "evaluate",
     "forecast_bleed_over",
     "load_builtin_records",
@@ -73,6 +85,8 @@ __all__ = [
     "load_known_facts",
     "load_model",
     "load_traces",
+    "memit",
+    "memit_targets",
     "optimize_layout",
     "plot_average_effects",
     "plot_bleed_over",
@@ -87,6 +101,7 @@ __all__ = [
     "same_length_subject",
     "sample_contexts",
     "score_record",
+    "score_records",
     "strongest_bleed_over",
     "summarize",
     "trace_facts",

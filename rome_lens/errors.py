@@ -15,3 +15,7 @@ class CovarianceError(ValueError):
 
 class EditError(RuntimeError):
     """An edit could not be computed, applied or reverted. No weight was changed."""
+
+
+class EditWarning(UserWarning):
+    """An edit may do harm: it is unhealthy, or is applied to other weights than it was computed for."""

@@ -1,5 +1,6 @@
 """Files that are either whole or not there, lines that survive a kill, and tensors with facts about their origin."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from tempfile import mkstemp
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -98,6 +100,11 @@ def load_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
     if not isinstance(facts, dict):
         raise FormatError(f"The facts in the header of {path} are a {type(facts).__name__}, expected a JSON object.")
     return tensors, facts
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's entries in its dtype, whatever their memory order and device."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def load_json(path: str | os.PathLike[str]) -> Any:

@@ -4,6 +4,8 @@ The rest of the package asks this module for what it needs in the field's words 
 gets plain tensors back.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +58,14 @@ def check_layer(model: HookedTransformer, layer: int) -> None:
         raise ValueError(f"layer is {layer}, but {model.cfg.model_name} has layers 0 to {model.cfg.n_layers - 1}.")
 
 
+def architecture_digest(model: HookedTransformer) -> str:
+    """SHA-256 of the model's sizes and kind: the same for every fine-tuned, folded or half-precision copy."""
+    cfg = model.cfg
+    sizes = [cfg.n_layers, cfg.d_model, cfg.d_mlp, cfg.n_heads, cfg.n_key_value_heads, cfg.d_head, cfg.d_vocab]
+    kinds = [cfg.original_architecture, cfg.act_fn, cfg.gated_mlp, cfg.parallel_attn_mlp]
+    return hashlib.sha256(json.dumps([sizes, kinds]).encode()).hexdigest()
+
+
 def output_matrix(model: HookedTransformer, layer: int) -> nn.Parameter:
     """The MLP output matrix that ROME rewrites, [d_mlp, d_model]: the parameter itself, not a stacked copy.
 
@@ -86,6 +96,11 @@ def mlp_contribution(
     for post_norm in _norms_after_mlp(block):
         output = post_norm(output[None, None] if output.ndim == 1 else output[None]).reshape(output.shape)
     return output
+
+
+def adds_mlp_output(model: HookedTransformer, layer: int) -> bool:
+    """Whether the block adds its MLP's output to the residual stream as it is, not normed."""
+    return not _norms_after_mlp(model.blocks[layer])
 
 
 def _norms_after_mlp(block: Any) -> list[nn.Module]:

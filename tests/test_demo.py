@@ -90,6 +90,7 @@ def test_facts_are_spread_over_relations() -> None:
     assert len(set(demo._spread(others, len(others), after=eiffel))) == len(others)
 
 
+FLAGS = ("steps", "clamped")
 NASTY = " </script><script>alert(1)</script><b>bold</b> & {{ 7 * 7 }}"
 
 
@@ -119,9 +120,9 @@ def findings() -> demo.Findings:
         )
         for kind in demo.KINDS
     ]
-    vitals = ("key_dot_u", "update_norm", "relative_update_norm", "target_probability", "nll", "kl", "weight_decay")
+    health = rl.EditHealth(**{name: 0.00049 for name in rl.EditHealth.__dataclass_fields__ if name not in FLAGS})
     update = rl.Update(4, torch.ones(3, 1), torch.ones(1, 2))
-    edit = rl.Edit((update,), record.request, "model", {"contexts": ["{}"]}, dict.fromkeys(vitals, 0.00049))
+    edit = rl.Edit((update,), (record.request,), "rome", "model", config={"contexts": ["{}"]}, health=health)
     sides = ("before", "after")
     rows = [(0, m, f"{g}{k}", -0.5) for m in ("base", "rome") for g in "EPN" for k in "SM"]
     scores = pd.DataFrame(rows, columns=["case_id", "method", "metric", "value"]).assign(
@@ -188,10 +189,10 @@ def test_demo_writes_a_page_that_stands_alone(smollm2, weights_of, tmp_path: Pat
         assert words in page.text
 
     edit = rl.Edit.load(report.parent / demo.EDIT)
-    assert edit.request == rl.load_builtin_records()[0].request
+    assert edit.requests[0] == rl.load_builtin_records()[0].request
 
     predictions = pd.read_csv(report.parent / "predictions.csv")
-    first = predictions[(predictions["rank"] == 1) & (predictions["prompt"] == edit.request.text)]
+    first = predictions[(predictions["rank"] == 1) & (predictions["prompt"] == edit.requests[0].text)]
     assert list(zip(first["when"], first["token"], strict=True)) == [("before", " Paris"), ("after", " Rome")]
     assert predictions.groupby(["when", "prompt"])["probability"].sum().between(0, 1).all()
 

@@ -73,13 +73,20 @@ class KeyCovariance:
             )
         return factor
 
-    def solve(self, key: Float[Tensor, " d_mlp"]) -> Float[Tensor, " d_mlp"]:
-        """C^-1 k by a Cholesky factorisation in float64, in the key's dtype and on its device.
+    @cached_property
+    def condition_number(self) -> float:
+        """The largest over the smallest eigenvalue of C, in float64; infinite if C is singular."""
+        values = torch.linalg.eigvalsh(self.second_moment.double())
+        return (values[-1] / values[0]).item() if values[0] > 0 else float("inf")
+
+    def solve(self, key: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "*n d_mlp"]:
+        """C^-1 k, of one key or several, by a Cholesky factorisation in float64, in the key's dtype and on its device.
 
         Raises:
             CovarianceError: the covariance is singular.
         """
-        return torch.cholesky_solve(key.detach().cpu().double()[:, None], self._factor)[:, 0].to(key)
+        columns = key.detach().cpu().double().reshape(-1, key.shape[-1]).T
+        return torch.cholesky_solve(columns, self._factor).T.reshape(key.shape).to(key)
 
     def check(self, model: HookedTransformer, layer: int) -> None:
         """Raises CovarianceError unless this is the covariance of that layer of that model.

@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from rome_lens.edit.key import mlp_keys, subject_keys
+from rome_lens.edit.key import mlp_keys, subject_activations
 from rome_lens.edit.weights import Edit
 from rome_lens.facts import PLACE, check_prompts
+from rome_lens.models import key_name
 from rome_lens.tokens import batches, pad, tokenize
 
 
@@ -87,9 +88,8 @@ def _added(edit: Edit, layer: int, keys: Float[Tensor, "pos d_mlp"]) -> Float[Te
 
 def _at_edited_prompts(model: HookedTransformer, edit: Edit, layer: int) -> Float[Tensor, "request d_model"]:
     """What the edit adds at the subject's last token of each prompt that it was made for."""
-    requests = [edit.request]
-    keys = torch.cat([subject_keys(model, layer, request, (PLACE,)) for request in requests])
-    added = _added(edit, layer, keys)
+    asked = [(request, PLACE) for request in edit.requests]
+    added = _added(edit, layer, subject_activations(model, key_name(layer), layer, asked))
     if not (added.norm(dim=-1) > 0).all():
         raise ValueError(
             f"The edit (made on {edit.model}) adds nothing at its own prompt in layer {layer} of "

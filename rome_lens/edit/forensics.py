@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
 from rome_lens.edit.weights import Update
+from rome_lens.files import digest
 from rome_lens.models import output_matrix_name
 
 _PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)
@@ -84,7 +85,8 @@ def recover_updates(
         rank = int((values > tolerance * _noise_edge(_rounding_error(after))).sum())
         if rank:
             factors = left[:, :rank], values[:rank, None] * right[:rank]
-            updates.append(Update(names[name], *(factor.float().contiguous() for factor in factors)))
+            made_for = digest(original.get_parameter(name))
+            updates.append(Update(names[name], *(factor.float().contiguous() for factor in factors), made_for))
     return tuple(updates)
 
 

@@ -1,20 +1,20 @@
 """ROME: one rank-one update that makes the model say a new fact (paper section 3.1, Eq. 2)."""
 
 from dataclasses import replace
+from functools import cache
 from importlib import resources
 
-import torch
 from transformer_lens import HookedTransformer
 
 from rome_lens.edit.config import RomeConfig
-from rome_lens.edit.contexts import sample_contexts
 from rome_lens.edit.covariance import KeyCovariance
+from rome_lens.edit.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.key import subject_keys
-from rome_lens.edit.value import optimise_value
-from rome_lens.edit.weights import Edit, Update, as_json
+from rome_lens.edit.value import optimise_value, search_figures
+from rome_lens.edit.weights import Edit, as_json, finite_matrix
 from rome_lens.errors import EditError
 from rome_lens.facts import EditRequest
-from rome_lens.models import mlp_output, output_matrix
+from rome_lens.models import mlp_output
 
 SHIPPED_COVARIANCES = {"smollm2-135m": "smollm2-135m.covariance.safetensors"}
 """Models that `rome` needs no covariance for, by name, and the file in the package's data folder."""
@@ -32,6 +32,11 @@ def shipped_covariance(model: HookedTransformer) -> KeyCovariance:
             f"No covariance was given, and none ships for {model.cfg.model_name} (there is one for "
             f"{', '.join(SHIPPED_COVARIANCES)}). Collect one: collect_covariance(model, layers=[layer], texts=...)."
         )
+    return _read_shipped(name)
+
+
+@cache
+def _read_shipped(name: str) -> KeyCovariance:
     with resources.as_file(resources.files("rome_lens") / "data" / name) as path:
         return KeyCovariance.load(path)
 
@@ -42,6 +47,7 @@ def rome(
     *,
     covariance: KeyCovariance | None = None,
     config: RomeConfig | None = None,
+    on_unhealthy: OnUnhealthy = "warn",
     progress: bool = True,
 ) -> Edit:
     """Computes, and does not apply, the update after which the model says `request.target` (paper Eq. 2):
@@ -53,29 +59,24 @@ def rome(
         request: what to write.
         covariance: of the keys of the edited layer; None: the one that ships for this model.
         config: the numbers; None: `RomeConfig()`.
+        on_unhealthy: what to do if the edit's `health` has problems: an EditWarning, an EditError, or nothing.
         progress: shows a bar.
 
     Returns:
-        An Edit with one update of rank one. Its `vitals`: "key_dot_u", what Eq. 2 divides by, over |k*| (near 0: the
-        edit blows up); "update_norm" and "relative_update_norm" (over |W|); "target_probability" while v* was
-        optimised (geometric mean over tokens and contexts); "nll", "kl", "weight_decay", the loss's parts at the end;
-        "steps"; "clamped" (0 or 1).
+        An Edit with one update of rank one, and its health.
 
     Raises:
         CovarianceError: the covariance is of another layer or model, or singular.
-        EditError: a weight or the loss is not finite, or k* . u is 0. No weight is changed.
+        EditError: a weight or the loss is not finite, k* . u is 0, or the edit is unhealthy and `on_unhealthy` is
+            "raise". No weight is changed.
         ValueError: a bad layer, or a prompt that does not fit.
     """
     config = RomeConfig() if config is None else config
     covariance = shipped_covariance(model) if covariance is None else covariance
     layer = covariance.layer if config.layer is None else config.layer
-    weight = output_matrix(model, layer)
-    if not weight.isfinite().all():
-        raise EditError(f"The MLP output matrix of layer {layer} has NaN or infinite entries. Load the model again.")
+    weight = finite_matrix(model, layer)
     covariance.check(model, layer)
-    contexts = config.contexts
-    if contexts is None:
-        contexts = sample_contexts(model, config.context_lengths, seed=config.seed)
+    contexts = config.contexts_for(model)
 
     keys = subject_keys(model, layer, request, contexts)
     mean_key = keys.mean(0)
@@ -90,17 +91,15 @@ def rome(
             f"The update is not finite (k* . u is {divisor.item():.3g}). No weight was changed. Use other contexts, or "
             "a covariance from more text."
         )
-    vitals = {
-        "key_dot_u": (divisor / key.norm()).item(),
-        "update_norm": right.norm().item(),
-        "relative_update_norm": (right.norm() / weight.detach().float().norm()).item(),
-        "target_probability": torch.tensor(-value.nll).exp().item(),
-        "nll": value.nll,
-        "kl": value.kl,
-        "weight_decay": value.weight_decay,
-        "steps": float(value.steps),
-        "clamped": float(value.clamped),
-    }
-    update = Update(layer, left[:, None].cpu(), right[None].cpu())
-    used = replace(config, layer=layer, contexts=tuple(contexts))
-    return Edit((update,), request, str(model.cfg.model_name), as_json(used), vitals)
+    health = EditHealth(
+        **update_norms(left[:, None] @ right[None], weight),
+        **search_figures([value]),
+        key_share=(divisor / (mean_key @ left)).item(),
+        key_dot_u=(divisor / key.norm()).item(),
+        condition_number=covariance.condition_number,
+    )
+    used = as_json(replace(config, layer=layer, contexts=contexts))
+    factors = {layer: (left[:, None], right[None])}
+    edit = Edit.of(model, [request], factors, method="rome", config=used, health=health)
+    report_problems(health, on_unhealthy, edit=edit)
+    return edit

@@ -1,9 +1,9 @@
 """Edits as data: low-rank updates of MLP output matrices that can be applied, reverted, saved and loaded."""
 
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer
 
-from rome_lens.errors import EditError, FormatError
+from rome_lens.edit.health import EditHealth
+from rome_lens.errors import EditError, EditWarning, FormatError
 from rome_lens.facts import EditRequest
-from rome_lens.files import load_tensors, save_tensors
-from rome_lens.models import output_matrix
+from rome_lens.files import digest, load_tensors, save_tensors
+from rome_lens.models import architecture_digest, output_matrix
 
-_KIND = "rome_lens edit 1"
+_KIND = "rome_lens edit 2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +30,13 @@ class Update:
         layer: the block.
         left: [d_mlp, rank], float32, on the CPU.
         right: [rank, d_model], float32, on the CPU.
+        made_for: SHA-256 of the matrix's entries that it was computed for; "" if not known.
     """
 
     layer: int
     left: Float[Tensor, "d_mlp rank"] = field(repr=False)
     right: Float[Tensor, "rank d_model"] = field(repr=False)
+    made_for: str = ""
 
     def added_to(self, weight: Float[Tensor, "d_mlp d_model"]) -> Float[Tensor, "d_mlp d_model"]:
         """The weight with the update, computed in float32, in the weight's dtype and on its device."""
@@ -47,30 +50,59 @@ class Update:
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """What to add to a model's weights, for which request, and how it was found.
+    """What to add to a model's weights, for which requests, and how it was found.
 
     Attributes:
         updates: one for each edited layer.
-        request: the fact that is written.
+        requests: the facts that are written.
+        method: "rome", "memit", ...
         model: name of the model it was computed on.
+        architecture: SHA-256 of that model's sizes and kind, as `architecture_digest` gives it; "" if not known.
         config: how, as plain values.
-        vitals: figures of its health; see `rome`.
+        health: figures that tell whether it is likely to do harm; None if not known.
     """
 
     updates: tuple[Update, ...]
-    request: EditRequest
+    requests: tuple[EditRequest, ...]
+    method: str = ""
     model: str = ""
+    architecture: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
-    vitals: Mapping[str, float] = field(default_factory=dict)
+    health: EditHealth | None = None
 
-    def apply(self, model: HookedTransformer) -> "AppliedEdit":
+    @classmethod
+    def of(
+        cls,
+        model: HookedTransformer,
+        requests: Sequence[EditRequest],
+        factors: Mapping[int, tuple[Float[Tensor, "d_mlp rank"], Float[Tensor, "rank d_model"]]],
+        *,
+        method: str,
+        config: Mapping[str, Any],
+        health: EditHealth,
+    ) -> "Edit":
+        """An edit computed on `model` as it is now: (left, right) by layer, with a note of what it was computed for."""
+        updates = tuple(
+            Update(layer, left.cpu(), right.cpu(), digest(output_matrix(model, layer)))
+            for layer, (left, right) in factors.items()
+        )
+        name, architecture = str(model.cfg.model_name), architecture_digest(model)
+        return cls(updates, tuple(requests), method, name, architecture, config, health)
+
+    def apply(self, model: HookedTransformer, *, strict: bool = False) -> "AppliedEdit":
         """Adds the updates to the model's weights; `revert()` of what comes back takes them away, bit for bit.
 
         Not for several threads at once on one model.
 
+        Args:
+            model: its edited matrices are changed, computed in float32 whatever their dtype.
+            strict: refuses a model whose matrices are not those that the edit was computed for (another model, dtype
+                or folding, or an earlier edit); otherwise there is an EditWarning.
+
         Raises:
             EditError: an update does not fit the model, or would make a weight infinite or NaN. No weight is changed.
         """
+        self._check_made_for(model, strict=strict)
         applied = AppliedEdit(model, self)
         whole = False
         try:
@@ -82,7 +114,7 @@ class Edit:
         return applied
 
     @contextmanager
-    def applied(self, model: HookedTransformer) -> Iterator[HookedTransformer]:
+    def applied(self, model: HookedTransformer, *, strict: bool = False) -> Iterator[HookedTransformer]:
         """`with edit.applied(model): ...` runs the body on the edited model.
 
         Afterwards the edited matrices are bit for bit what they were before, also if the body raises or is interrupted,
@@ -91,12 +123,31 @@ class Edit:
         Raises:
             EditError: as `apply`.
         """
+        self._check_made_for(model, strict=strict)
         edit = AppliedEdit(model, self)
         try:
             edit._write()
             yield model
         finally:
             edit._restore()
+
+    def _check_made_for(self, model: HookedTransformer, *, strict: bool) -> None:
+        """Warns, or raises, where the model is not the one that the edit was computed on."""
+        differences = [
+            f"layer {update.layer} was {update.made_for[:12]} and is {found[:12]}"
+            for update in self.updates
+            if update.made_for and (found := digest(output_matrix(model, update.layer))) != update.made_for
+        ]
+        if self.architecture and self.architecture != architecture_digest(model):
+            differences.insert(0, f"the architecture of {self.model} was another than that of {model.cfg.model_name}")
+        if differences:
+            message = (
+                f"The edit was computed for other weights: {'; '.join(differences)} (SHA-256). Another model, dtype or "
+                "folding, or an earlier edit can be the reason; check that the edited model says what it should."
+            )
+            if strict:
+                raise EditError(f"{message} No weight was changed.")
+            warnings.warn(message, EditWarning, stacklevel=4)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Writes the edit, and nothing of the model, as a safetensors file.
@@ -109,10 +160,13 @@ class Edit:
             tensors |= {f"{i}.left": update.left, f"{i}.right": update.right}
         facts = {
             "layers": [update.layer for update in self.updates],
-            "request": asdict(self.request),
+            "made_for": [update.made_for for update in self.updates],
+            "requests": [asdict(request) for request in self.requests],
+            "method": self.method,
             "model": self.model,
+            "architecture": self.architecture,
             "config": dict(self.config),
-            "vitals": dict(self.vitals),
+            "health": self.health and self.health.to_dict(),
         }
         save_tensors(path, tensors, kind=_KIND, facts=facts, overwrite=overwrite)
 
@@ -127,9 +181,18 @@ class Edit:
         tensors, facts = load_tensors(path, kind=_KIND)
         try:
             updates = tuple(
-                Update(layer, tensors[f"{i}.left"], tensors[f"{i}.right"]) for i, layer in enumerate(facts["layers"])
+                Update(layer, tensors[f"{i}.left"], tensors[f"{i}.right"], made_for)
+                for i, (layer, made_for) in enumerate(zip(facts["layers"], facts["made_for"], strict=True))
             )
-            edit = cls(updates, EditRequest(**facts["request"]), facts["model"], facts["config"], facts["vitals"])
+            edit = cls(
+                updates,
+                tuple(EditRequest(**request) for request in facts["requests"]),
+                facts["method"],
+                facts["model"],
+                facts["architecture"],
+                facts["config"],
+                facts["health"] and EditHealth(**facts["health"]),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"{path} is not a whole edit ({error!r}). Save or fetch it again.") from error
         for update in updates:
@@ -146,7 +209,9 @@ class Edit:
 
     def __str__(self) -> str:
         layers = ", ".join(str(update.layer) for update in self.updates)
-        return f"Edit of {self.model}, layer {layers}: {self.request.text!r} -> {self.request.target!r}"
+        more = f" and {len(self.requests) - 1} more" if len(self.requests) > 1 else ""
+        wrote = "; ".join(f"{request.text!r} -> {request.target!r}" for request in self.requests[:1])
+        return f"Edit of {self.model}, layer {layers}: {wrote}{more}"
 
 
 class AppliedEdit:
@@ -170,7 +235,7 @@ class AppliedEdit:
                 )
             self._new.append(new)
         self._old = [weight.detach().clone() for weight in self._weights]
-        self._digests = [_digest(new) for new in self._new]
+        self._digests = [digest(new) for new in self._new]
         self._reverted = False
 
     def revert(self) -> None:
@@ -182,8 +247,8 @@ class AppliedEdit:
         """
         if self._reverted:
             return
-        for weight, digest in zip(self._weights, self._digests, strict=True):
-            if _digest(weight) != digest:
+        for weight, written in zip(self._weights, self._digests, strict=True):
+            if digest(weight) != written:
                 raise EditError(
                     "The edited matrix has been changed since this edit was applied, so putting the old one back would "
                     "lose that change. Revert later edits first, in the opposite order."
@@ -203,9 +268,17 @@ class AppliedEdit:
         self._reverted = True
 
 
-def _digest(weight: Tensor | nn.Parameter) -> str:
-    """A checksum of the entries, whatever their layout and device."""
-    return hashlib.sha256(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+def finite_matrix(model: HookedTransformer, layer: int) -> nn.Parameter:
+    """The matrix that an edit of a layer changes, as `output_matrix` gives it.
+
+    Raises:
+        EditError: it has NaN or infinite entries.
+        ValueError: there is no such matrix.
+    """
+    weight = output_matrix(model, layer)
+    if not weight.isfinite().all():
+        raise EditError(f"The MLP output matrix of layer {layer} has NaN or infinite entries. Load the model again.")
+    return weight
 
 
 def as_json(config: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -61,6 +62,20 @@ def test_an_edit_of_higher_rank_is_compared_as_a_vector(tiny):
     assert (frame["share"].abs() < frame["size"] + 1e-6).all()
     same = rl.forecast_bleed_over(tiny, replace(edit, updates=tuple(parts)), PROMPTS[:1])
     assert torch.allclose(torch.tensor(same["size"]), torch.tensor(frame["size"]), rtol=1e-4)
+
+
+def test_each_prompt_is_compared_with_the_request_that_it_is_most_like(tiny):
+    """With several requests, each of their own prompts gets the whole edit at its subject."""
+    other = rl.EditRequest("{} is owned by", "Beats Music", target="Honda")
+    edit = replace(made_up(tiny), requests=(REQUEST, other))
+    frame = rl.forecast_bleed_over(tiny, edit, [REQUEST.text, other.text])
+    alone = [rl.forecast_bleed_over(tiny, replace(edit, requests=(one,)), PROMPTS[:1]) for one in (REQUEST, other)]
+    both = rl.forecast_bleed_over(tiny, edit, PROMPTS[:1])
+    for request in (REQUEST, other):
+        part = frame[frame["prompt"] == request.text].set_index("position")
+        assert abs(part["share"][subject_range(tiny, request)[1][-1]]) >= 1 - 1e-5
+    largest = pd.concat([one["share"].abs() for one in alone], axis=1).max(axis=1)
+    assert both["share"].abs().to_numpy() == pytest.approx(largest.to_numpy(), rel=1e-4)
 
 
 def test_batches_do_not_change_the_forecast(tiny):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import rome_lens as rl
+from rome_lens.files import digest
 
 REQUEST = rl.EditRequest("{} is located in the city of", "The Eiffel Tower", target="Rome")
 
@@ -21,7 +22,8 @@ def made_up(model, layers=(1,), seed: int = 0, scale: float = 1.0) -> rl.Edit:
         )
         for layer in layers
     )
-    return rl.Edit(updates, REQUEST, "gpt2", {"layer": 1}, {"key_dot_u": 0.5})
+    health = rl.EditHealth(update_norm=1.0, relative_update_norm=0.1, key_dot_u=0.5, clamped=True)
+    return rl.Edit(updates, (REQUEST,), "rome", "gpt2", config={"layer": 1}, health=health)
 
 
 def same(model, weights) -> bool:
@@ -114,7 +116,7 @@ def test_an_edit_of_another_width_is_refused(tiny, tiny_model):
 def test_an_edit_that_would_overflow_is_refused_before_any_weight_is_written(tiny, weights_of):
     before = weights_of(tiny)
     good, bad = made_up(tiny, layers=(0,)), made_up(tiny, layers=(2,), scale=1e38)
-    edit = rl.Edit((*good.updates, rl.Update(2, bad.updates[0].left * 100, bad.updates[0].right)), REQUEST)
+    edit = rl.Edit((*good.updates, rl.Update(2, bad.updates[0].left * 100, bad.updates[0].right)), (REQUEST,))
     with pytest.raises(rl.EditError, match="layer 2 infinite or NaN. No weight was changed"):
         edit.apply(tiny)
     assert same(tiny, before)
@@ -129,14 +131,10 @@ def test_saved_and_loaded_edits_are_alike(tiny, tmp_path):
     edit = made_up(tiny, layers=(0, 2))
     edit.save(tmp_path / "edit.safetensors")
     loaded = rl.Edit.load(tmp_path / "edit.safetensors")
-    assert (loaded.request, loaded.model, loaded.config, loaded.vitals) == (
-        edit.request,
-        edit.model,
-        edit.config,
-        edit.vitals,
-    )
+    for name in ("requests", "method", "model", "architecture", "config", "health"):
+        assert getattr(loaded, name) == getattr(edit, name)
     for ours, theirs in zip(loaded.updates, edit.updates, strict=True):
-        assert ours.layer == theirs.layer
+        assert (ours.layer, ours.made_for) == (theirs.layer, theirs.made_for)
         assert torch.equal(ours.left, theirs.left)
         assert torch.equal(ours.right, theirs.right)
 
@@ -148,7 +146,7 @@ def test_save_refuses_an_existing_file_and_keeps_it(tiny, tmp_path):
         made_up(tiny).save(path)
     assert path.read_text() == "mine"
     made_up(tiny).save(path, overwrite=True)
-    assert rl.Edit.load(path).request == REQUEST
+    assert rl.Edit.load(path).requests == (REQUEST,)
 
 
 def test_truncated_foreign_and_missing_files_are_refused(tiny, tmp_path):
@@ -160,14 +158,40 @@ def test_truncated_foreign_and_missing_files_are_refused(tiny, tmp_path):
         with pytest.raises(rl.FormatError, match="damaged or is not a safetensors file"):
             rl.Edit.load(path)
     rl.KeyCovariance.from_matrix(torch.eye(4), layer=0, tokens=10).save(path, overwrite=True)
-    with pytest.raises(rl.FormatError, match="holds 'rome_lens key covariance 1', expected a 'rome_lens edit 1'"):
+    with pytest.raises(rl.FormatError, match="holds 'rome_lens key covariance 1', expected a 'rome_lens edit 2'"):
         rl.Edit.load(path)
     with pytest.raises(FileNotFoundError, match="There is no file"):
         rl.Edit.load(tmp_path / "none.safetensors")
 
 
 def test_factors_that_do_not_fit_together_are_refused(tiny, tmp_path):
-    edit = rl.Edit((rl.Update(0, torch.ones(8, 1), torch.full((1, 4), float("inf"))),), REQUEST)
+    edit = rl.Edit((rl.Update(0, torch.ones(8, 1), torch.full((1, 4), float("inf"))),), (REQUEST,))
     edit.save(tmp_path / "edit.safetensors")
     with pytest.raises(rl.FormatError, match="expected finite float32 matrices"):
         rl.Edit.load(tmp_path / "edit.safetensors")
+
+
+def made_on(model) -> rl.Edit:
+    made = made_up(model)
+    factors = {update.layer: (update.left, update.right) for update in made.updates}
+    return rl.Edit.of(model, [REQUEST], factors, method="rome", config={}, health=made.health)
+
+
+def test_an_edit_knows_the_weights_it_was_computed_for(tiny, weights_of):
+    """No warning on the model itself; on another one a warning with both checksums, or a refusal."""
+    edit, before = made_on(tiny), weights_of(tiny)
+    made_for = edit.updates[0].made_for
+    with edit.applied(tiny, strict=True):
+        found = digest(tiny.blocks[1].mlp.W_out)
+        with pytest.warns(rl.EditWarning, match=f"layer 1 was {made_for[:12]} and is {found[:12]}"):
+            edit.apply(tiny).revert()
+        with pytest.raises(rl.EditError, match="computed for other weights"):
+            edit.apply(tiny, strict=True)
+        assert digest(tiny.blocks[1].mlp.W_out) == found
+    assert same(tiny, before)
+
+
+def test_another_architecture_of_the_same_width_is_named(tiny_model):
+    edit = made_on(tiny_model("llama"))
+    with pytest.warns(rl.EditWarning, match="architecture of .* was another"):
+        edit.apply(tiny_model("llama-gqa")).revert()

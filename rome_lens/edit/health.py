@@ -1,0 +1,107 @@
+"""Is an edit likely to harm the model? The figures that tell, and where they become alarming."""
+
+import warnings
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rome_lens.errors import EditError, EditWarning
+
+OnUnhealthy = Literal["warn", "raise", "ignore"]
+
+LEAST_KEY_SHARE = 0.1
+MOST_RELATIVE_NORM = 0.5
+LEAST_TARGET_PROBABILITY = 0.5
+MOST_ESSENCE_KL = 1.0
+MOST_CONDITION_NUMBER = 1 / torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class EditHealth:
+    """Figures of one computation of an edit; None where a method has no such figure.
+
+    Of an edit of several requests, each is the worst among them.
+
+    Attributes:
+        update_norm: Frobenius norm of the update; of several layers, the largest.
+        relative_update_norm: the same over the weight's own norm. Edits that disable a model have much larger updates
+            than others (Gupta et al. 2024, arXiv 2403.07175, section 3).
+        key_share: (k . u) / (k* . u), how much of the mean key's share the key has that Eq. 2 divides by; 1 if they
+            are the same key. Edits that collapse a model have one near 0.01 (Yang et al. 2024, arXiv 2406.11263).
+        key_dot_u: the cosine between that key and u.
+        target_probability: of the target when the search for v* ended (geometric mean over tokens and contexts).
+        nll: first part of Eq. 4 at the end: minus the logarithm of `target_probability`.
+        kl: second part, in nats, before its factor: how far the next token after "{subject} is a" moved.
+        weight_decay: the norm penalty at the end, with its factor.
+        steps: gradient steps until the search ended.
+        clamped: whether the last step ran into the bound on |delta|.
+        condition_number: of the covariance; beyond 1 / epsilon of float32, in which it is kept, C^-1 is mostly
+            rounding (Higham 2002, section 7.2).
+    """
+
+    update_norm: float
+    relative_update_norm: float
+    key_share: float | None = None
+    key_dot_u: float | None = None
+    target_probability: float | None = None
+    nll: float | None = None
+    kl: float | None = None
+    weight_decay: float | None = None
+    steps: int | None = None
+    clamped: bool | None = None
+    condition_number: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and (isinstance(value, str) or not isinstance(value, int | float)):
+                raise TypeError(f"The figure {field.name!r} of an edit's health is {value!r}, expected a number.")
+
+    @property
+    def problems(self) -> list[str]:
+        """What is alarming, a sentence each; empty for a healthy edit."""
+        found = []
+        if self.relative_update_norm > MOST_RELATIVE_NORM:
+            found.append(
+                f"the update is {self.relative_update_norm:.2f} of the weight's norm (at most {MOST_RELATIVE_NORM})"
+            )
+        if self.key_share is not None and self.key_share < LEAST_KEY_SHARE:
+            found.append(
+                f"Eq. 2 divides by {self.key_share:.3f} of the mean key's share (at least {LEAST_KEY_SHARE}): the key "
+                "of the bare prompt is unlike those in contexts; RomeConfig(consistent=True) uses one key"
+            )
+        if self.target_probability is not None and self.target_probability < LEAST_TARGET_PROBABILITY:
+            found.append(
+                f"the target got a probability of {self.target_probability:.2f} only (at least "
+                f"{LEAST_TARGET_PROBABILITY}): more steps, a larger clamp_norm_factor or another layer may help"
+            )
+        if self.kl is not None and self.kl > MOST_ESSENCE_KL:
+            found.append(f"what the subject is has moved by {self.kl:.2f} nats (at most {MOST_ESSENCE_KL})")
+        if self.condition_number is not None and self.condition_number > MOST_CONDITION_NUMBER:
+            found.append(
+                f"the covariance's condition number is {self.condition_number:.1e} (at most "
+                f"{MOST_CONDITION_NUMBER:.1e}): collect it from more text, or shrink it"
+            )
+        return found
+
+    def to_dict(self) -> dict[str, float | int | bool]:
+        """The figures that there are."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def update_norms(change: Tensor, weight: Tensor) -> dict[str, Any]:
+    """The first two figures of EditHealth, for a change [d_mlp, d_model] of a weight."""
+    norm = change.float().norm()
+    return {"update_norm": norm.item(), "relative_update_norm": (norm / weight.detach().float().norm()).item()}
+
+
+def report_problems(health: EditHealth, on_unhealthy: OnUnhealthy, *, edit: object, stacklevel: int = 3) -> None:
+    """Warns of an unhealthy edit (`stacklevel` calls up), refuses it with an EditError, or lets it pass."""
+    if on_unhealthy == "ignore" or not health.problems:
+        return
+    message = f"{edit} may do harm: {'; '.join(health.problems)}."
+    if on_unhealthy == "raise":
+        raise EditError(f"{message} No weight was changed.")
+    warnings.warn(message, EditWarning, stacklevel=stacklevel)
