@@ -8,6 +8,8 @@ from rome_lens.edit.rome import RomeConfig, rome
 from rome_lens.edit.weights import AppliedEdit, Edit, Update
 from rome_lens.errors import CovarianceError, EditError, EditWarning, FormatError, UnavailableError
 from rome_lens.evaluate.counterfact import evaluate, score_record
+from rome_lens.evaluate.perplexity import perplexity
+from rome_lens.evaluate.sequence import EditSequence, StopRule, load_sequence, rome_sequence
 from rome_lens.evaluate.summary import summarize
 from rome_lens.facts import EditRecord, EditRequest, Fact
 from rome_lens.loading import load_model
@@ -26,7 +28,7 @@ from rome_lens.locate.store import TracedFacts, load_traces, trace_facts
 from rome_lens.locate.trace import CausalTrace
 from rome_lens.locate.tracing import causal_trace
 from rome_lens.models import optimize_layout
-from rome_lens.plots import plot_average_effects, plot_robustness, plot_scores, plot_trace
+from rome_lens.plots import plot_average_effects, plot_robustness, plot_scores, plot_sequence, plot_trace
 from rome_lens.version import __version__
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "EditHealth",
     "EditRecord",
     "EditRequest",
+    "EditSequence",
     "EditWarning",
     "Fact",
     "FormatError",
@@ -46,6 +49,7 @@ __all__ = [
     "MultivariateGaussianNoise",
     "RomeConfig",
     "State",
+    "StopRule",
     "StudentNoise",
     "TokenReplacement",
     "TracedFacts",
@@ -62,15 +66,19 @@ __all__ = [
     "load_counterfact",
     "load_known_facts",
     "load_model",
+    "load_sequence",
     "load_traces",
     "optimize_layout",
+    "perplexity",
     "plot_average_effects",
     "plot_robustness",
     "plot_scores",
+    "plot_sequence",
     "plot_trace",
     "restore_states",
     "robustness_report",
     "rome",
+    "rome_sequence",
     "same_length_subject",
     "sample_contexts",
     "score_record",

@@ -77,6 +77,18 @@ def output_matrix(model: HookedTransformer, layer: int) -> nn.Parameter:
     return weight
 
 
+@contextmanager
+def kept_output_matrix(model: HookedTransformer, layer: int) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
+    """Gives a copy of the MLP output matrix, which is written back at the end, whatever the body did or raised."""
+    weight = output_matrix(model, layer)
+    original = weight.detach().clone()
+    try:
+        yield original
+    finally:
+        with torch.no_grad():
+            weight.copy_(original)
+
+
 def mlp_output(model: HookedTransformer, layer: int, key: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "*n d_model"]:
     """What the MLP of `layer` answers to a key, in float32: key @ W_out + b_out."""
     bias = model.blocks[layer].mlp.b_out.detach().float()

@@ -41,7 +41,7 @@ def mean_log_probabilities(
     inputs = [text.ids[:-1] for text, _ in encoded]
     row_of = _rows_to_run(inputs)
     result = torch.empty(len(encoded))
-    for batch in _batches(sorted(set(row_of.values()), key=len), tokens_per_batch):
+    for batch in batches(sorted(set(row_of.values()), key=len), tokens_per_batch):
         numbers = {row: i for i, row in enumerate(batch)}
         here = [(i, numbers[row_of[ids]]) for i, ids in enumerate(inputs) if row_of[ids] in numbers]
         tokens, mask = pad(batch)
@@ -67,7 +67,7 @@ def _rows_to_run(inputs: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], tup
     return row_of
 
 
-def _batches(rows: Sequence[tuple[int, ...]], tokens: int) -> list[list[tuple[int, ...]]]:
+def batches(rows: Sequence[tuple[int, ...]], tokens: int) -> list[list[tuple[int, ...]]]:
     """Consecutive rows, so many that their padded batch holds at most `tokens` tokens (one row at least)."""
     batches: list[list[tuple[int, ...]]] = []
     for row in rows:
