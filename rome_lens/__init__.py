@@ -3,6 +3,7 @@
 from rome_lens.datasets import load_builtin_records, load_counterfact, load_known_facts
 from rome_lens.edit.contexts import sample_contexts
 from rome_lens.edit.covariance import KeyCovariance, collect_covariance
+from rome_lens.edit.finetune import FinetuneConfig, finetune
 from rome_lens.edit.health import EditHealth
 from rome_lens.edit.rome import RomeConfig, rome
 from rome_lens.edit.weights import AppliedEdit, Edit, Update
@@ -43,6 +44,7 @@ __all__ = [
     "EditSequence",
     "EditWarning",
     "Fact",
+    "FinetuneConfig",
     "FormatError",
     "GaussianNoise",
     "KeyCovariance",
@@ -62,6 +64,7 @@ __all__ = [
     "causal_trace",
     "collect_covariance",
     "evaluate",
+    "finetune",
     "load_builtin_records",
     "load_counterfact",
     "load_known_facts",

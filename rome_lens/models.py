@@ -236,10 +236,10 @@ def run_blocks(
     start: int,
     stop: int,
     *,
-    past: Mapping[int, PastState],
+    past: Mapping[int, PastState] | None = None,
     mask: Int[Tensor, "batch past_and_pos"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Runs blocks `start` to `stop` (exclusive) on residual states whose earlier positions are in `past`.
+    """Runs blocks `start` to `stop` (exclusive) on residual states whose earlier positions, if any, are in `past`.
 
     `mask` is 0 where `past` is left-padded or `residual` is right-padded. Differentiable.
     """
