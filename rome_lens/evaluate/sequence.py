@@ -255,13 +255,13 @@ def _tables(rows: Mapping[tuple[str, int], Any], done: int, stopped: str) -> Edi
     base = [row for (kind, _), row in sorted(rows.items()) if kind == "base"]
     scores = {0: base} | {number: row for (kind, number), row in sorted(rows.items()) if kind == "scores"}
     checkpoints = [
-        {"edits": number, "perplexity": rows.get(("perplexity", number)), "norm_growth": growth[number]}
+        {"edits": number, "perplexity": float(rows.get(("perplexity", number), "nan")), "norm_growth": growth[number]}
         | _summary(each)
         | pd.DataFrame(base[: len(each)]).mean().add_prefix("base_").to_dict()
         for number, each in scores.items()
-        if number <= done
+        if number <= done and each
     ]
-    return EditSequence(pd.DataFrame(table), pd.DataFrame(checkpoints).astype({"perplexity": float}), stopped)
+    return EditSequence(pd.DataFrame(table), pd.DataFrame(checkpoints), stopped)
 
 
 def _summary(scores: Sequence[Mapping[str, float]]) -> dict[str, Any]:
