@@ -5,6 +5,7 @@ from rome_lens.edit.batch import alphaedit, emmet, memit
 from rome_lens.edit.config import AlphaEditConfig, EmmetConfig, MemitConfig, RomeConfig
 from rome_lens.edit.contexts import sample_contexts
 from rome_lens.edit.covariance import KeyCovariance, collect_covariance
+from rome_lens.edit.finetune import FinetuneConfig, finetune
 from rome_lens.edit.forecast import forecast_bleed_over, strongest_bleed_over
 from rome_lens.edit.forensics import recover_updates, weight_changes
 from rome_lens.edit.health import EditHealth
@@ -14,6 +15,8 @@ from rome_lens.edit.weights import AppliedEdit, Edit, Update
 from rome_lens.errors import CovarianceError, EditError, EditWarning, FormatError, UnavailableError
 from rome_lens.evaluate.compare import ModelComparison, compare_models
 from rome_lens.evaluate.counterfact import evaluate, score_record, score_records
+from rome_lens.evaluate.perplexity import perplexity
+from rome_lens.evaluate.sequence import EditSequence, StopRule, load_sequence, rome_sequence
 from rome_lens.evaluate.summary import summarize
 from rome_lens.facts import EditRecord, EditRequest, Fact
 from rome_lens.loading import load_model
@@ -38,6 +41,7 @@ from rome_lens.plots import (
     plot_comparison,
     plot_robustness,
     plot_scores,
+    plot_sequence,
     plot_trace,
 )
 from rome_lens.version import __version__
@@ -52,9 +56,11 @@ __all__ = [
     "EditHealth",
     "EditRecord",
     "EditRequest",
+    "EditSequence",
     "EditWarning",
     "EmmetConfig",
     "Fact",
+    "FinetuneConfig",
     "FormatError",
     "GaussianNoise",
     "KeyCovariance",
@@ -64,6 +70,7 @@ __all__ = [
     "MultivariateGaussianNoise",
     "RomeConfig",
     "State",
+    "StopRule",
     "StudentNoise",
     "TokenReplacement",
     "TracedFacts",
@@ -79,25 +86,30 @@ __all__ = [
     "compare_models",
     "emmet",
     "evaluate",
+    "finetune",
     "forecast_bleed_over",
     "load_builtin_records",
     "load_counterfact",
     "load_known_facts",
     "load_model",
+    "load_sequence",
     "load_traces",
     "memit",
     "memit_targets",
     "optimize_layout",
+    "perplexity",
     "plot_average_effects",
     "plot_bleed_over",
     "plot_comparison",
     "plot_robustness",
     "plot_scores",
+    "plot_sequence",
     "plot_trace",
     "recover_updates",
     "restore_states",
     "robustness_report",
     "rome",
+    "rome_sequence",
     "same_length_subject",
     "sample_contexts",
     "score_record",

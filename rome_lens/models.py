@@ -82,6 +82,18 @@ def output_matrix(model: HookedTransformer, layer: int) -> nn.Parameter:
     return weight
 
 
+@contextmanager
+def kept_output_matrix(model: HookedTransformer, layer: int) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
+    """Gives a copy of the MLP output matrix, which is written back at the end, whatever the body did or raised."""
+    weight = output_matrix(model, layer)
+    original = weight.detach().clone()
+    try:
+        yield original
+    finally:
+        with torch.no_grad():
+            weight.copy_(original)
+
+
 def mlp_output(model: HookedTransformer, layer: int, key: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "*n d_model"]:
     """What the MLP of `layer` answers to a key, in float32: key @ W_out + b_out."""
     bias = model.blocks[layer].mlp.b_out.detach().float()
@@ -254,10 +266,10 @@ def run_blocks(
     start: int,
     stop: int,
     *,
-    past: Mapping[int, PastState],
+    past: Mapping[int, PastState] | None = None,
     mask: Int[Tensor, "batch past_and_pos"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Runs blocks `start` to `stop` (exclusive) on residual states whose earlier positions are in `past`.
+    """Runs blocks `start` to `stop` (exclusive) on residual states whose earlier positions, if any, are in `past`.
 
     `mask` is 0 where `past` is left-padded or `residual` is right-padded. Differentiable.
     """

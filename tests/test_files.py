@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import save_file
 
 from rome_lens.errors import FormatError
-from rome_lens.files import check_new_file, load_json, load_tensors, new_file, save_tensors
+from rome_lens.files import (
+    append_line,
+    check_new_file,
+    load_json,
+    load_tensors,
+    new_file,
+    read_lines,
+    save_tensors,
+)
 
 TENSORS = {"u": torch.arange(6.0).reshape(2, 3), "v": torch.tensor([1.5, -2.5], dtype=torch.float64)}
 FACTS = {"layer": 5, "name": "Élysée", "list": [1, 2.5, None]}
@@ -209,3 +217,25 @@ def test_truncated_or_foreign_json_is_refused(tmp_path, content):
 def test_missing_json_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file .*, expected a JSON file"):
         load_json(tmp_path / "a.json")
+
+
+def test_lines_come_back_in_order_and_a_cut_off_one_is_cut_off_the_file(tmp_path):
+    path = tmp_path / "deep" / "rows.jsonl"
+    options = {"read": lambda entry: entry["n"], "first_key": "n", "what": "row"}
+    assert read_lines(path, **options) == []
+    for n in (1, 2.5, "Évry"):
+        append_line(path, {"n": n})
+    whole = path.read_bytes()
+    for end in (b'{"', b'{"n": [1, ', b'{"n": 3}'):
+        path.write_bytes(whole + end)
+        assert read_lines(path, **options) == [1, 2.5, "Évry"]
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [b"mine", b'{"m": 1}\n', b'{"n": 1}\nmine\n{"n": 2', b'{"n": 1}\n\xff\n'])
+def test_another_file_of_lines_is_refused_and_kept(tmp_path, content):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match="Choose another file"):
+        read_lines(path, lambda entry: entry["n"], first_key="n", what="row")
+    assert path.read_bytes() == content

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from rome_lens.edit.key import mlp_keys
 from rome_lens.errors import CovarianceError, FormatError
 from rome_lens.files import load_tensors, save_tensors
 from rome_lens.models import bos_token, check_layer, output_matrix
-from rome_lens.tokens import pad
+from rome_lens.tokens import pad, token_pieces
 
 _KIND = "rome_lens key covariance 1"
 _PROBE_LENGTH = 16
@@ -199,7 +199,7 @@ def collect_covariance(
     if tokens < 1 or length < 1:
         raise ValueError(f"tokens is {tokens} and sequence_length {sequence_length}, expected numbers from 1 on.")
     sums = {layer: torch.zeros(model.cfg.d_mlp, model.cfg.d_mlp, dtype=torch.float64) for layer in layers}
-    pieces = _pieces(model, [texts] if isinstance(texts, str) else texts, length, tokens)
+    pieces = token_pieces(model, [texts] if isinstance(texts, str) else texts, length, tokens)
     before = bos_token(model)
     done = 0
     with tqdm(total=tokens, desc=f"covariance, layers {layers}", unit="token", disable=not progress) as bar:
@@ -231,21 +231,6 @@ def collect_covariance(
         )
         for layer in layers
     }
-
-
-def _pieces(model: HookedTransformer, texts: Iterable[str], length: int, tokens: int) -> Iterator[list[int]]:
-    """Rows of `length` token ids, `tokens` in all; the last may be shorter."""
-    waiting: list[int] = []
-    for text in texts:
-        waiting += model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        while len(waiting) >= length and tokens > 0:
-            piece, waiting = waiting[: min(length, tokens)], waiting[length:]
-            tokens -= len(piece)
-            yield piece
-        if tokens <= 0:
-            return
-    if waiting:
-        yield waiting[:tokens]
 
 
 @torch.no_grad()
