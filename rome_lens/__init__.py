@@ -1,11 +1,13 @@
 """Locate, edit and evaluate factual associations on TransformerLens models (ROME, Meng et al. 2022)."""
 
 from rome_lens.datasets import load_builtin_records, load_counterfact, load_known_facts
+from rome_lens.edit.applying import AppliedEdit
 from rome_lens.edit.contexts import sample_contexts
 from rome_lens.edit.covariance import KeyCovariance, collect_covariance
 from rome_lens.edit.health import EditHealth
 from rome_lens.edit.rome import RomeConfig, rome
-from rome_lens.edit.weights import AppliedEdit, Edit, Update
+from rome_lens.edit.update import Update
+from rome_lens.edit.weights import Edit
 from rome_lens.errors import CovarianceError, EditError, EditWarning, FormatError, UnavailableError
 from rome_lens.evaluate.counterfact import evaluate, score_record
 from rome_lens.evaluate.summary import summarize
