@@ -4,13 +4,14 @@ Each record is edited alone, and the weights are put back after it. `--records` 
 the facts that ship with the package are used.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import rome_lens as rl
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
 
-PRESETS = {"consistent": rl.RomeConfig, "reference": rl.RomeConfig.reference}
+PRESETS: dict[str, Callable[[], rl.RomeConfig]] = {"consistent": rl.RomeConfig, "reference": rl.RomeConfig.reference}
 
 
 def main() -> None:

@@ -2,14 +2,20 @@
 
 from rome_lens.datasets import load_builtin_records, load_counterfact, load_known_facts
 from rome_lens.edit.applying import AppliedEdit
+from rome_lens.edit.batch import alphaedit, emmet, memit
+from rome_lens.edit.config import AlphaEditConfig, EmmetConfig, MemitConfig, RomeConfig
 from rome_lens.edit.contexts import sample_contexts
 from rome_lens.edit.covariance import KeyCovariance, collect_covariance
+from rome_lens.edit.forecast import forecast_bleed_over, strongest_bleed_over
+from rome_lens.edit.forensics import recover_updates, weight_changes
 from rome_lens.edit.health import EditHealth
-from rome_lens.edit.rome import RomeConfig, rome
+from rome_lens.edit.rome import rome
+from rome_lens.edit.targets import MemitTargets, memit_targets
 from rome_lens.edit.update import Update
 from rome_lens.edit.weights import Edit
 from rome_lens.errors import CovarianceError, EditError, EditWarning, FormatError, UnavailableError
-from rome_lens.evaluate.counterfact import evaluate, score_record
+from rome_lens.evaluate.compare import ModelComparison, compare_models
+from rome_lens.evaluate.counterfact import evaluate, score_record, score_records
 from rome_lens.evaluate.summary import summarize
 from rome_lens.facts import EditRecord, EditRequest, Fact
 from rome_lens.loading import load_model
@@ -28,10 +34,18 @@ from rome_lens.locate.store import TracedFacts, load_traces, trace_facts
 from rome_lens.locate.trace import CausalTrace
 from rome_lens.locate.tracing import causal_trace
 from rome_lens.models import optimize_layout
-from rome_lens.plots import plot_average_effects, plot_robustness, plot_scores, plot_trace
+from rome_lens.plots import (
+    plot_average_effects,
+    plot_bleed_over,
+    plot_comparison,
+    plot_robustness,
+    plot_scores,
+    plot_trace,
+)
 from rome_lens.version import __version__
 
 __all__ = [
+    "AlphaEditConfig",
     "AppliedEdit",
     "CausalTrace",
     "CovarianceError",
@@ -41,10 +55,14 @@ __all__ = [
     "EditRecord",
     "EditRequest",
     "EditWarning",
+    "EmmetConfig",
     "Fact",
     "FormatError",
     "GaussianNoise",
     "KeyCovariance",
+    "MemitConfig",
+    "MemitTargets",
+    "ModelComparison",
     "MultivariateGaussianNoise",
     "RomeConfig",
     "State",
@@ -55,27 +73,39 @@ __all__ = [
     "UniformNoise",
     "Update",
     "__version__",
+    "alphaedit",
     "average_effects",
     "average_total_effect",
     "causal_trace",
     "collect_covariance",
+    "compare_models",
+    "emmet",
     "evaluate",
+    "forecast_bleed_over",
     "load_builtin_records",
     "load_counterfact",
     "load_known_facts",
     "load_model",
     "load_traces",
+    "memit",
+    "memit_targets",
     "optimize_layout",
     "plot_average_effects",
+    "plot_bleed_over",
+    "plot_comparison",
     "plot_robustness",
     "plot_scores",
     "plot_trace",
+    "recover_updates",
     "restore_states",
     "robustness_report",
     "rome",
     "same_length_subject",
     "sample_contexts",
     "score_record",
+    "score_records",
+    "strongest_bleed_over",
     "summarize",
     "trace_facts",
+    "weight_changes",
 ]

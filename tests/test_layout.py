@@ -10,7 +10,7 @@ import pytest
 import rome_lens
 
 PACKAGE = Path(rome_lens.__file__).parent
-BASE = {"errors", "files", "models", "tokens", "facts", "loading", "datasets", "intervals", "version"}
+BASE = {"errors", "files", "models", "tokens", "facts", "loading", "datasets", "intervals", "memory", "version"}
 MAY_IMPORT = {
     "locate": BASE | {"locate", "plots"},
     "edit": BASE | {"edit"},
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "errors": set(),
     "version": set(),
     "intervals": set(),
+    "memory": set(),
     "tokens": {"models"},
     "facts": {"tokens", "models", "errors"},
     "loading": {"errors", "models", "files"},

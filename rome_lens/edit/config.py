@@ -1,23 +1,18 @@
-"""The numbers of a ROME edit, each with its source."""
+"""The numbers of the edits, each with its source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rome_lens.edit.contexts import check_contexts
+from transformer_lens import HookedTransformer
+
+from rome_lens.edit.contexts import check_contexts, sample_contexts
 
 
-@dataclass(frozen=True)
-class RomeConfig:
-    """The numbers of an edit: those of the authors' GPT-2 XL runs (kmeng01/rome@0874014, hparams), but for contexts.
-
-    Five contexts, as in the authors' later code (kmeng01/memit), instead of twenty: k* is their mean, in which the bare
-    prompt then weighs enough to be changed too when its key is unlike the others, as keys of a text's first tokens are.
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """The numbers of the search for v* (Eq. 4): those of the authors' GPT-2 XL runs (kmeng01/rome@0874014, hparams).
 
     Attributes:
-        layer: the block to edit; None: the layer of the covariance.
-        consistent: one k*, the mean over the contexts, on both sides of Eq. 2 (r-ROME, Gupta et al. 2024, arXiv
-            2403.07175). False: the mean key on the left and the bare prompt's key on the right, as the authors'
-            released code has it; its edits can blow up when the two differ.
         contexts: context templates, "{}" first; None: sampled from the model.
         context_lengths: (tokens, how many) of the contexts to sample.
         seed: of that sampling.
@@ -29,8 +24,6 @@ class RomeConfig:
         early_stop_loss: the search stops below this loss (5e-2 in compute_v).
     """
 
-    layer: int | None = None
-    consistent: bool = True
     contexts: Sequence[str] | None = None
     context_lengths: Sequence[tuple[int, int]] = ((10, 5),)
     seed: int = 0
@@ -44,11 +37,104 @@ class RomeConfig:
     def __post_init__(self) -> None:
         if self.contexts is not None:
             check_contexts(self.contexts)
-        for name in ("steps", "learning_rate", "clamp_norm_factor"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0.")
+        _check_positive(self, "steps", "learning_rate", "clamp_norm_factor")
+
+    def contexts_for(self, model: HookedTransformer) -> tuple[str, ...]:
+        """The contexts, sampled from the model if they are not given."""
+        if self.contexts is None:
+            return sample_contexts(model, self.context_lengths, seed=self.seed)
+        return tuple(self.contexts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RomeConfig(SearchConfig):
+    """The numbers of ROME. The other attributes are those of SearchConfig.
+
+    Five contexts, as in the authors' later code (kmeng01/memit), instead of twenty: k* is their mean, in which the bare
+    prompt then weighs enough to be changed too when its key is unlike the others, as keys of a text's first tokens are.
+
+    Attributes:
+        layer: the block to edit; None: the layer of the covariance.
+        consistent: one k*, the mean over the contexts, on both sides of Eq. 2 (r-ROME, Gupta et al. 2024, arXiv
+            2403.07175). False: the mean key on the left and the bare prompt's key on the right, as the authors'
+            released code has it; its edits can blow up when the two differ.
+    """
+
+    layer: int | None = None
+    consistent: bool = True
 
     @classmethod
     def reference(cls, layer: int | None = None, *, contexts: Sequence[str] | None = None) -> "RomeConfig":
         """Step for step what the authors' released code does (kmeng01/rome@0874014, rome/)."""
         return cls(layer=layer, contexts=contexts, context_lengths=((5, 10), (10, 10)), consistent=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig(SearchConfig):
+    """What MEMIT, EMMET and AlphaEdit share. The other attributes are those of SearchConfig.
+
+    The search is that of the authors' GPT-J runs (kmeng01/memit, hparams/MEMIT): 25 steps, and a bound of 0.75 times
+    the norm of the residual state, which is searched instead of the MLP's output.
+
+    Attributes:
+        layers: the blocks to edit; None: those of the covariances. The last one's state is what is searched.
+    """
+
+    layers: Sequence[int] | None = None
+    steps: int = 25
+    clamp_norm_factor: float = 0.75
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
+            raise ValueError(f"layers is {list(self.layers)}, expected one block or more, each once and ascending.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemitConfig(BatchConfig):
+    """The numbers of MEMIT. The other attributes are those of BatchConfig and SearchConfig.
+
+    Attributes:
+        covariance_weight: lambda, how much C weighs against one request (mom2_update_weight: 15,000 for GPT-J and
+            Llama 3, 20,000 for GPT-2 XL and NeoX). It has no unit: C is a mean over keys.
+    """
+
+    covariance_weight: float = 15_000.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "covariance_weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmmetConfig(BatchConfig):
+    """The numbers of EMMET: those of BatchConfig and SearchConfig, no other, since its constraints hold exactly.
+
+    The authors' code (scalable-model-editing/unified-model-editing) adds 0.1 I to K^T C^-1 K of a batch, with C scaled
+    by 10,000. That is no longer an equality: it is MEMIT with `covariance_weight=1000`.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaEditConfig(BatchConfig):
+    """The numbers of AlphaEdit (jianghoucheng/AlphaEdit, hparams). The other attributes are those of BatchConfig.
+
+    Attributes:
+        null_space_threshold: directions in which C's eigenvalue, the mean square of keys, is below it may be written
+            to (nullspace_threshold: 2e-2 in the code, 1e-2 in the paper). In the unit of squared keys, so
+            that it depends on the model.
+        ridge: of the update's own norm, also in that unit (L2: 10 in the code, 1 in the paper).
+    """
+
+    null_space_threshold: float = 2e-2
+    ridge: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "null_space_threshold", "ridge")
+
+
+def _check_positive(config: object, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} is {getattr(config, name)}, expected a number above 0.")

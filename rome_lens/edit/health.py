@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -92,17 +92,17 @@ class EditHealth:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def update_norms(change: Tensor, weight: Tensor) -> dict[str, float]:
+def update_norms(change: Tensor, weight: Tensor) -> dict[str, Any]:
     """The first two figures of EditHealth, for a change [d_mlp, d_model] of a weight."""
     norm = change.float().norm()
     return {"update_norm": norm.item(), "relative_update_norm": (norm / weight.detach().float().norm()).item()}
 
 
-def report_problems(health: EditHealth, on_unhealthy: OnUnhealthy, *, edit: object) -> None:
-    """Warns of an unhealthy edit, refuses it with an EditError, or lets it pass."""
+def report_problems(health: EditHealth, on_unhealthy: OnUnhealthy, *, edit: object, stacklevel: int = 3) -> None:
+    """Warns of an unhealthy edit (`stacklevel` calls up), refuses it with an EditError, or lets it pass."""
     if on_unhealthy == "ignore" or not health.problems:
         return
     message = f"{edit} may do harm: {'; '.join(health.problems)}."
     if on_unhealthy == "raise":
         raise EditError(f"{message} No weight was changed.")
-    warnings.warn(message, EditWarning, stacklevel=3)
+    warnings.warn(message, EditWarning, stacklevel=stacklevel)

@@ -4,19 +4,17 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 
-import torch
 from transformer_lens import HookedTransformer
 
 from rome_lens.edit.config import RomeConfig
-from rome_lens.edit.contexts import sample_contexts
 from rome_lens.edit.covariance import KeyCovariance
 from rome_lens.edit.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.key import subject_keys
-from rome_lens.edit.value import optimise_value
-from rome_lens.edit.weights import Edit, as_json
+from rome_lens.edit.value import optimise_value, search_figures
+from rome_lens.edit.weights import Edit, as_json, finite_matrix
 from rome_lens.errors import EditError
 from rome_lens.facts import EditRequest
-from rome_lens.models import mlp_output, output_matrix
+from rome_lens.models import mlp_output
 
 SHIPPED_COVARIANCES = {"smollm2-135m": "smollm2-135m.covariance.safetensors"}
 """Models that `rome` needs no covariance for, by name, and the file in the package's data folder."""
@@ -76,13 +74,9 @@ def rome(
     config = RomeConfig() if config is None else config
     covariance = shipped_covariance(model) if covariance is None else covariance
     layer = covariance.layer if config.layer is None else config.layer
-    weight = output_matrix(model, layer)
-    if not weight.isfinite().all():
-        raise EditError(f"The MLP output matrix of layer {layer} has NaN or infinite entries. Load the model again.")
+    weight = finite_matrix(model, layer)
     covariance.check(model, layer)
-    contexts = config.contexts
-    if contexts is None:
-        contexts = sample_contexts(model, config.context_lengths, seed=config.seed)
+    contexts = config.contexts_for(model)
 
     keys = subject_keys(model, layer, request, contexts)
     mean_key = keys.mean(0)
@@ -99,17 +93,12 @@ def rome(
         )
     health = EditHealth(
         **update_norms(left[:, None] @ right[None], weight),
+        **search_figures([value]),
         key_share=(divisor / (mean_key @ left)).item(),
         key_dot_u=(divisor / key.norm()).item(),
-        target_probability=torch.tensor(-value.nll).exp().item(),
-        nll=value.nll,
-        kl=value.kl,
-        weight_decay=value.weight_decay,
-        steps=value.steps,
-        clamped=value.clamped,
         condition_number=covariance.condition_number,
     )
-    used = as_json(replace(config, layer=layer, contexts=tuple(contexts)))
+    used = as_json(replace(config, layer=layer, contexts=contexts))
     factors = {layer: (left[:, None], right[None])}
     edit = Edit.of(model, [request], factors, method="rome", config=used, health=health)
     report_problems(health, on_unhealthy, edit=edit)

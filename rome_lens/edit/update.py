@@ -55,6 +55,10 @@ class Update:
         change = self.left.to(weight.device) @ self.right.to(weight.device)
         return (weight.float() + change).to(weight.dtype)
 
+    def negated(self) -> "Update":
+        """What takes this update away again, up to rounding."""
+        return Update(self.layer, -self.left, self.right)
+
     def joined(self, later: "Update") -> "Update":
         """Both updates of one matrix as one, of the sum of their ranks, made for what this one was made for."""
         left, right = torch.cat([self.left, later.left], dim=1), torch.cat([self.right, later.right])

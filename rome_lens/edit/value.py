@@ -1,38 +1,26 @@
 """v*: what the MLP has to answer to k* so that the model says the target (paper section 3.1, step 2, Eq. 4).
 
-Only what the sought vector can change is computed in each step: the blocks after the edited one, the positions from the
-subject's last token on (keys and values of what stands before them are computed once), and the logits where a target
-token or the essence is predicted.
+Several requests are searched for at the same time, each with its own vector, step count of Adam, bound and stop: each
+gets what it would have got alone.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
-from rome_lens.edit.config import RomeConfig
-from rome_lens.edit.contexts import in_context
+from rome_lens.edit.config import SearchConfig
+from rome_lens.edit.tails import Place, Prompts, run_tails, run_until_tails, tokenize_prompts
 from rome_lens.errors import EditError
-from rome_lens.facts import PLACE, EditRequest
-from rome_lens.models import (
-    Hook,
-    PastState,
-    frozen,
-    key_name,
-    logits,
-    mlp_contribution,
-    mlp_output,
-    run_blocks,
-    run_with_past,
-    state_name,
-)
-from rome_lens.tokens import pad, tokenize_continuation
-
-ESSENCE_PROMPT = "{} is a"
+from rome_lens.facts import EditRequest
+from rome_lens.memory import tokens_that_fit
+from rome_lens.models import frozen
 
 
 @dataclass(frozen=True)
@@ -40,7 +28,8 @@ class Value:
     """v* and how its search ended.
 
     Attributes:
-        vector: [d_model], float32: v*.
+        vector: [d_model], float32: v*; MEMIT's z if the residual stream was searched.
+        initial: [d_model], float32: the same vector before the edit, for the bare prompt.
         steps: how many gradient steps were taken.
         nll: mean negative log-probability of a target token, over contexts (first term of Eq. 4).
         kl: divergence of the essence prompt's next token from what it was (second term), before its factor.
@@ -49,6 +38,7 @@ class Value:
     """
 
     vector: Float[Tensor, " d_model"]
+    initial: Float[Tensor, " d_model"]
     steps: int
     nll: float
     kl: float
@@ -56,135 +46,144 @@ class Value:
     clamped: bool
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """What stays the same in every step. Rows: the prompt in each context, and last the essence prompt."""
-
-    residual: Float[Tensor, "row pos d_model"]  # after the edited block, from the subject's last token on, right-padded
-    output: Float[Tensor, "row d_model"]  # of the edited MLP at the subject's last token
-    past: dict[int, PastState]  # of earlier positions at later blocks, left-padded
-    mask: Int[Tensor, "row past_and_pos"]
-    predicting: Int[Tensor, "context target"]  # where in residual's positions each target token is predicted
-    target: Int[Tensor, " target"]
-
-
 def optimise_value(
     model: HookedTransformer,
     layer: int,
     request: EditRequest,
     contexts: Sequence[str],
-    config: RomeConfig,
+    config: SearchConfig,
     *,
+    at: Place = "mlp",
     progress: bool = True,
 ) -> Value:
-    """Finds v* by Adam on a vector that is added to the MLP's output at the subject's last token.
+    """`optimise_values` for one request."""
+    return optimise_values(model, layer, [request], contexts, config, at=at, progress=progress)[0]
+
+
+def optimise_values(
+    model: HookedTransformer,
+    layer: int,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    config: SearchConfig,
+    *,
+    at: Place = "mlp",
+    tokens_per_batch: int | None = None,
+    progress: bool = True,
+) -> list[Value]:
+    """Finds each request's v* by Adam on a vector that is added at the subject's last token.
 
     No parameter of the model gets a gradient or is changed.
 
+    Args:
+        model: is run.
+        layer: the block.
+        requests: what to write; each is searched for by itself, whatever the others are.
+        contexts: templates, the bare "{}" first.
+        config: the numbers.
+        at: "mlp": the vector is added to the MLP's output (ROME, Eq. 4); "resid": to the residual stream after the
+            block, and its norms are relative to that state (MEMIT, Meng et al. 2023, arXiv 2210.07229, Eq. 16).
+        tokens_per_batch: bounds how many tokens, padding included, are run at once, but one request's are never
+            parted; None: as many as fit into a quarter of the free memory.
+        progress: shows a bar.
+
+    Returns:
+        A Value for each request, in their order.
+
     Raises:
-        EditError: the loss is not finite.
-        ValueError: the prompt in a context is longer than the model's context.
+        EditError: a loss is not finite.
+        ValueError: a prompt in a context is longer than the model's context.
     """
-    with torch.no_grad():
-        prepared = _prepare(model, layer, request, contexts)
-    initial = prepared.output[0]
+    prompts = [tokenize_prompts(model, request, contexts) for request in requests]
+    budget = tokens_that_fit(model, blocks_kept=model.cfg.n_layers) if tokens_per_batch is None else tokens_per_batch
+    what = repr(requests[0].target) if len(requests) == 1 else f"{len(requests)} requests"
+    values: list[Value] = []
+    with tqdm(total=len(requests) * config.steps, desc=f"v* for {what}", unit="step", disable=not progress) as bar:
+        for batch in _batches(prompts, budget):
+            values += _search(model, layer, requests[len(values) :], batch, config, at, bar)
+    return values
+
+
+def _batches(prompts: Sequence[Prompts], budget: int) -> Iterator[list[Prompts]]:
+    batch: list[Prompts] = []
+    for prompt in prompts:
+        longest = max(len(row) for each in (*batch, prompt) for row in each.rows)
+        if batch and longest * sum(len(each.rows) for each in (*batch, prompt)) > budget:
+            yield batch
+            batch = []
+        batch.append(prompt)
+    if batch:
+        yield batch
+
+
+def _search(
+    model: HookedTransformer,
+    layer: int,
+    requests: Sequence[EditRequest],
+    prompts: Sequence[Prompts],
+    config: SearchConfig,
+    at: Place,
+    bar: tqdm,
+) -> list[Value]:
+    """The search for the requests of one batch. Those that have stopped leave it."""
+    tails = run_until_tails(model, layer, prompts, at)
+    initial = tails.original[tails.bare]
     delta = torch.zeros_like(initial, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
-    bound = config.clamp_norm_factor * initial.norm()
+    bound = config.clamp_norm_factor * initial.norm(dim=-1)
+    clamped = torch.zeros_like(bound, dtype=torch.bool)
+    searched = torch.arange(len(prompts), device=delta.device)
+    ends: dict[int, Value] = {}
     essence: Tensor | None = None
-    clamped = False
-    with (
-        frozen(model),
-        torch.enable_grad(),
-        tqdm(range(config.steps), desc=f"v* for {request.target!r}", unit="step", disable=not progress) as bar,
-    ):
-        for step in bar:
-            target_log_probs, essence_log_probs = _forward(model, layer, prepared, delta)
+    with frozen(model), torch.enable_grad():
+        for step in range(config.steps):
+            nll, essence_log_probs = run_tails(model, layer, tails, delta[searched], at)
             essence = essence_log_probs.detach() if essence is None else essence
-            nll = -target_log_probs.mean()
-            kl = nn.functional.kl_div(essence, essence_log_probs, log_target=True, reduction="sum")
-            decay = config.weight_decay * delta.norm() / initial.norm() ** 2
+            kl = nn.functional.kl_div(essence, essence_log_probs, log_target=True, reduction="none").sum(-1)
+            decay = config.weight_decay * delta[searched].norm(dim=-1) / initial[searched].norm(dim=-1) ** 2
             loss = nll + config.kl_factor * kl + decay
-            if not loss.isfinite():
-                raise EditError(
-                    f"The search for v* failed at step {step}: the loss is {loss.item()}. Check the model's weights "
-                    "(NaN?), lower learning_rate, or load the model in float32. No weight was changed."
-                )
-            bar.set_postfix(loss=f"{loss.item():.3f}", target=f"{(-nll).exp().item():.3f}")
-            if loss < config.early_stop_loss or step == config.steps - 1:
+            stops = loss.detach() < config.early_stop_loss
+            if step == config.steps - 1:
+                stops[:] = True
+            _check(loss, [requests[i] for i in searched.tolist()], step)
+            bar.set_postfix(loss=f"{loss.mean().item():.3f}", target=f"{(-nll).exp().mean().item():.3f}")
+            bar.update(len(searched) + int(stops.sum()) * (config.steps - 1 - step))
+            for i in stops.nonzero()[:, 0].tolist():
+                n = searched[i].item()
+                vector = (initial[n] + delta[n]).detach()
+                parts = nll[i].item(), kl[i].item(), decay[i].item()
+                ends[n] = Value(vector, initial[n], step, *parts, bool(clamped[n]))
+            if stops.all():
                 break
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            loss[~stops].sum().backward()
+            optimizer.step()  # also moves the vectors of those that have stopped, which nothing reads any more
             with torch.no_grad():
-                clamped = bool(delta.norm() > bound)
-                if clamped:
-                    delta *= bound / delta.norm()
-    return Value((initial + delta).detach(), step, nll.item(), kl.item(), decay.item(), clamped)
+                norm = delta.norm(dim=-1)
+                clamped = norm > bound
+                delta *= torch.where(clamped, bound / norm, 1.0)[:, None]
+            if stops.any():
+                tails, essence, searched = tails.only(~stops), essence[~stops], searched[~stops]
+    return [ends[n] for n in range(len(prompts))]
 
 
-def _prepare(model: HookedTransformer, layer: int, request: EditRequest, contexts: Sequence[str]) -> _Prepared:
-    whole, target_start = tokenize_continuation(model, request.text, request.target)
-    target = whole.ids[target_start:]
-    # The target's tokens but the last are part of the input: teacher forcing.
-    before_last = whole.text[len(request.text) : whole.offsets[-1][0] if len(target) > 1 else len(request.text)]
-    located = [in_context(model, request, context, after=before_last) for context in contexts]
-    essence = EditRequest(ESSENCE_PROMPT, request.subject, request.target)
-    essence_text, essence_position = in_context(model, essence, PLACE)
-    ids = [text.ids for text, _ in located] + [essence_text.ids[: essence_position + 1]]
-    subject = [position for _, position in located] + [essence_position]
-
-    device = model.cfg.device
-    rows, mask = pad(ids)
-    states: dict[str, Tensor] = {}
-    hooks = [(name, _keep(states, name)) for name in (state_name("resid", layer), key_name(layer))]
-    _, past = run_with_past(model, rows.to(device), mask=mask.to(device), hooks=hooks)
-
-    tails = [len(row) - position for row, position in zip(ids, subject, strict=True)]
-    width, depth = max(tails), max(subject)
-    residual = rows.new_zeros(len(ids), width, model.cfg.d_model).to(states[state_name("resid", layer)])
-    joined = torch.zeros(len(ids), depth + width, dtype=torch.long)
-    for i, (position, tail) in enumerate(zip(subject, tails, strict=True)):
-        residual[i, :tail] = states[state_name("resid", layer)][i, position : position + tail]
-        joined[i, depth - position : depth + tail] = 1
-    keys = states[key_name(layer)][torch.arange(len(ids)), torch.tensor(subject)]
-    return _Prepared(
-        residual=residual,
-        output=mlp_output(model, layer, keys),
-        past={i: _left_padded(state, subject) for i, state in enumerate(past) if i > layer},
-        mask=joined.to(device),
-        predicting=(torch.tensor(tails[:-1])[:, None] - len(target) + torch.arange(len(target))).to(device),
-        target=torch.tensor(target, device=device),
-    )
+def search_figures(values: Sequence[Value]) -> dict[str, Any]:
+    """The figures of EditHealth that come from the search: of several requests, the worst."""
+    nll = max(value.nll for value in values)
+    return {
+        "target_probability": math.exp(-nll),
+        "nll": nll,
+        "kl": max(value.kl for value in values),
+        "weight_decay": max(value.weight_decay for value in values),
+        "steps": max(value.steps for value in values),
+        "clamped": any(value.clamped for value in values),
+    }
 
 
-def _left_padded(state: PastState, lengths: Sequence[int]) -> PastState:
-    def shift(values: Tensor) -> Tensor:
-        shifted = values.new_zeros(len(values), max(lengths), *values.shape[2:])
-        for i, length in enumerate(lengths):
-            shifted[i, max(lengths) - length :] = values[i, :length]
-        return shifted
-
-    return PastState(shift(state.past_keys), shift(state.past_values))
-
-
-def _forward(
-    model: HookedTransformer, layer: int, prepared: _Prepared, delta: Float[Tensor, " d_model"]
-) -> tuple[Float[Tensor, "context target"], Float[Tensor, " d_vocab"]]:
-    """Log-probabilities of the target's tokens in each context, and of all tokens after the essence's subject."""
-    dtype = prepared.residual.dtype
-    change = mlp_contribution(model, layer, (prepared.output + delta).to(dtype)) - mlp_contribution(
-        model, layer, prepared.output.to(dtype)
-    )
-    first = prepared.residual[:, :1] + change[:, None]
-    residual = torch.cat([first, prepared.residual[:, 1:]], dim=1)
-    residual = run_blocks(model, residual, layer + 1, model.cfg.n_layers, past=prepared.past, mask=prepared.mask)
-    contexts, targets = prepared.predicting.shape
-    needed = residual[torch.arange(contexts)[:, None], prepared.predicting].flatten(0, 1)
-    log_probs = logits(model, torch.cat([needed, residual[-1:, 0]])).log_softmax(-1)
-    target = prepared.target.repeat(contexts)
-    return log_probs[:-1].gather(-1, target[:, None]).view(contexts, targets), log_probs[-1]
-
-
-def _keep(states: dict[str, Tensor], name: str) -> Hook:
-    return lambda value, hook: states.update({name: value})
+def _check(loss: Float[Tensor, " request"], requests: Sequence[EditRequest], step: int) -> None:
+    for value, request in zip(loss.tolist(), requests, strict=True):
+        if not math.isfinite(value):
+            raise EditError(
+                f"The search for v* of {request.target!r} failed at step {step}: the loss is {value}. Check the "
+                "model's weights (NaN?), lower learning_rate, or load the model in float32. No weight was changed."
+            )

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens import HookedTransformer
 from transformers import PreTrainedModel
 
@@ -219,6 +219,19 @@ class Edit:
         more = f" and {len(self.requests) - 1} more" if len(self.requests) > 1 else ""
         wrote = "; ".join(f"{request.text!r} -> {request.target!r}" for request in self.requests[:1])
         return f"Edit of {self.model}, layer {layers}: {wrote}{more}"
+
+
+def finite_matrix(model: HookedTransformer, layer: int) -> nn.Parameter:
+    """The matrix that an edit of a layer changes, as `output_matrix` gives it.
+
+    Raises:
+        EditError: it has NaN or infinite entries.
+        ValueError: there is no such matrix.
+    """
+    weight = output_matrix(model, layer)
+    if not weight.isfinite().all():
+        raise EditError(f"The MLP output matrix of layer {layer} has NaN or infinite entries. Load the model again.")
+    return weight
 
 
 def as_json(config: Any) -> dict[str, Any]:

@@ -47,6 +47,28 @@ def score_record(model: HookedTransformer, record: EditRecord) -> dict[str, floa
     return scores
 
 
+def score_records(
+    model: HookedTransformer, records: Sequence[EditRecord], *, name: str = BASE, progress: bool = True
+) -> pd.DataFrame:
+    """Scores all records on the model as it is: before any edit, or inside `with edit.applied(model)` of a batch.
+
+    Args:
+        model: is run, not changed.
+        records: what to score.
+        name: of the model's state, in the result's column method.
+        progress: shows a bar.
+
+    Returns:
+        A row for each record and metric, as `evaluate` gives it.
+
+    Raises:
+        ValueError: there are no records.
+    """
+    _check_records(records)
+    bar = tqdm(records, desc=f"score {name}", unit="record", disable=not progress)
+    return _frame([row for record in bar for row in _rows(record, name, score_record(model, record))])
+
+
 def evaluate(
     model: HookedTransformer,
     records: Sequence[EditRecord],
@@ -73,14 +95,28 @@ def evaluate(
     Raises:
         ValueError: there are no records, or `name` is "base".
     """
-    if not records:
-        raise ValueError("records is empty, expected one EditRecord or more.")
+    _check_records(records)
     if name == BASE:
         raise ValueError(f"name is {BASE!r}, which stands for the model before the edit. Choose another name.")
-    rows = []
+    rows: list[Row] = []
     for record in tqdm(records, desc=f"evaluate {name}", unit="record", disable=not progress):
-        scores = {BASE: score_record(model, record)}
+        rows += _rows(record, BASE, score_record(model, record))
         with method(record).applied(model):
-            scores[name] = score_record(model, record)
-        rows += [(record.case_id, m, metric, value) for m, s in scores.items() for metric, value in s.items()]
+            rows += _rows(record, name, score_record(model, record))
+    return _frame(rows)
+
+
+Row = tuple[int, str, str, float]
+
+
+def _rows(record: EditRecord, method: str, scores: dict[str, float]) -> list[Row]:
+    return [(record.case_id, method, metric, value) for metric, value in scores.items()]
+
+
+def _frame(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["case_id", "method", "metric", "value"])
+
+
+def _check_records(records: Sequence[EditRecord]) -> None:
+    if not records:
+        raise ValueError("records is empty, expected one EditRecord or more.")

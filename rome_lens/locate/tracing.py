@@ -15,10 +15,10 @@ from rome_lens.facts import Fact
 from rome_lens.locate.attribution import attributed_values
 from rome_lens.locate.corruption import Corruption, GaussianNoise
 from rome_lens.locate.grid import CleanRun, clean_run, corrupted_run, restored_values
-from rome_lens.locate.memory import tokens_that_fit
 from rome_lens.locate.metrics import Metric, MetricName, make_metric
 from rome_lens.locate.question import Question, tokenize_question, warn_if_not_predicted
 from rome_lens.locate.trace import ATTRIBUTION, EXACT, CausalTrace
+from rome_lens.memory import tokens_that_fit
 from rome_lens.models import Kind, embed
 from rome_lens.tokens import tokenize_continuation
 

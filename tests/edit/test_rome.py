@@ -9,7 +9,6 @@ import rome_lens as rl
 from rome_lens.edit.key import subject_keys
 from rome_lens.edit.value import optimise_value
 from rome_lens.models import mlp_output
-from rome_lens.tokens import pad
 
 REQUEST = rl.EditRequest("{} is located in the city of", "The Eiffel Tower", target="Rome")
 CONTEXTS = ("{}", "One, two. {}", "In Italy, on the continent. {}")
@@ -93,69 +92,6 @@ def test_reference_preset_uses_the_mean_key_on_the_left_and_the_bare_key_on_the_
         bare, mean = mlp_output(tiny, 1, keys[0]), mlp_output(tiny, 1, keys.mean(0))
     assert (bare - value).norm() < 1e-4 * value.norm()
     assert (mean - value).norm() > 1e-3 * value.norm()
-
-
-def plain_value(model, layer, contexts, request, config) -> torch.Tensor:
-    """Eq. 4 with whole forward passes over all prompts, as the authors' code does it."""
-    target = torch.tensor(model.tokenizer(" " + request.target, add_special_tokens=False)["input_ids"])
-    given = model.tokenizer.decode(target[:-1].tolist())
-    prompts = [c.replace("{}", request.text) + given for c in contexts] + [f"{request.subject} is a"]
-    rows, _ = pad([model.to_tokens(prompt)[0].tolist() for prompt in prompts])
-    ends = torch.tensor([model.to_tokens(prompt).shape[1] for prompt in prompts[:-1]])
-    predicting = ends[:, None] - len(target) + torch.arange(len(target))
-    until_subject = [p[: p.rindex(request.subject) + len(request.subject)] for p in prompts]
-    subject = [model.to_tokens(text).shape[1] - 1 for text in until_subject]
-    where = torch.arange(len(prompts))
-    delta = torch.zeros(model.cfg.d_model, requires_grad=True)
-    initial = essence = None
-    optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
-    for step in range(config.steps):
-
-        def add(value, hook):
-            nonlocal initial
-            initial = value[0, subject[0]].detach().clone() if initial is None else initial
-            value = value.clone()
-            value[where, subject] += delta
-            return value
-
-        logits = model.run_with_hooks(rows, fwd_hooks=[(f"blocks.{layer}.hook_mlp_out", add)]).log_softmax(-1)
-        now = logits[-1, subject[-1]]
-        essence = now.detach() if essence is None else essence
-        nll = -logits[where[:-1, None], predicting, target].mean()
-        kl = torch.nn.functional.kl_div(essence, now, log_target=True, reduction="sum")
-        loss = nll + config.kl_factor * kl + config.weight_decay * delta.norm() / initial.norm() ** 2
-        if loss < config.early_stop_loss or step == config.steps - 1:
-            break
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            delta *= min(1.0, config.clamp_norm_factor * initial.norm() / delta.norm())
-    return (initial + delta).detach()
-
-
-@pytest.mark.parametrize("target", ["Rome", "Antarctica tongue"])
-@pytest.mark.parametrize(("family", "bos"), FAMILIES)
-def test_v_star_equals_that_of_whole_forward_passes(tiny_model, family, bos, target):
-    model = tiny_model(family, bos=bos)
-    config = rl.RomeConfig(steps=6, learning_rate=0.2)
-    request = rl.EditRequest("{} is in", "The Eiffel Tower", target=target)
-    ours = optimise_value(model, 1, request, CONTEXTS, config, progress=False).vector
-    plain = plain_value(copy.deepcopy(model), 1, CONTEXTS, request, config)
-    assert (ours - plain).norm() < 1e-4 * plain.norm()
-
-
-def test_v_star_moves_no_further_than_its_bound(tiny):
-    config = rl.RomeConfig(clamp_norm_factor=0.05)
-    value = optimise_value(tiny, 1, REQUEST, CONTEXTS, config, progress=False)
-    initial = mlp_output(tiny, 1, subject_keys(tiny, 1, REQUEST, CONTEXTS[:1])[0])
-    assert value.clamped
-    assert (value.vector - initial).norm() <= 0.05 * initial.norm() * (1 + 1e-5)
-
-
-def test_search_stops_early_when_the_loss_is_small(tiny):
-    value = optimise_value(tiny, 1, REQUEST, CONTEXTS, rl.RomeConfig(early_stop_loss=1e9), progress=False)
-    assert value.steps == 0
 
 
 def test_rome_changes_neither_weights_nor_requires_grad_nor_the_random_state(tiny, weights_of):

@@ -1,0 +1,198 @@
+"""What the residual stream has to be so that the model says each of many targets: MEMIT's z (arXiv 2210.07229, Eq. 16).
+
+Finding them is nearly all the work of a batch edit, and MEMIT, EMMET and AlphaEdit can share them.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens import HookedTransformer
+
+from rome_lens.edit.config import BatchConfig, SearchConfig
+from rome_lens.edit.key import subject_activations
+from rome_lens.edit.value import Value, optimise_values
+from rome_lens.errors import EditError, FormatError
+from rome_lens.facts import PLACE, EditRequest
+from rome_lens.files import check_new_file, load_tensors, save_tensors
+from rome_lens.models import check_layer, state_name
+
+_KIND = "rome_lens memit targets 1"
+_FACTS = {"layer": int, "contexts": list, "search": dict, "ends": list, "requests": list}
+_REQUESTS_AT_ONCE = 8
+_MOST_DIFFERENCE = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class MemitTargets:
+    """The sought states of requests, and how they were found.
+
+    Attributes:
+        layer: the block after which they are sought: the last to be edited.
+        contexts: the context templates of the search.
+        search: its numbers, as in SearchConfig.
+        requests: what is to be written.
+        values: a Value for each request.
+    """
+
+    layer: int
+    contexts: tuple[str, ...]
+    search: Mapping[str, float]
+    requests: tuple[EditRequest, ...]
+    values: tuple[Value, ...] = field(repr=False)
+
+    def check_model(self, model: HookedTransformer) -> None:
+        """Raises EditError unless the model's states are those that the search began with."""
+        if not self.requests:
+            return
+        states = subject_states(model, self.layer, self.requests)
+        initial = torch.stack([value.initial for value in self.values]).to(states)
+        difference = ((states - initial).norm(dim=-1) / initial.norm(dim=-1)).max().item()
+        if not difference < _MOST_DIFFERENCE:
+            raise EditError(
+                f"The targets were found on another model, or on other weights: the states of {model.cfg.model_name} "
+                f"after layer {self.layer} differ from those then by {difference:.1%}. Find them again on this model, "
+                "or revert its edit. No weight was changed."
+            )
+
+    def check_use(self, requests: Sequence[EditRequest], layer: int, config: SearchConfig) -> None:
+        """Raises ValueError unless these are the targets of such an edit."""
+        wrong = []
+        if self.requests != tuple(requests):
+            wrong.append(f"they are for {len(self.requests)} other requests, or in another order")
+        if self.layer != layer:
+            wrong.append(f"they are sought after layer {self.layer}, but the last edited layer is {layer}")
+        if config.contexts is not None and tuple(config.contexts) != self.contexts:
+            wrong.append("the contexts are others")
+        if differing := [f"{k}={v}" for k, v in self.search.items() if search_numbers(config)[k] != v]:
+            wrong.append(f"they were searched with {', '.join(differing)}")
+        if wrong:
+            raise ValueError(f"These targets do not fit: {'; '.join(wrong)}. Find them with memit_targets once more.")
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes a safetensors file.
+
+        Raises:
+            FileExistsError: the file exists and `overwrite` is false.
+        """
+        empty = torch.empty(0)
+        tensors = {
+            "vectors": torch.stack([value.vector for value in self.values]) if self.values else empty,
+            "initial": torch.stack([value.initial for value in self.values]) if self.values else empty,
+        }
+        ends = [{name: getattr(value, name) for name in _ENDS} for value in self.values]
+        facts = {"layer": self.layer, "contexts": self.contexts, "search": dict(self.search), "ends": ends}
+        facts["requests"] = [asdict(request) for request in self.requests]
+        save_tensors(path, tensors, kind=_KIND, facts=facts, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "MemitTargets":
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FormatError: the file is damaged or is something else.
+        """
+        tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS)
+        try:
+            requests = tuple(EditRequest(**request) for request in facts["requests"])
+            values = tuple(
+                Value(vector, initial, **end)
+                for vector, initial, end in zip(tensors["vectors"], tensors["initial"], facts["ends"], strict=True)
+            )
+            search = {name: facts["search"][name] for name in search_numbers(SearchConfig())}
+            targets = cls(facts["layer"], tuple(facts["contexts"]), search, requests, values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{path} holds no whole targets ({error!r}). Find them again.") from error
+        if len(requests) != len(values):
+            raise FormatError(f"{path} holds {len(values)} values of {len(requests)} requests. Find them again.")
+        return targets
+
+
+_ENDS = tuple(f.name for f in fields(Value) if f.name not in ("vector", "initial"))
+
+
+def memit_targets(
+    model: HookedTransformer,
+    requests: Sequence[EditRequest],
+    *,
+    layer: int,
+    config: SearchConfig | None = None,
+    store: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> MemitTargets:
+    """Searches, for each request alone, the state of the subject's last token after which the model says the target.
+
+    Args:
+        model: is run; its weights and their requires_grad stay as they are.
+        requests: what to write.
+        layer: the block after which the state is sought: the last one that will be edited.
+        config: the search's numbers; None: those of BatchConfig.
+        store: a file that is written after every few requests; those that are there already are not searched again.
+        progress: shows a bar.
+
+    Raises:
+        EditError: a loss is not finite, or the store is of another model.
+        FormatError: the store is something else.
+        ValueError: no or contradicting requests, no such layer, or the store was searched in another way.
+    """
+    config = BatchConfig() if config is None else config
+    check_requests(requests)
+    check_layer(model, layer)
+    contexts = config.contexts_for(model)
+    found = MemitTargets(layer, contexts, search_numbers(config), (), ())
+    if store is not None:
+        check_new_file(store, overwrite=True)
+        if Path(store).exists():
+            found = MemitTargets.load(store)
+            found.check_use(found.requests, layer, replace(config, contexts=contexts))
+            found.check_model(model)
+    missing = [request for request in requests if request not in found.requests]
+    parts = [missing[i : i + _REQUESTS_AT_ONCE] for i in range(0, len(missing), _REQUESTS_AT_ONCE)]
+    with tqdm(total=len(missing), desc=f"targets, layer {layer}", unit="request", disable=not progress) as bar:
+        for part in parts:
+            values = optimise_values(model, layer, part, contexts, config, at="resid", progress=False)
+            found = replace(found, requests=(*found.requests, *part), values=(*found.values, *_on_cpu(values)))
+            if store is not None:
+                found.save(store, overwrite=True)
+            bar.update(len(part))
+    by_request = dict(zip(found.requests, found.values, strict=True))
+    return replace(found, requests=tuple(requests), values=tuple(by_request[request] for request in requests))
+
+
+def subject_states(
+    model: HookedTransformer, layer: int, requests: Sequence[EditRequest]
+) -> Float[Tensor, "request d_model"]:
+    """The residual stream after a block at the subject's last token of each bare prompt."""
+    return subject_activations(model, state_name("resid", layer), layer, [(request, PLACE) for request in requests])
+
+
+def check_requests(requests: Sequence[EditRequest]) -> None:
+    """Raises ValueError if there are no requests, or two ask the same text to be continued."""
+    if not requests:
+        raise ValueError("requests is empty, expected one EditRequest or more.")
+    first: dict[str, EditRequest] = {}
+    for request in requests:
+        other = first.setdefault(request.text, request)
+        if other is not request:
+            raise ValueError(
+                f"Two requests are about {request.text!r}: for {other.target!r} and {request.target!r}. Keep one."
+            )
+
+
+def search_numbers(config: SearchConfig) -> dict[str, Any]:
+    """The numbers on which a search depends, but for its contexts."""
+    return {f.name: getattr(config, f.name) for f in fields(SearchConfig) if f.name not in _ABOUT_CONTEXTS}
+
+
+_ABOUT_CONTEXTS = ("contexts", "context_lengths", "seed")
+
+
+def _on_cpu(values: Sequence[Value]) -> list[Value]:
+    return [replace(value, vector=value.vector.cpu(), initial=value.initial.cpu()) for value in values]
