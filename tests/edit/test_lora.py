@@ -18,7 +18,7 @@ from tests.edit.test_weights import REQUEST, made_up
 def test_peft_reads_the_adapter_and_answers_as_the_edited_models_do(
     tiny_model, hugging_face, weights_of, tmp_path, tokens, family
 ):
-    """Layers of unlike ranks; the hooked model, Hugging Face's and peft's agree to 1e-5 of the logits' size."""
+    """Layers of unlike ranks; peft's and Hugging Face's agree to 1e-5 of the logits' size, the hooked one to 1e-4."""
     peft = pytest.importorskip("peft")
     model, hf_model = tiny_model(family), hugging_face(family)
     edit = made_up(model, layers=(0, 1)) + made_up(model, layers=(1,), seed=1)
@@ -32,7 +32,7 @@ def test_peft_reads_the_adapter_and_answers_as_the_edited_models_do(
     adapted = peft.PeftModel.from_pretrained(hf_model, tmp_path / "adapter")
     found, size = adapted(tokens).logits, edited.abs().max()
     assert (found - edited).abs().max() < 1e-5 * size
-    assert (found - hooked).abs().max() < 1e-5 * size
+    torch.testing.assert_close(found, hooked, atol=1e-4, rtol=0)
     with adapted.disable_adapter():
         assert (adapted(tokens).logits - edited).abs().max() > 1e-2 * size
     assert sorted(adapted.targeted_module_names) == [output_matrix_of(hugging_face(family), i).module for i in (0, 1)]
