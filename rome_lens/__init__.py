@@ -1,6 +1,7 @@
 """Locate, edit and evaluate factual associations on TransformerLens models (ROME, Meng et al. 2022)."""
 
 from rome_lens.datasets import load_builtin_records, load_counterfact, load_known_facts
+from rome_lens.edit.applying import AppliedEdit
 from rome_lens.edit.batch import alphaedit, emmet, memit
 from rome_lens.edit.config import AlphaEditConfig, EmmetConfig, MemitConfig, RomeConfig
 from rome_lens.edit.contexts import sample_contexts
@@ -11,7 +12,8 @@ from rome_lens.edit.forensics import recover_updates, weight_changes
 from rome_lens.edit.health import EditHealth
 from rome_lens.edit.rome import rome
 from rome_lens.edit.targets import MemitTargets, memit_targets
-from rome_lens.edit.weights import AppliedEdit, Edit, Update
+from rome_lens.edit.update import Update
+from rome_lens.edit.weights import Edit
 from rome_lens.errors import CovarianceError, EditError, EditWarning, FormatError, UnavailableError
 from rome_lens.evaluate.compare import ModelComparison, compare_models
 from rome_lens.evaluate.counterfact import evaluate, score_record, score_records

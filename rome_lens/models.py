@@ -104,10 +104,26 @@ def mlp_contribution(
     model: HookedTransformer, layer: int, output: Float[Tensor, "*n d_model"]
 ) -> Float[Tensor, "*n d_model"]:
     """What the block adds to the residual stream for an MLP output: the output itself, or normed (Gemma 2, OLMo 2)."""
-    block = model.blocks[layer]
-    for post_norm in _norms_after_mlp(block):
-        output = post_norm(output[None, None] if output.ndim == 1 else output[None]).reshape(output.shape)
-    return output
+    states = output[(None,) * max(0, 3 - output.ndim)]  # norms take [batch, pos, d_model]
+    for post_norm in _norms_after_mlp(model.blocks[layer]):
+        states = post_norm(states)
+    return states.reshape(output.shape)
+
+
+def contribution_change(
+    model: HookedTransformer,
+    layer: int,
+    output: Float[Tensor, "*n d_model"],
+    change: Float[Tensor, "*n d_model"],
+) -> Float[Tensor, "*n d_model"]:
+    """How much more the block adds to the residual stream if its MLP puts out `output + change`, not `output`."""
+    before = mlp_contribution(model, layer, output)
+    return mlp_contribution(model, layer, output + change) - before
+
+
+def norms_mlp_output(model: HookedTransformer, layer: int) -> bool:
+    """Whether the block norms what its MLP puts out, so that a change of it is not simply added."""
+    return bool(_norms_after_mlp(model.blocks[layer]))
 
 
 def adds_mlp_output(model: HookedTransformer, layer: int) -> bool:

@@ -22,6 +22,7 @@ from rome_lens.files import (
 
 TENSORS = {"u": torch.arange(6.0).reshape(2, 3), "v": torch.tensor([1.5, -2.5], dtype=torch.float64)}
 FACTS = {"layer": 5, "name": "Élysée", "list": [1, 2.5, None]}
+TYPES = {"layer": int, "name": str, "list": list}
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_check_new_file_touches_nothing(tmp_path):
 
 
 def test_tensors_and_facts_come_back_bit_equal(saved):
-    tensors, facts = load_tensors(saved, kind="edit")
+    tensors, facts = load_tensors(saved, kind="edit", facts=TYPES)
     assert facts == FACTS
     assert tensors.keys() == TENSORS.keys()
     for name, value in TENSORS.items():
@@ -130,7 +131,7 @@ def test_tensors_and_facts_come_back_bit_equal(saved):
 def test_views_and_parameters_are_saved_by_value(tmp_path):
     parameter = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
     save_tensors(tmp_path / "a", {"p": parameter, "t": parameter.T}, kind="k", facts={})
-    tensors, _ = load_tensors(tmp_path / "a", kind="k")
+    tensors, _ = load_tensors(tmp_path / "a", kind="k", facts={})
     torch.testing.assert_close(tensors["t"], parameter.detach().T, rtol=0, atol=0)
     torch.testing.assert_close(tensors["p"], parameter.detach(), rtol=0, atol=0)
 
@@ -150,13 +151,13 @@ def test_facts_that_are_not_json_leave_no_file(tmp_path):
 
 def test_safetensors_of_another_kind_are_refused(saved):
     with pytest.raises(FormatError, match="holds 'edit', expected a 'covariance'"):
-        load_tensors(saved, kind="covariance")
+        load_tensors(saved, kind="covariance", facts=TYPES)
 
 
 def test_safetensors_without_metadata_are_refused(tmp_path):
     save_file(TENSORS, tmp_path / "a")
     with pytest.raises(FormatError, match="holds 'tensors of another program', expected a 'edit'"):
-        load_tensors(tmp_path / "a", kind="edit")
+        load_tensors(tmp_path / "a", kind="edit", facts=TYPES)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_safetensors_without_metadata_are_refused(tmp_path):
 def test_damaged_facts_in_the_header_are_refused(tmp_path, facts, message):
     save_file(TENSORS, tmp_path / "a", metadata={"kind": "edit", **facts})
     with pytest.raises(FormatError, match=message):
-        load_tensors(tmp_path / "a", kind="edit")
+        load_tensors(tmp_path / "a", kind="edit", facts=TYPES)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9, 0.999])
@@ -174,14 +175,14 @@ def test_truncated_safetensors_are_refused(saved, share):
     content = saved.read_bytes()
     saved.write_bytes(content[: min(int(len(content) * share), len(content) - 1)])
     with pytest.raises(FormatError, match="is damaged or is not a safetensors file"):
-        load_tensors(saved, kind="edit")
+        load_tensors(saved, kind="edit", facts=TYPES)
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, -1, -8])
 def test_safetensors_cut_at_the_edges_of_their_parts_are_refused(saved, length):
     saved.write_bytes(saved.read_bytes()[:length])
     with pytest.raises(FormatError, match="is damaged or is not a safetensors file"):
-        load_tensors(saved, kind="edit")
+        load_tensors(saved, kind="edit", facts=TYPES)
 
 
 @pytest.mark.parametrize(
@@ -191,13 +192,13 @@ def test_safetensors_cut_at_the_edges_of_their_parts_are_refused(saved, length):
 def test_garbage_is_refused_as_safetensors(tmp_path, garbage):
     (tmp_path / "a").write_bytes(garbage)
     with pytest.raises(FormatError, match="is damaged or is not a safetensors file"):
-        load_tensors(tmp_path / "a", kind="edit")
+        load_tensors(tmp_path / "a", kind="edit", facts=TYPES)
 
 
 def test_missing_and_folder_paths_are_told_as_missing_files(tmp_path):
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(FileNotFoundError, match="There is no file .* that holds a edit"):
-            load_tensors(path, kind="edit")
+            load_tensors(path, kind="edit", facts=TYPES)
 
 
 def test_json_is_read_as_utf8(tmp_path):

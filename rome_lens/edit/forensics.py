@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
-from rome_lens.edit.weights import Update
+from rome_lens.edit.update import Update
 from rome_lens.files import digest
 from rome_lens.models import output_matrix_name
 

@@ -18,9 +18,9 @@ from rome_lens.facts import PLACE, EditRequest
 from rome_lens.models import (
     Hook,
     PastState,
+    contribution_change,
     key_name,
     logits,
-    mlp_contribution,
     mlp_output,
     run,
     run_blocks,
@@ -183,10 +183,11 @@ def run_tails(
     """What Eq. 4 is made of, differentiable: the mean negative log-probability of a target token (over contexts and
     tokens), and the log-probabilities of all tokens after the essence's subject.
     """
-    dtype = tails.residual.dtype
-    old, new = tails.original.to(dtype), (tails.original + delta[tails.request]).to(dtype)
-    change = mlp_contribution(model, layer, new) - mlp_contribution(model, layer, old) if at == "mlp" else new - old
-    residual = torch.cat([tails.residual[:, :1] + change[:, None], tails.residual[:, 1:]], dim=1)
+    change = delta[tails.request]
+    if at == "mlp":
+        change = contribution_change(model, layer, tails.original, change)
+    first = tails.residual[:, :1] + change[:, None].to(tails.residual.dtype)
+    residual = torch.cat([first, tails.residual[:, 1:]], dim=1)
     residual = run_blocks(model, residual, layer + 1, model.cfg.n_layers, past=tails.past, mask=tails.mask)
     needed = torch.cat([residual[tails.row, tails.position], residual[tails.essence, 0]])
     predicted, essence = logits(model, needed).log_softmax(-1).split([len(tails.row), len(tails.essence)])
