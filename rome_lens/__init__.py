@@ -1,9 +1,12 @@
 """Locate, edit and evaluate factual associations on TransformerLens models (ROME, Meng et al. 2022)."""
 
 from rome_lens.datasets import load_builtin_records, load_counterfact, load_known_facts
+from rome_lens.edit.collecting import collect_covariance
 from rome_lens.edit.contexts import sample_contexts
-from rome_lens.edit.covariance import KeyCovariance, collect_covariance
+from rome_lens.edit.covariance import KeyCovariance
+from rome_lens.edit.determination import CovarianceReport
 from rome_lens.edit.rome import RomeConfig, rome
+from rome_lens.edit.texts import Texts, texts_from_dataset, texts_from_file, texts_from_model
 from rome_lens.edit.weights import AppliedEdit, Edit, Update
 from rome_lens.errors import CovarianceError, EditError, FormatError, UnavailableError
 from rome_lens.evaluate.counterfact import evaluate, score_record
@@ -32,6 +35,7 @@ __all__ = [
     "AppliedEdit",
     "CausalTrace",
     "CovarianceError",
+    "CovarianceReport",
     "Edit",
     "EditError",
     "EditRecord",
@@ -44,6 +48,7 @@ __all__ = [
     "RomeConfig",
     "State",
     "StudentNoise",
+    "Texts",
     "TokenReplacement",
     "TracedFacts",
     "UnavailableError",
@@ -72,5 +77,8 @@ __all__ = [
     "sample_contexts",
     "score_record",
     "summarize",
+    "texts_from_dataset",
+    "texts_from_file",
+    "texts_from_model",
     "trace_facts",
 ]
