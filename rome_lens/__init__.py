@@ -28,7 +28,7 @@ from rome_lens.locate.store import TracedFacts, load_traces, trace_facts
 from rome_lens.locate.trace import CausalTrace
 from rome_lens.locate.tracing import causal_trace
 from rome_lens.models import optimize_layout
-from rome_lens.plots import plot_average_effects, plot_robustness, plot_scores, plot_trace
+from rome_lens.plots import plot_average_effects, plot_convergence, plot_robustness, plot_scores, plot_trace
 from rome_lens.version import __version__
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "load_traces",
     "optimize_layout",
     "plot_average_effects",
+    "plot_convergence",
     "plot_robustness",
     "plot_scores",
     "plot_trace",

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import rome_lens as rl
+from analyses.plain_covariance import plain_second_moment
 from rome_lens.edit import collecting
 from rome_lens.models import key_name
 from tests.tiny import CORPUS
@@ -14,24 +15,14 @@ from tests.tiny import CORPUS
 TEXTS = [CORPUS, CORPUS.upper(), CORPUS[::-1]]
 
 
-def plain_second_moment(model, layer: int, texts: str, tokens: int, length: int) -> torch.Tensor:
-    ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"][:tokens]
-    total = torch.zeros(model.cfg.d_mlp, model.cfg.d_mlp, dtype=torch.float64)
-    before = [model.tokenizer.bos_token_id] if model.cfg.default_prepend_bos else []
-    for start in range(0, tokens, length):
-        row = torch.tensor([before + ids[start : start + length]])
-        keys = model.run_with_cache(row)[1][key_name(layer)][0, len(before) :].detach().double()
-        total += keys.T @ keys
-    return (total / tokens).float()
-
-
 @pytest.mark.parametrize(("family", "bos"), [("gpt2", False), ("llama-gqa", True)])
 def test_equals_the_plain_mean_over_pieces(tiny_model, family, bos):
     model = tiny_model(family, bos=bos)
     found = rl.collect_covariance(model, layers=[2, 0], texts=[CORPUS], tokens=140, sequence_length=32, progress=False)
     assert list(found) == [2, 0]
+    ids = model.tokenizer(CORPUS, add_special_tokens=False)["input_ids"][:140]
     for layer, covariance in found.items():
-        plain = plain_second_moment(model, layer, CORPUS, 140, 32)
+        plain = plain_second_moment(model, layer, ids, 32)
         assert covariance.tokens == 140
         assert torch.allclose(covariance.second_moment, plain, rtol=1e-4, atol=1e-6)
 

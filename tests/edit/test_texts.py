@@ -74,7 +74,7 @@ def test_a_datasets_texts_are_streamed(folder, form):
 
 
 def test_a_seed_shuffles_a_dataset_the_same_way_each_time(folder):
-    path = folder("parquet")
+    path = folder("jsonl")
     texts = rl.texts_from_dataset(path, seed=1)
     assert list(texts) != ROWS
     assert sorted(texts) == sorted(ROWS)
