@@ -1,4 +1,4 @@
-"""Collects the key covariance of one layer from a text file and saves it.
+"""Collects the key covariance of one layer from a text file, saves it, and tells how well it is determined.
 
 The covariance that ships for SmolLM2-135M was made with the defaults from the raw test split of WikiText-2:
 python -m analyses.collect_covariance --texts wikitext2_test_raw.txt --corpus "WikiText-2, raw, test split"
@@ -16,19 +16,22 @@ def main() -> None:
     arguments.add_argument("--model", default="smollm2-135m")
     arguments.add_argument("--layer", type=int, default=4)
     arguments.add_argument("--texts", type=Path, required=True, help="a text file")
-    arguments.add_argument("--corpus", default="", help="a name for the text, kept in the file")
+    arguments.add_argument("--corpus", default="", help="a name for the text, kept in the file; the file's if absent")
     arguments.add_argument("--tokens", type=int, default=102_400)
+    arguments.add_argument("--checkpoint", type=Path, help="a file that lets a stopped run go on where it was")
     arguments.add_argument("--out", type=Path, required=True)
     options = arguments.parse_args()
 
     covariances = rl.collect_covariance(
         rl.load_model(options.model),
         [options.layer],
-        texts=options.texts.read_text(encoding="utf-8"),
+        texts=rl.texts_from_file(options.texts),
         tokens=options.tokens,
         corpus=options.corpus,
+        checkpoint=options.checkpoint,
     )
     covariances[options.layer].save(options.out, overwrite=True)
+    print(covariances[options.layer].report())
 
 
 if __name__ == "__main__":

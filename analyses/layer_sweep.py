@@ -24,7 +24,7 @@ def main() -> None:
     model = rl.load_model(options.model)
     records = chosen_records(options)
     covariances = rl.collect_covariance(
-        model, options.layers, texts=options.texts.read_text(encoding="utf-8"), tokens=options.tokens
+        model, options.layers, texts=rl.texts_from_file(options.texts), tokens=options.tokens
     )
     contexts = rl.sample_contexts(model)
     frames: list[pd.DataFrame] = []

@@ -3,15 +3,18 @@
 from rome_lens.datasets import load_builtin_records, load_counterfact, load_known_facts
 from rome_lens.edit.applying import AppliedEdit
 from rome_lens.edit.batch import alphaedit, emmet, memit
+from rome_lens.edit.collecting import collect_covariance
 from rome_lens.edit.config import AlphaEditConfig, EmmetConfig, MemitConfig, RomeConfig
 from rome_lens.edit.contexts import sample_contexts
-from rome_lens.edit.covariance import KeyCovariance, collect_covariance
+from rome_lens.edit.covariance import KeyCovariance
+from rome_lens.edit.determination import CovarianceReport
 from rome_lens.edit.finetune import FinetuneConfig, finetune
 from rome_lens.edit.forecast import forecast_bleed_over, strongest_bleed_over
 from rome_lens.edit.forensics import recover_updates, weight_changes
 from rome_lens.edit.health import EditHealth
 from rome_lens.edit.rome import rome
 from rome_lens.edit.targets import MemitTargets, memit_targets
+from rome_lens.edit.texts import Texts, texts_from_dataset, texts_from_file, texts_from_model
 from rome_lens.edit.update import Update
 from rome_lens.edit.weights import Edit
 from rome_lens.errors import CovarianceError, EditError, EditWarning, FormatError, UnavailableError
@@ -41,6 +44,7 @@ from rome_lens.plots import (
     plot_average_effects,
     plot_bleed_over,
     plot_comparison,
+    plot_convergence,
     plot_robustness,
     plot_scores,
     plot_sequence,
@@ -53,6 +57,7 @@ __all__ = [
     "AppliedEdit",
     "CausalTrace",
     "CovarianceError",
+    "CovarianceReport",
     "Edit",
     "EditError",
     "EditHealth",
@@ -74,6 +79,7 @@ __all__ = [
     "State",
     "StopRule",
     "StudentNoise",
+    "Texts",
     "TokenReplacement",
     "TracedFacts",
     "UnavailableError",
@@ -103,6 +109,7 @@ __all__ = [
     "plot_average_effects",
     "plot_bleed_over",
     "plot_comparison",
+    "plot_convergence",
     "plot_robustness",
     "plot_scores",
     "plot_sequence",
@@ -118,6 +125,9 @@ __all__ = [
     "score_records",
     "strongest_bleed_over",
     "summarize",
+    "texts_from_dataset",
+    "texts_from_file",
+    "texts_from_model",
     "trace_facts",
     "weight_changes",
 ]

@@ -4,6 +4,7 @@ from html import escape
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 KIND_COLOURS = {"resid": "Purples", "mlp": "Greens", "attn": "Reds"}
@@ -171,6 +172,47 @@ def plot_robustness(frame: pd.DataFrame) -> go.Figure:
         yaxis={"categoryorder": "array", "categoryarray": settings[::-1]},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
     )
+    return figure
+
+
+def plot_convergence(frame: pd.DataFrame) -> go.Figure:
+    """How well covariances are determined as tokens grow, a line for each layer: how far two halves of the text differ,
+    how nearly they give the same direction, and how many directions the keys spread over.
+
+    Args:
+        frame: a row for each layer and number of tokens: "layer" and what `KeyCovariance.report` tells.
+
+    Raises:
+        ValueError: the frame lacks a column.
+    """
+    panels = {
+        "half_difference": "difference of halves |C1 - C2| / |C|",
+        "half_cosine": "cosine of C1<sup>-1</sup>k and C2<sup>-1</sup>k",
+        "effective_rank": "effective rank",
+    }
+    _check(frame, ["layer", "tokens", *panels], "KeyCovariance.report()")
+    figure = make_subplots(rows=1, cols=3, horizontal_spacing=0.07, subplot_titles=list(panels.values()))
+    figure.update_annotations(font_size=13)
+    shades = sample_colorscale("Viridis", max(2, frame["layer"].nunique()), high=0.9)
+    for (layer, part), shade in zip(frame.sort_values("tokens").groupby("layer"), shades, strict=False):
+        for column, value in enumerate(panels, start=1):
+            figure.add_scatter(
+                x=part["tokens"],
+                y=part[value],
+                name=f"layer {layer}",
+                legendgroup=str(layer),
+                showlegend=column == 1,
+                mode="lines+markers",
+                line={"color": shade, "width": 2},
+                hovertemplate=f"layer {layer}, %{{x}} tokens: %{{y:.3g}}<extra></extra>",
+                row=1,
+                col=column,
+            )
+    figure.update_xaxes(title="tokens", type="log", dtick=1)
+    figure.update_yaxes(type="log", col=1)
+    figure.update_yaxes(rangemode="tozero", col=2)
+    figure.update_yaxes(rangemode="tozero", col=3)
+    figure.update_layout(**_LAYOUT, height=360, legend={"orientation": "h", "y": -0.26, "yanchor": "top", "x": 0})
     return figure
 
 

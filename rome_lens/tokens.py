@@ -80,12 +80,14 @@ def token_pieces(model: HookedTransformer, texts: Iterable[str], length: int, to
     waiting: list[int] = []
     for text in texts:
         waiting += model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        while len(waiting) >= length and tokens > 0:
-            piece, waiting = waiting[: min(length, tokens)], waiting[length:]
+        whole = len(waiting) - len(waiting) % length
+        for start in range(0, whole, length):
+            piece = waiting[start : start + min(length, tokens)]
             tokens -= len(piece)
             yield piece
-        if tokens <= 0:
-            return
+            if not tokens:
+                return
+        waiting = waiting[whole:]
     if waiting:
         yield waiting[:tokens]
 

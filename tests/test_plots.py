@@ -12,6 +12,7 @@ from rome_lens.plots import (
     plot_average_effects,
     plot_bleed_over,
     plot_comparison,
+    plot_convergence,
     plot_scores,
     plot_sequence,
     plot_trace,
@@ -313,3 +314,25 @@ def test_a_comparison_names_the_answer_if_it_is_the_same_for_all_prompts() -> No
     assert list(figure.data[0].y) == pytest.approx([0.3])
     mixed = plot_comparison(lens.assign(answer=["Rome", "Paris"]), moved)
     assert mixed.layout.annotations[0].text == "logit lens: p(top token after)"
+
+
+def test_convergence_has_a_line_for_each_layer_in_three_panels():
+    """A row's numbers are where they belong, tokens ascend, and a measure that is not known leaves a gap."""
+    frame = pd.DataFrame(
+        {
+            "layer": [2, 2, 4, 4],
+            "tokens": [2000, 1000, 1000, 2000],
+            "half_difference": [0.1, 0.2, 0.4, 0.3],
+            "half_cosine": [0.9, None, 0.7, 0.8],
+            "effective_rank": [20.0, 10.0, 30.0, 40.0],
+        }
+    )
+    figure = plot_convergence(frame)
+    assert [line.name for line in figure.data] == ["layer 2"] * 3 + ["layer 4"] * 3
+    assert [line.showlegend for line in figure.data] == [True, False, False] * 2
+    assert all(list(line.x) == [1000, 2000] for line in figure.data)
+    assert [list(line.y) for line in figure.data[:1]] == [[0.2, 0.1]]
+    assert np.isnan(figure.data[1].y[0])
+    assert list(figure.data[5].y) == [30, 40]
+    with pytest.raises(ValueError, match=r"lacks the columns \['half_cosine'\].*KeyCovariance.report"):
+        plot_convergence(frame.drop(columns="half_cosine"))

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from transformer_lens import HookedTransformer
 
+from rome_lens.edit.texts import sample_texts
 from rome_lens.facts import PLACE, EditRequest, check_template, fill
-from rome_lens.models import sample_text
 from rome_lens.tokens import TokenizedText, tokenize
 
 
@@ -31,12 +30,9 @@ def sample_contexts(
         seed: of the sampling.
         top_k: how many tokens are drawn from, as in the authors' code.
     """
-    tokenizer = model.tokenizer
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     contexts = [PLACE]
     for i, (new_tokens, count) in enumerate(lengths):
-        rows = torch.full((count, 1), start, device=model.cfg.device)
-        for text in sample_text(model, rows, new_tokens=new_tokens, seed=seed + i, top_k=top_k):
+        for text in sample_texts(model, count, new_tokens=new_tokens, seed=seed + i, top_k=top_k):
             contexts.append(text.replace("{", "").replace("}", "") + ". " + PLACE)
     return tuple(contexts)
 

@@ -2,25 +2,31 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
-from rome_lens.edit.key import mlp_keys
+from rome_lens.edit.determination import CovarianceReport, condition_number, effective_rank, factor, oas_intensity
+from rome_lens.edit.probe import probe_cosine
 from rome_lens.errors import CovarianceError, FormatError
 from rome_lens.files import load_tensors, save_tensors
-from rome_lens.models import bos_token, check_layer, output_matrix
-from rome_lens.tokens import pad, token_pieces
+from rome_lens.models import output_matrix
 
-_KIND = "rome_lens key covariance 1"
-_FACTS = {"layer": int, "tokens": int, "model": str, "corpus": str, "dtype": str, "sha256": str}
-_PROBE_LENGTH = 16
+_KIND = "rome_lens key covariance 2"
+_FACTS = {
+    "layer": int,
+    "tokens": int,
+    "model": str,
+    "corpus": str,
+    "dtype": str,
+    "half_difference": float | None,
+    "half_cosine": float | None,
+    "shrinkage": float,
+}
 _PROBE_COSINE = 0.99
 
 
@@ -36,6 +42,8 @@ class KeyCovariance:
         corpus: what text it was.
         dtype: of the model when the keys were gathered.
         probe: [16, d_mlp] keys of a fixed row of tokens, by which a model is recognised; None if not known.
+        half_difference, half_cosine: how far two halves of the text agree; see CovarianceReport.
+        shrinkage: how far it was shrunk; see `shrunk`.
     """
 
     second_moment: Float[Tensor, "d_mlp d_mlp"] = field(repr=False)
@@ -45,6 +53,9 @@ class KeyCovariance:
     corpus: str = ""
     dtype: str = ""
     probe: Float[Tensor, "probe d_mlp"] | None = field(default=None, repr=False)
+    half_difference: float | None = None
+    half_cosine: float | None = None
+    shrinkage: float = 0.0
 
     @classmethod
     def from_matrix(
@@ -66,20 +77,26 @@ class KeyCovariance:
 
     @cached_property
     def _factor(self) -> Float[Tensor, "d_mlp d_mlp"]:
-        factor, failed = torch.linalg.cholesky_ex(self.second_moment.double())
-        if failed or not factor.isfinite().all():
+        lower = factor(self.second_moment)
+        if lower is None:
+            width = len(self.second_moment)
             raise CovarianceError(
-                f"The covariance of layer {self.layer} is singular: {self.tokens} tokens for {len(factor)} "
-                f"dimensions. Collect it from more text (at least {10 * len(factor)} tokens)."
+                f"The covariance of layer {self.layer} is singular: {self.tokens} tokens for {width} dimensions. "
+                f"Collect it from more text (at least {10 * width} tokens), or make it invertible: covariance.shrunk()."
             )
-        return factor
+        return lower
 
     @cached_property
+    def _eigenvalues(self) -> Float[Tensor, " d_mlp"]:
+        return torch.linalg.eigvalsh(self.second_moment.double())
+
+    @property
     def condition_number(self) -> float:
-        """The largest over the smallest eigenvalue of C, in float64; 4.5e15 (1 / epsilon) if C is singular."""
-        values = torch.linalg.eigvalsh(self.second_moment.double())
-        epsilon = torch.finfo(torch.float64).eps
-        return (values[-1] / values[0]).item() if values[0] > epsilon * values[-1] else 1 / epsilon
+        """The largest over the smallest eigenvalue, at most 4.5e15, which stands for a singular C.
+
+        The entries are float32: beyond 8e6 the smallest eigenvalues are rounding.
+        """
+        return condition_number(self._eigenvalues)
 
     def solve(self, key: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "*n d_mlp"]:
         """C^-1 k, of one key or several, by a Cholesky factorisation in float64, in the key's dtype and on its device.
@@ -89,6 +106,36 @@ class KeyCovariance:
         """
         columns = key.detach().cpu().double().reshape(-1, key.shape[-1]).T
         return torch.cholesky_solve(columns, self._factor).T.reshape(key.shape).to(key)
+
+    def report(self) -> CovarianceReport:
+        """How well it is determined: effective rank, condition, and the agreement of two halves of its text."""
+        return CovarianceReport(
+            self.tokens,
+            len(self.second_moment),
+            effective_rank(self._eigenvalues),
+            self.condition_number,
+            self.half_difference,
+            self.half_cosine,
+            self.shrinkage,
+        )
+
+    def shrunk(self, intensity: float | None = None) -> "KeyCovariance":
+        """(1 - a) C + a tr(C)/d I: one that can be solved with where tokens are few. This one stays as it is.
+
+        Args:
+            intensity: a, from 0 to 1; None: oracle approximating shrinkage (Chen et al. 2010), which falls to 0 as
+                tokens grow. It takes keys to be independent, which those of one text are not: an `intensity` somewhat
+                larger is no mistake.
+
+        Raises:
+            ValueError: the intensity is not from 0 to 1.
+        """
+        chosen = oas_intensity(self.second_moment, self.tokens) if intensity is None else intensity
+        if not 0 <= chosen <= 1:
+            raise ValueError(f"intensity is {intensity}, expected a number from 0 to 1.")
+        mean = self.second_moment.diagonal().mean()
+        matrix = (1 - chosen) * self.second_moment + chosen * mean * torch.eye(len(self.second_moment))
+        return replace(self, second_moment=matrix, shrinkage=1 - (1 - self.shrinkage) * (1 - chosen))
 
     def check(self, model: HookedTransformer, layer: int) -> None:
         """Raises CovarianceError unless this is the covariance of that layer of that model.
@@ -108,7 +155,7 @@ class KeyCovariance:
                 f"{model.cfg.model_name} are {width} wide. Collect it on this model."
             )
         if self.probe is not None:
-            cosine = torch.cosine_similarity(_probe(model, layer).flatten(), self.probe.flatten(), dim=0).item()
+            cosine = probe_cosine(model, layer, self.probe)
             if not cosine > _PROBE_COSINE:
                 raise CovarianceError(
                     f"The covariance was collected on another model ({self.model}): this model's keys differ from "
@@ -124,7 +171,7 @@ class KeyCovariance:
         """
         rows, columns = torch.tril_indices(*self.second_moment.shape)
         triangle = self.second_moment[rows, columns]
-        facts = {name: getattr(self, name) for name in ("layer", "tokens", "model", "corpus", "dtype")}
+        facts = {name: getattr(self, name) for name in _FACTS}
         tensors = {"lower_triangle": triangle} | ({} if self.probe is None else {"probe": self.probe})
         save_tensors(path, tensors, kind=_KIND, facts=facts | {"sha256": _digest(triangle)}, overwrite=overwrite)
 
@@ -136,7 +183,7 @@ class KeyCovariance:
             FileNotFoundError: there is no such file.
             FormatError: the file is damaged or is something else.
         """
-        tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS)
+        tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS | {"sha256": str})
         triangle = tensors.get("lower_triangle", torch.empty(0))
         width = int((2 * triangle.numel()) ** 0.5)
         if triangle.ndim != 1 or width * (width + 1) // 2 != triangle.numel() or triangle.dtype != torch.float32:
@@ -152,90 +199,3 @@ class KeyCovariance:
 
 def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
-
-
-@torch.no_grad()
-def collect_covariance(
-    model: HookedTransformer,
-    layers: Sequence[int],
-    *,
-    texts: str | Iterable[str],
-    tokens: int = 100_000,
-    corpus: str = "",
-    sequence_length: int = 256,
-    tokens_per_batch: int = 4096,
-    progress: bool = True,
-) -> dict[int, KeyCovariance]:
-    """Streams text through the model and averages k kT of its MLPs' inner activations, for several layers in one pass.
-
-    The texts' tokens are strung together and cut into pieces; blocks after the last wanted one are not run. Products
-    are taken in float32, sums in float64. A model that reads BOS first gets one before each piece, and its key, which
-    is like no other token's, is left out of the mean.
-
-    Args:
-        model: is run, not changed.
-        layers: the blocks.
-        texts: one text or several; no more is read than is needed.
-        tokens: how many keys to average.
-        corpus: a name for the texts, kept with the result.
-        sequence_length: tokens in a piece.
-        tokens_per_batch: bounds memory.
-        progress: shows a bar.
-
-    Returns:
-        A KeyCovariance for each layer.
-
-    Raises:
-        ValueError: no such layer, or the texts hold fewer tokens than were asked for.
-        CovarianceError: a key is not finite.
-    """
-    layers = list(dict.fromkeys(layers))
-    if not layers:
-        raise ValueError("layers is empty, expected the numbers of one or more blocks, such as [4].")
-    for layer in layers:
-        output_matrix(model, layer)
-    length = min(sequence_length, model.cfg.n_ctx - 1)
-    if tokens < 1 or length < 1:
-        raise ValueError(f"tokens is {tokens} and sequence_length {sequence_length}, expected numbers from 1 on.")
-    sums = {layer: torch.zeros(model.cfg.d_mlp, model.cfg.d_mlp, dtype=torch.float64) for layer in layers}
-    pieces = token_pieces(model, [texts] if isinstance(texts, str) else texts, length, tokens)
-    before = bos_token(model)
-    done = 0
-    with tqdm(total=tokens, desc=f"covariance, layers {layers}", unit="token", disable=not progress) as bar:
-        while batch := [piece for _, piece in zip(range(max(1, tokens_per_batch // length)), pieces, strict=False)]:
-            rows, mask = pad([before + piece for piece in batch])
-            wanted = mask.bool()
-            wanted[:, : len(before)] = False
-            keys = mlp_keys(model, rows, mask, layers)
-            for layer in layers:
-                flat = keys[layer][wanted.to(keys[layer].device)].float()
-                if not flat.isfinite().all():
-                    raise CovarianceError(
-                        f"Keys of layer {layer} are not finite. Check the model's weights, or load it in float32."
-                    )
-                sums[layer] += (flat.T @ flat).cpu().double()
-            done += int(wanted.sum())
-            bar.update(int(wanted.sum()))
-    if done < tokens:
-        raise ValueError(f"The texts hold {done} tokens, but {tokens} were asked for. Give more text or ask for fewer.")
-    return {
-        layer: KeyCovariance(
-            (sums[layer] / done).float(),
-            layer,
-            done,
-            str(model.cfg.model_name),
-            corpus,
-            str(model.cfg.dtype).removeprefix("torch."),
-            _probe(model, layer),
-        )
-        for layer in layers
-    }
-
-
-@torch.no_grad()
-def _probe(model: HookedTransformer, layer: int) -> Float[Tensor, "probe d_mlp"]:
-    """The keys of a fixed row of tokens."""
-    check_layer(model, layer)
-    length = min(_PROBE_LENGTH, model.cfg.n_ctx)
-    tokens = torch.linspace(0, model.cfg.d_vocab - 1, length + 2).long()[None, 1:-1]
-    return mlp_keys(model, tokens, torch.ones_like(tokens), [layer])[layer][0].float().cpu()

@@ -1,4 +1,4 @@
-"""k*: the key that stands for the subject (paper section 3.1, step 1, Eq. 3)."""
+"""Keys, the MLPs' inner activations, and k*, the one that stands for the subject (paper section 3.1, Eq. 3)."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from transformer_lens import HookedTransformer
 from rome_lens.edit.contexts import in_context
 from rome_lens.facts import EditRequest
 from rome_lens.memory import tokens_that_fit
-from rome_lens.models import key_name, run, run_and_read
+from rome_lens.models import key_name, run_and_read
 from rome_lens.tokens import pad
 
 
@@ -37,11 +37,9 @@ def subject_activations(
     device = model.cfg.device
     found: list[Tensor] = []
     for start in range(0, len(ids), at_once):
-        part = ids[start : start + at_once]
-        rows, mask = pad(part)
-        ends = torch.tensor([len(row) - 1 for row in part])
-        hook = (name, lambda value, hook, ends=ends: found.append(value[torch.arange(len(ends)), ends].float()))
-        run(model, rows.to(device), mask=mask.to(device), stop_at_layer=layer + 1, hooks=[hook])
+        rows, mask = pad(ids[start : start + at_once])
+        states = run_and_read(model, rows.to(device), [name], mask=mask.to(device), stop_at_layer=layer + 1)[name]
+        found.append(states[torch.arange(len(rows)), mask.sum(1) - 1].float())
     return torch.cat(found)
 
 

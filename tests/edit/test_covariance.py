@@ -1,75 +1,15 @@
-"""Key covariances: equal to a plain mean, kept whole on disk, refused for another model or layer."""
+"""Key covariances: solved with, reported on, shrunk, kept whole on disk, refused for another model or layer."""
+
+from importlib import resources
 
 import pytest
 import torch
 from jaxtyping import TypeCheckError
 
 import rome_lens as rl
-from rome_lens.models import key_name
 from tests.tiny import CORPUS
 
 TEXTS = [CORPUS, CORPUS.upper(), CORPUS[::-1]]
-
-
-def plain_second_moment(model, layer: int, texts: str, tokens: int, length: int) -> torch.Tensor:
-    ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"][:tokens]
-    total = torch.zeros(model.cfg.d_mlp, model.cfg.d_mlp, dtype=torch.float64)
-    before = [model.tokenizer.bos_token_id] if model.cfg.default_prepend_bos else []
-    for start in range(0, tokens, length):
-        row = torch.tensor([before + ids[start : start + length]])
-        keys = model.run_with_cache(row)[1][key_name(layer)][0, len(before) :].detach().double()
-        total += keys.T @ keys
-    return (total / tokens).float()
-
-
-@pytest.mark.parametrize(("family", "bos"), [("gpt2", False), ("llama-gqa", True)])
-def test_equals_the_plain_mean_over_pieces(tiny_model, family, bos):
-    model = tiny_model(family, bos=bos)
-    found = rl.collect_covariance(model, layers=[2, 0], texts=[CORPUS], tokens=140, sequence_length=32, progress=False)
-    assert list(found) == [2, 0]
-    for layer, covariance in found.items():
-        plain = plain_second_moment(model, layer, CORPUS, 140, 32)
-        assert covariance.tokens == 140
-        assert torch.allclose(covariance.second_moment, plain, rtol=1e-4, atol=1e-6)
-
-
-def test_result_does_not_depend_on_the_batch_size_or_on_where_texts_are_cut(tiny):
-    whole = rl.collect_covariance(tiny, [1], texts="".join(TEXTS), tokens=300, sequence_length=32, progress=False)
-    pieces = rl.collect_covariance(
-        tiny, [1], texts=TEXTS, tokens=300, sequence_length=32, tokens_per_batch=1, progress=False
-    )
-    assert torch.allclose(whole[1].second_moment, pieces[1].second_moment, rtol=1e-3, atol=1e-5)
-
-
-def test_no_more_text_is_read_than_is_needed(tiny):
-    def endless():
-        while True:
-            yield CORPUS
-
-    assert rl.collect_covariance(tiny, [0], texts=endless(), tokens=500, progress=False)[0].tokens == 500
-
-
-def test_too_little_text_is_said(tiny):
-    with pytest.raises(ValueError, match=r"The texts hold \d+ tokens, but 100000 were asked for"):
-        rl.collect_covariance(tiny, [0], texts=CORPUS, tokens=100_000, progress=False)
-
-
-def test_bad_arguments_are_refused(tiny):
-    with pytest.raises(ValueError, match="layers is empty"):
-        rl.collect_covariance(tiny, [], texts=CORPUS)
-    with pytest.raises(ValueError, match="layer is 9, but gpt2 has layers 0 to 2"):
-        rl.collect_covariance(tiny, [9], texts=CORPUS)
-    with pytest.raises(ValueError, match="tokens is 0"):
-        rl.collect_covariance(tiny, [0], texts=CORPUS, tokens=0)
-
-
-def test_keys_that_are_not_finite_are_refused(tiny_model):
-    import copy
-
-    broken = copy.deepcopy(tiny_model("gpt2"))
-    broken.blocks[0].mlp.W_in.data[0, 0] = float("inf")
-    with pytest.raises(rl.CovarianceError, match="Keys of layer 0 are not finite"):
-        rl.collect_covariance(broken, [0], texts=CORPUS, tokens=50, progress=False)
 
 
 def test_solve_inverts(tiny):
@@ -154,3 +94,99 @@ def test_an_existing_file_is_kept(tmp_path):
     with pytest.raises(FileExistsError, match="exists already"):
         rl.KeyCovariance.from_matrix(torch.eye(8), layer=0, tokens=10).save(tmp_path / "c")
     assert (tmp_path / "c").read_text() == "mine"
+
+
+def drawn(width: int, tokens: int, *, seed: int = 0) -> rl.KeyCovariance:
+    """The second moment of normal keys whose spread falls from 1 to a tenth over the dimensions."""
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.randn(tokens, width, generator=generator, dtype=torch.float64) * torch.linspace(1, 0.1, width).double()
+    return rl.KeyCovariance.from_matrix(keys.T @ keys / tokens, layer=1, tokens=tokens)
+
+
+def test_effective_rank_of_equal_directions_is_their_number():
+    """Roy and Vetterli's rank is k for k equal eigenvalues, and less than the rank for unequal ones."""
+    flat = torch.diag(torch.cat([torch.ones(5), torch.zeros(7)]))
+    report = rl.KeyCovariance.from_matrix(flat, layer=0, tokens=100).report()
+    assert report.effective_rank == pytest.approx(5)
+    assert report.condition_number == pytest.approx(2**52)
+    assert (report.tokens, report.width, report.shrinkage) == (100, 12, 0)
+    assert (report.half_difference, report.half_cosine) == (None, None)
+    uneven = rl.KeyCovariance.from_matrix(torch.diag(torch.tensor([4.0, 1.0])), layer=0, tokens=9).report()
+    shares = torch.tensor([0.8, 0.2])
+    assert uneven.effective_rank == pytest.approx((-(shares * shares.log()).sum()).exp().item())
+    assert uneven.condition_number == pytest.approx(4)
+
+
+def test_halves_agree_better_with_more_tokens(tiny):
+    """The halves' difference falls as tokens grow, and their directions come together."""
+    generator = torch.Generator().manual_seed(0)
+    words = CORPUS.split()
+    picks = torch.randint(len(words), (20_000,), generator=generator)
+    texts = " ".join(words[i] for i in picks)
+    few, many = (
+        rl.collect_covariance(tiny, [1], texts=texts, tokens=tokens, sequence_length=32, progress=False)[1].report()
+        for tokens in (1_000, 16_000)
+    )
+    assert many.half_difference < 0.5 * few.half_difference
+    assert few.half_cosine < many.half_cosine < 1
+
+
+def test_a_report_survives_saving(tiny, tmp_path):
+    covariance = rl.collect_covariance(tiny, [1], texts=TEXTS, tokens=800, sequence_length=32, progress=False)[1]
+    assert covariance.half_cosine is not None
+    covariance.shrunk().save(tmp_path / "c.safetensors")
+    assert rl.KeyCovariance.load(tmp_path / "c.safetensors").report() == covariance.shrunk().report()
+
+
+def test_files_from_before_reports_are_read():
+    """The file that ships was written without them: it loads, and does not know its halves."""
+    path = resources.files("rome_lens") / "data" / "smollm2-135m.covariance.safetensors"
+    report = rl.KeyCovariance.load(str(path)).report()
+    assert (report.tokens, report.width, report.half_difference, report.shrinkage) == (102_400, 1536, None, 0)
+    assert 1 < report.effective_rank < 1536
+    assert report.condition_number < 1e6
+
+
+def test_few_tokens_are_singular_until_shrunk(tiny):
+    """Fewer tokens than dimensions: solving is refused and says what to do, and that works."""
+    covariance = rl.collect_covariance(tiny, [1], texts=CORPUS, tokens=60, progress=False)[1]
+    key = torch.randn(tiny.cfg.d_mlp, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(rl.CovarianceError, match=r"60 tokens for 128 dimensions.*covariance\.shrunk\(\)"):
+        covariance.solve(key)
+    steady = covariance.shrunk()
+    assert 0 < steady.shrinkage <= 1
+    assert torch.allclose(steady.second_moment.double() @ steady.solve(key).double(), key.double(), atol=1e-3)
+    assert steady.check(tiny, 1) is None
+    assert covariance.shrinkage == 0
+
+
+def test_shrinking_keeps_trace_and_directions_and_falls_to_nothing():
+    """(1 - a) C + a tr(C)/d I has C's trace and eigenvectors, a falls as 1/n, and a = 1 leaves only the trace."""
+    intensities = [drawn(24, tokens).shrunk().shrinkage for tokens in (12, 48, 480, 4800, 48_000)]
+    assert intensities == sorted(intensities, reverse=True)
+    assert intensities[-1] == pytest.approx(intensities[-2] / 10, rel=0.1)
+    assert intensities[-1] < 1e-3
+    covariance = drawn(24, 48)
+    shrunk = covariance.shrunk(0.25).second_moment.double()
+    matrix = covariance.second_moment.double()
+    assert shrunk.trace() == pytest.approx(matrix.trace().item(), rel=1e-5)
+    assert torch.allclose(shrunk @ matrix, matrix @ shrunk, atol=1e-6)
+    assert torch.allclose(covariance.shrunk(1.0).second_moment, torch.eye(24) * matrix.trace().float() / 24)
+    assert torch.equal(covariance.shrunk(0.0).second_moment, covariance.second_moment)
+    assert covariance.shrunk(0.5).shrunk(0.5).shrinkage == pytest.approx(0.75)
+
+
+def test_shrinking_comes_nearer_to_the_truth_where_keys_are_few():
+    """What oracle approximating shrinkage is for: a smaller error than the plain mean's, over draws."""
+    truth = torch.diag(torch.linspace(1, 0.1, 24).double() ** 2).float()
+    errors = []
+    for seed in range(20):
+        covariance = drawn(24, 12, seed=seed)
+        errors.append([(each.second_moment - truth).norm() for each in (covariance, covariance.shrunk())])
+    plain, shrunk = torch.tensor(errors).mean(0)
+    assert shrunk < 0.7 * plain
+
+
+def test_an_intensity_out_of_range_is_refused():
+    with pytest.raises(ValueError, match=r"intensity is 1\.5, expected a number from 0 to 1"):
+        drawn(4, 10).shrunk(1.5)

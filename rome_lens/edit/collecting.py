@@ -1,0 +1,154 @@
+"""Collecting key covariances: text in, sums of k kT out, several layers in one pass."""
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens import HookedTransformer
+
+from rome_lens.edit.covariance import KeyCovariance
+from rome_lens.edit.determination import halves_difference, median_cosine
+from rome_lens.edit.key import mlp_keys
+from rome_lens.edit.partial import PartialSums
+from rome_lens.edit.probe import probe_keys
+from rome_lens.edit.texts import Texts
+from rome_lens.errors import CovarianceError
+from rome_lens.files import check_new_file
+from rome_lens.models import bos_token, output_matrix
+from rome_lens.tokens import pad, token_pieces
+
+_SECONDS_BETWEEN_SAVES = 60.0
+
+
+@torch.no_grad()
+def collect_covariance(
+    model: HookedTransformer,
+    layers: Sequence[int],
+    *,
+    texts: str | Iterable[str],
+    tokens: int = 100_000,
+    corpus: str = "",
+    sequence_length: int = 256,
+    tokens_per_batch: int = 4096,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> dict[int, KeyCovariance]:
+    """Streams text through the model and averages k kT of its MLPs' inner activations, for several layers in one pass.
+
+    The texts' tokens are strung together and cut into pieces; blocks after the last wanted one are not run. Products
+    are taken in float32, sums in float64. A model that reads BOS first gets one before each piece, and its key, which
+    is like no other token's, is left out of the mean. Every other piece goes to one half of the sums, so that
+    `KeyCovariance.report` can tell how far two halves of the text agree.
+
+    Args:
+        model: is run, not changed.
+        layers: the blocks.
+        texts: one text or several (see `texts_from_file`, `texts_from_dataset` and `texts_from_model`); no more is
+            read than is needed.
+        tokens: how many keys to average.
+        corpus: a name for the texts, kept with the result; `Texts` have one of their own.
+        sequence_length: tokens in a piece.
+        tokens_per_batch: bounds memory.
+        checkpoint: a file. The sums so far are kept in it, about once a minute, and a call with the same arguments
+            reads on from there, with the result of an unbroken run. It holds 16 d_mlp^2 bytes for each layer and stays
+            when all is done; delete it once the result is saved.
+        progress: shows a bar, with the time that remains as soon as the first batch is done.
+
+    Returns:
+        A KeyCovariance for each layer.
+
+    Raises:
+        ValueError: no such layer, the texts hold fewer tokens than were asked for, or the checkpoint was begun with
+            other arguments or texts.
+        CovarianceError: a key is not finite, or the checkpoint was begun with another model.
+        FormatError: the checkpoint is damaged or is something else.
+    """
+    layers = list(dict.fromkeys(layers))
+    if not layers:
+        raise ValueError("layers is empty, expected the numbers of one or more blocks, such as [4].")
+    for layer in layers:
+        output_matrix(model, layer)
+    length = min(sequence_length, model.cfg.n_ctx - 1)
+    if tokens < 1 or length < 1:
+        raise ValueError(f"tokens is {tokens} and sequence_length {sequence_length}, expected numbers from 1 on.")
+    asked = {
+        "model": str(model.cfg.model_name),
+        "dtype": str(model.cfg.dtype).removeprefix("torch."),
+        "layers": layers,
+        "tokens": tokens,
+        "sequence_length": length,
+        "tokens_per_batch": tokens_per_batch,
+    }
+    probe = torch.stack([probe_keys(model, layer) for layer in layers])
+    pieces = token_pieces(model, [texts] if isinstance(texts, str) else texts, length, tokens)
+    partial = PartialSums.empty(len(layers), model.cfg.d_mlp)
+    if checkpoint is not None:
+        check_new_file(checkpoint, overwrite=True)
+        if Path(checkpoint).exists():
+            partial = PartialSums.resume(checkpoint, asked=asked, probe=probe, pieces=pieces)
+    saved = time.monotonic()
+    what = f"covariance, layers {layers} in one pass"
+    with tqdm(total=tokens, initial=sum(partial.tokens), desc=what, unit="token", disable=not progress) as bar:
+        while True:
+            batch, halves = partial.next_batch(pieces, max(1, tokens_per_batch // length))
+            if not batch:
+                break
+            _add_products(model, layers, batch, halves, partial)
+            bar.update(sum(partial.tokens) - bar.n)
+            due = time.monotonic() - saved >= _SECONDS_BETWEEN_SAVES or sum(partial.tokens) == tokens
+            if checkpoint is not None and due:
+                partial.save(checkpoint, asked=asked, probe=probe)
+                saved = time.monotonic()
+    done = sum(partial.tokens)
+    if done < tokens:
+        raise ValueError(f"The texts hold {done} tokens, but {tokens} were asked for. Give more text or ask for fewer.")
+    facts = {
+        "model": asked["model"],
+        "dtype": asked["dtype"],
+        "corpus": texts.corpus if isinstance(texts, Texts) and not corpus else corpus,
+    }
+    return {
+        layer: _covariance(layer, sums, partial.tokens, keys, facts)
+        for layer, sums, keys in zip(layers, partial.sums, probe, strict=True)
+    }
+
+
+def _covariance(layer: int, sums: Tensor, tokens: list[int], probe: Tensor, facts: Mapping[str, Any]) -> KeyCovariance:
+    """The mean of both halves, and how far they agree."""
+    mean = (sums.sum(0) / sum(tokens)).float()
+    covariance = KeyCovariance(mean, layer, sum(tokens), probe=probe, **facts)
+    if not all(tokens):
+        return covariance
+    first, second = sums[0] / tokens[0], sums[1] / tokens[1]
+    return replace(
+        covariance,
+        half_difference=halves_difference(first, second),
+        half_cosine=median_cosine(first, second, probe),
+    )
+
+
+def _add_products(
+    model: HookedTransformer, layers: Sequence[int], batch: list[list[int]], halves: list[int], partial: PartialSums
+) -> None:
+    """Runs the pieces and adds k kT of their tokens to the sums of the half that each belongs to."""
+    before = bos_token(model)
+    rows, mask = pad([before + piece for piece in batch])
+    wanted = mask.bool()
+    wanted[:, : len(before)] = False
+    keys = mlp_keys(model, rows, mask, layers)
+    for half in (0, 1):
+        chosen = wanted & (torch.tensor(halves) == half)[:, None]
+        for layer, sums in zip(layers, partial.sums, strict=True):
+            flat = keys[layer][chosen.to(keys[layer].device)].float()
+            if not flat.isfinite().all():
+                raise CovarianceError(
+                    f"Keys of layer {layer} are not finite. Check the model's weights, or load it in float32."
+                )
+            sums[half] += (flat.T @ flat).cpu()
+        partial.tokens[half] += int(chosen.sum())

@@ -1,0 +1,83 @@
+"""How well a covariance is determined by the keys it is made of, and how to steady it where they are few."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CovarianceReport:
+    """How well a KeyCovariance is determined.
+
+    Attributes:
+        tokens: keys that it is the mean over.
+        width: their dimensions, d_mlp. Fewer tokens than that make it singular.
+        effective_rank: exp of the entropy of the normalised eigenvalues, 1 to width: how many directions the keys
+            spread over (Roy and Vetterli 2007, "The effective rank").
+        condition_number: largest over smallest eigenvalue; see `KeyCovariance.condition_number`.
+        half_difference: |C1 - C2| / |C| in the Frobenius norm, C1 and C2 being made of every other piece of text.
+            Pieces being independent, C itself is about half as far from what endless text of that kind would give.
+        half_cosine: between C1^-1 k and C2^-1 k, ROME's direction, as the median over the probe's keys.
+        shrinkage: 0 for what was measured, up to 1 for a multiple of the identity (`KeyCovariance.shrunk`).
+
+    The two comparisons of halves are of those before any shrinkage, and None where a half was singular or not known.
+    """
+
+    tokens: int
+    width: int
+    effective_rank: float
+    condition_number: float
+    half_difference: float | None
+    half_cosine: float | None
+    shrinkage: float
+
+
+def factor(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"] | None:
+    """The Cholesky factor in float64; None if the matrix is singular."""
+    lower, failed = torch.linalg.cholesky_ex(matrix.double())
+    return None if failed or not lower.isfinite().all() else lower
+
+
+def effective_rank(eigenvalues: Float[Tensor, " d"]) -> float:
+    """exp of the entropy of the eigenvalues' shares in their sum (Roy and Vetterli 2007, Eq. 3 and definition 1)."""
+    shares = eigenvalues.clamp(min=0) / eigenvalues.clamp(min=0).sum()
+    return torch.special.entr(shares).sum().exp().item()
+
+
+def condition_number(eigenvalues: Float[Tensor, " d"]) -> float:
+    """The largest of ascending eigenvalues over the smallest, at most 1 / epsilon of float64 (4.5e15)."""
+    epsilon = torch.finfo(torch.float64).eps
+    return (eigenvalues[-1] / eigenvalues[0]).item() if eigenvalues[0] > epsilon * eigenvalues[-1] else 1 / epsilon
+
+
+def halves_difference(first: Float[Tensor, "d d"], second: Float[Tensor, "d d"]) -> float:
+    """|C1 - C2| over the norm of their mean."""
+    return ((first - second).norm() / ((first + second) / 2).norm()).item()
+
+
+def median_cosine(
+    first: Float[Tensor, "d d"], second: Float[Tensor, "d d"], keys: Float[Tensor, "key d"]
+) -> float | None:
+    """The median over keys of the cosine between C1^-1 k and C2^-1 k; None if one matrix is singular."""
+    one, other = factor(first), factor(second)
+    if one is None or other is None:
+        return None
+    columns = keys.T.double()
+    solutions = torch.cholesky_solve(columns, one), torch.cholesky_solve(columns, other)
+    return torch.cosine_similarity(solutions[0], solutions[1], dim=0).median().item()
+
+
+def oas_intensity(matrix: Float[Tensor, "d d"], tokens: int) -> float:
+    """How far to shrink a second moment towards a multiple of the identity: oracle approximating shrinkage.
+
+    Chen, Wiesel, Eldar and Hero (2010), "Shrinkage algorithms for MMSE covariance estimation", Eq. 23. It takes the
+    keys to be independent draws from a normal distribution around 0.
+    """
+    width = len(matrix)
+    trace = matrix.double().trace() ** 2
+    square = matrix.double().square().sum()
+    above = (1 - 2 / width) * square + trace
+    below = (tokens + 1 - 2 / width) * (square - trace / width)
+    return 1.0 if below <= above else (above / below).item()
