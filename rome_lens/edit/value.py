@@ -84,7 +84,8 @@ def optimise_values(
         at: "mlp": the vector is added to the MLP's output (ROME, Eq. 4); "resid": to the residual stream after the
             block, and its norms are relative to that state (MEMIT, Meng et al. 2023, arXiv 2210.07229, Eq. 16).
         tokens_per_batch: bounds how many tokens, padding included, are run at once, but one request's are never
-            parted; None: as many as fit into a quarter of the free memory.
+            parted; None: as many as fit into a quarter of the free memory, but on a CPU one request's, since padding
+            them to the same length costs more there than it saves.
         progress: shows a bar.
 
     Returns:
@@ -96,11 +97,13 @@ def optimise_values(
     """
     check_layer(model, layer)
     prompts = [tokenize_prompts(model, request, contexts) for request in requests]
-    budget = tokens_that_fit(model, blocks_kept=model.cfg.n_layers) if tokens_per_batch is None else tokens_per_batch
+    if tokens_per_batch is None:
+        on_cpu = torch.device(model.cfg.device).type == "cpu"
+        tokens_per_batch = 1 if on_cpu else tokens_that_fit(model, blocks_kept=model.cfg.n_layers)
     what = repr(requests[0].target) if len(requests) == 1 else f"{len(requests)} requests"
     values: list[Value] = []
     with tqdm(total=len(requests) * config.steps, desc=f"v* for {what}", unit="step", disable=not progress) as bar:
-        for batch in _batches(prompts, budget):
+        for batch in _batches(prompts, tokens_per_batch):
             values += _search(model, layer, requests[len(values) :], batch, config, at, bar)
     return values
 

@@ -37,7 +37,7 @@ def test_v_star_equals_that_of_whole_forward_passes(tiny_model, family, bos, tar
     assert distance(ours, plain_value(model, 1, request, CONTEXTS, config, at=at)) < 1e-4
 
 
-@pytest.mark.parametrize("tokens_per_batch", [None, 1, 150])
+@pytest.mark.parametrize("tokens_per_batch", [None, 150, 10_000])
 @pytest.mark.parametrize("at", ["mlp", "resid"])
 @pytest.mark.parametrize(("family", "bos"), FAMILIES)
 def test_several_requests_at_once_get_what_each_gets_alone(tiny_model, family, bos, at, tokens_per_batch):
