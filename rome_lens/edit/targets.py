@@ -42,7 +42,7 @@ class MemitTargets:
 
     layer: int
     contexts: tuple[str, ...]
-    search: Mapping[str, float]
+    search: Mapping[str, Any]
     requests: tuple[EditRequest, ...]
     values: tuple[Value, ...] = field(repr=False)
 
@@ -176,13 +176,12 @@ def check_requests(requests: Sequence[EditRequest]) -> None:
     """Raises ValueError if there are no requests, or two ask the same text to be continued."""
     if not requests:
         raise ValueError("requests is empty, expected one EditRequest or more.")
-    first: dict[str, EditRequest] = {}
+    wanted: dict[str, str] = {}
     for request in requests:
-        other = first.setdefault(request.text, request)
-        if other is not request:
-            raise ValueError(
-                f"Two requests are about {request.text!r}: for {other.target!r} and {request.target!r}. Keep one."
-            )
+        if request.text in wanted:
+            both = f"{wanted[request.text]!r} and {request.target!r}"
+            raise ValueError(f"Two requests are about {request.text!r}: for {both}. Keep one.")
+        wanted[request.text] = request.target
 
 
 def search_numbers(config: SearchConfig) -> dict[str, Any]:
