@@ -24,7 +24,7 @@ from rome_lens.files import check_new_file, load_tensors, save_tensors
 from rome_lens.models import check_layer, state_name
 
 _KIND = "rome_lens memit targets 1"
-_REQUESTS_AT_ONCE = 8
+_REQUESTS_AT_ONCE = 4
 _MOST_DIFFERENCE = 0.02
 
 
