@@ -5,11 +5,14 @@ from rome_lens.edit.batch import alphaedit, emmet, memit
 from rome_lens.edit.config import AlphaEditConfig, EmmetConfig, MemitConfig, RomeConfig
 from rome_lens.edit.contexts import sample_contexts
 from rome_lens.edit.covariance import KeyCovariance, collect_covariance
+from rome_lens.edit.forecast import forecast_bleed_over, strongest_bleed_over
+from rome_lens.edit.forensics import recover_updates, weight_changes
 from rome_lens.edit.health import EditHealth
 from rome_lens.edit.rome import rome
 from rome_lens.edit.targets import MemitTargets, memit_targets
 from rome_lens.edit.weights import AppliedEdit, Edit, Update
 from rome_lens.errors import CovarianceError, EditError, EditWarning, FormatError, UnavailableError
+from rome_lens.evaluate.compare import ModelComparison, compare_models
 from rome_lens.evaluate.counterfact import evaluate, score_record, score_records
 from rome_lens.evaluate.summary import summarize
 from rome_lens.facts import EditRecord, EditRequest, Fact
@@ -29,7 +32,14 @@ from rome_lens.locate.store import TracedFacts, load_traces, trace_facts
 from rome_lens.locate.trace import CausalTrace
 from rome_lens.locate.tracing import causal_trace
 from rome_lens.models import optimize_layout
-from rome_lens.plots import plot_average_effects, plot_robustness, plot_scores, plot_trace
+from rome_lens.plots import (
+    plot_average_effects,
+    plot_bleed_over,
+    plot_comparison,
+    plot_robustness,
+    plot_scores,
+    plot_trace,
+)
 from rome_lens.version import __version__
 
 __all__ = [
@@ -50,6 +60,7 @@ __all__ = [
     "KeyCovariance",
     "MemitConfig",
     "MemitTargets",
+    "ModelComparison",
     "MultivariateGaussianNoise",
     "RomeConfig",
     "State",
@@ -65,8 +76,10 @@ __all__ = [
     "average_total_effect",
     "causal_trace",
     "collect_covariance",
+    "compare_models",
     "emmet",
     "evaluate",
+    "forecast_bleed_over",
     "load_builtin_records",
     "load_counterfact",
     "load_known_facts",
@@ -76,9 +89,12 @@ __all__ = [
     "memit_targets",
     "optimize_layout",
     "plot_average_effects",
+    "plot_bleed_over",
+    "plot_comparison",
     "plot_robustness",
     "plot_scores",
     "plot_trace",
+    "recover_updates",
     "restore_states",
     "robustness_report",
     "rome",
@@ -86,6 +102,8 @@ __all__ = [
     "sample_contexts",
     "score_record",
     "score_records",
+    "strongest_bleed_over",
     "summarize",
     "trace_facts",
+    "weight_changes",
 ]

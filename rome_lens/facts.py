@@ -1,5 +1,6 @@
 """Facts, requests to change them, and where their subjects' tokens are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformer_lens import HookedTransformer
@@ -31,6 +32,14 @@ def check_text(value: str, what: str) -> None:
         raise TypeError(f"The {what} is {value!r}, expected a string.")
     if not value.strip():
         raise ValueError(f"The {what} is empty ({value!r}). Give at least one character that is not a space.")
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raises unless `prompts` is a sequence of one text or more, none of them blank."""
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"prompts is {prompts!r}, expected a list of one text or more.")
+    for prompt in prompts:
+        check_text(prompt, "prompt")
 
 
 @dataclass(frozen=True)

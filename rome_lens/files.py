@@ -1,13 +1,13 @@
-"""Files that are either whole or not there, and tensors with facts about where they came from."""
+"""Files that are either whole or not there, lines that survive a kill, and tensors with facts about their origin."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkstemp
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rome_lens.errors import FormatError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -119,6 +121,52 @@ def load_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"{path} is damaged or is not JSON ({error}). Fetch it again.") from error
+
+
+def append_line(path: str | os.PathLike[str], entry: Mapping[str, Any]) -> None:
+    """Adds an object to a file of JSON lines, in one write that reaches the disk."""
+    with Path(path).open("ab") as opened:
+        opened.write((json.dumps(entry) + "\n").encode())
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def read_lines(
+    path: str | os.PathLike[str], read: Callable[[Mapping[str, Any]], T], *, first_key: str, what: str
+) -> list[T]:
+    """What `read` makes of each object in a file that `append_line` wrote. A file that is not there has no lines.
+
+    A last line without its end is cut off the file: a kill left it. Missing parent folders are made.
+
+    Args:
+        path: the file.
+        read: raises KeyError, TypeError or ValueError for an object that it cannot read.
+        first_key: the first key of each object.
+        what: the objects are, in an error.
+
+    Raises:
+        FormatError: the file holds something else; it is left as it is.
+    """
+    path = Path(path)
+    if not path.exists():
+        check_new_file(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    cut_off = content[len(whole) :]
+    if not cut_off.startswith(f'{{"{first_key}": '.encode()[: len(cut_off)]):
+        raise FormatError(f"{path} does not end as a file of {what}s does. Choose another file.")
+    entries = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            entries.append(read(json.loads(line)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"Line {number} of {path} is no {what} ({error}). Choose another file.") from error
+    if cut_off:
+        with path.open("r+b") as opened:
+            opened.truncate(len(whole))
+    return entries
 
 
 def _umask() -> int:

@@ -45,6 +45,11 @@ def key_name(layer: int) -> str:
     return f"blocks.{layer}.mlp.hook_post"
 
 
+def output_matrix_name(layer: int) -> str:
+    """The parameter's name of the MLP output matrix that `output_matrix` gives."""
+    return f"blocks.{layer}.mlp.W_out"
+
+
 def check_layer(model: HookedTransformer, layer: int) -> None:
     """Raises ValueError unless `layer` is the number of one of the model's blocks."""
     if isinstance(layer, bool) or not isinstance(layer, int):
@@ -204,6 +209,26 @@ def run(
     stop = model.cfg.n_layers if stop_at_layer is None else stop_at_layer
     with model.hooks(fwd_hooks=list(hooks)):
         return model(tokens, attention_mask=mask, stop_at_layer=stop, return_type=None)
+
+
+def run_and_read(
+    model: HookedTransformer,
+    tokens: Int[Tensor, "batch pos"],
+    names: Sequence[str],
+    *,
+    mask: Int[Tensor, "batch pos"] | None = None,
+    stop_at_layer: int | None = None,
+    hooks: HookList = (),
+) -> dict[str, Tensor]:
+    """Like `run`, but gives what passes the hook points `names`, as `hooks` leave it."""
+    values: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Hook:
+        return lambda value, hook: values.update({name: value})
+
+    reading = [(name, keep(name)) for name in names]
+    run(model, tokens, mask=mask, stop_at_layer=stop_at_layer, hooks=[*hooks, *reading])
+    return values
 
 
 def run_with_past(

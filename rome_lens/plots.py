@@ -222,6 +222,81 @@ def plot_scores(summary: pd.DataFrame) -> go.Figure:
     return figure
 
 
+def plot_bleed_over(frame: pd.DataFrame, *, forecast: str = "size", change: str = "kl") -> go.Figure:
+    """A point for each prompt: how much of the edit was forecast to reach it, and how much changed.
+
+    An axis is logarithmic if all its values are above 0.
+
+    Args:
+        frame: what `analyses.bleed_over` writes: case_id, prompt, and the two columns to draw.
+        forecast: the column across.
+        change: the column up.
+
+    Raises:
+        ValueError: the frame lacks a column.
+    """
+    _check(frame, ["case_id", "prompt", forecast, change], "analyses.bleed_over")
+    figure = go.Figure(
+        go.Scatter(
+            x=frame[forecast],
+            y=frame[change],
+            mode="markers",
+            marker={"size": 6, "color": METHOD_COLOURS[1], "opacity": 0.5},
+            text=[_plain(prompt) for prompt in frame["prompt"]],
+            customdata=frame["case_id"],
+            hovertemplate="%{text}<br>record %{customdata}: %{x:.3f}, %{y:.3g}<extra></extra>",
+        )
+    )
+    scales = {name: "log" if (frame[name] > 0).all() else "linear" for name in (forecast, change)}
+    figure.update_layout(
+        **_LAYOUT,
+        height=420,
+        xaxis={"title": f"forecast: {_plain(forecast)}", "type": scales[forecast]},
+        yaxis={"title": f"measured: {_plain(change)}", "type": scales[change]},
+    )
+    return figure
+
+
+def plot_comparison(lens: pd.DataFrame, contributions: pd.DataFrame) -> go.Figure:
+    """Two panels by layer, means over prompts: the answer's probability under the logit lens before and after, and how
+    much attention and MLP outputs moved.
+
+    Args:
+        lens: `ModelComparison.lens`.
+        contributions: `ModelComparison.contributions`.
+
+    Raises:
+        ValueError: a frame lacks a column.
+    """
+    _check(lens, ["condition", "layer", "answer_probability"], "compare_models().lens")
+    _check(contributions, ["kind", "layer", "change"], "compare_models().contributions")
+    answers = set(lens.get("answer", ()))
+    answer = _plain(answers.pop().strip()) if len(answers) == 1 else "top token after"
+    figure = make_subplots(
+        cols=2,
+        horizontal_spacing=0.12,
+        subplot_titles=[f"logit lens: p({answer})", "relative change of outputs"],
+    )
+    panels = [(lens, "condition", "answer_probability"), (contributions, "kind", "change")]
+    for col, (frame, by, column) in enumerate(panels, start=1):
+        for i, (name, part) in enumerate(frame.groupby(by, sort=False)):
+            means = part.groupby("layer")[column].mean()
+            figure.add_scatter(
+                x=means.index,
+                y=means,
+                name=KIND_NAMES.get(str(name), str(name)),
+                mode="lines+markers",
+                line={"color": METHOD_COLOURS[2 * (col - 1) + i], "width": 2},
+                marker={"size": 4},
+                row=1,
+                col=col,
+            )
+    figure.update_xaxes(title="layer")
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_layout(**_LAYOUT, height=380, legend={"orientation": "h", "y": -0.24, "yanchor": "top", "x": 0})
+    return figure
+
+
 def _token_label(token: str) -> str:
     return _plain(token.replace("\n", "⏎").strip() or "␣")
 

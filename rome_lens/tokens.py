@@ -79,3 +79,14 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "row pos"], Int[Tens
         tokens[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
     return tokens, mask
+
+
+def batches(rows: Sequence[tuple[int, ...]], tokens: int) -> list[list[tuple[int, ...]]]:
+    """Consecutive rows, so many that their padded batch holds at most `tokens` tokens (one row at least)."""
+    found: list[list[tuple[int, ...]]] = []
+    for row in rows:
+        if found and (len(found[-1]) + 1) * len(row) <= tokens:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found

@@ -7,7 +7,14 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from rome_lens.plots import ROLE_COLOURS, plot_average_effects, plot_scores, plot_trace
+from rome_lens.plots import (
+    ROLE_COLOURS,
+    plot_average_effects,
+    plot_bleed_over,
+    plot_comparison,
+    plot_scores,
+    plot_trace,
+)
 
 TOKENS = ["The", " Eiffel", " Tower", " is", " in"]
 ROLES = [
@@ -244,3 +251,25 @@ def test_frames_are_not_changed(plot, frame: str, request: pytest.FixtureRequest
     plot(given)
 
     pd.testing.assert_frame_equal(given, copy)
+
+
+def test_bleed_over_has_a_point_for_each_prompt_and_scales_that_hold_it() -> None:
+    frame = pd.DataFrame({"case_id": [1, 1], "prompt": ["a", "<b>"], "size": [0.5, 0.1], "kl": [0.2, 0.0]})
+    figure = plot_bleed_over(frame)
+
+    (points,) = figure.data
+    assert (list(points.x), list(points.y), list(points.text)) == ([0.5, 0.1], [0.2, 0.0], ["a", "&lt;b&gt;"])
+    assert (figure.layout.xaxis.type, figure.layout.yaxis.type) == ("log", "linear")
+    with pytest.raises(ValueError, match=r"lacks the columns \['share'\]"):
+        plot_bleed_over(frame, forecast="share")
+
+
+def test_a_comparison_names_the_answer_if_it_is_the_same_for_all_prompts() -> None:
+    lens = pd.DataFrame({"condition": "before", "layer": [0, 0], "answer_probability": [0.2, 0.4], "answer": " Rome"})
+    moved = pd.DataFrame({"kind": "mlp", "layer": [0], "change": [0.5]})
+
+    figure = plot_comparison(lens, moved)
+    assert figure.layout.annotations[0].text == "logit lens: p(Rome)"
+    assert list(figure.data[0].y) == pytest.approx([0.3])
+    mixed = plot_comparison(lens.assign(answer=["Rome", "Paris"]), moved)
+    assert mixed.layout.annotations[0].text == "logit lens: p(top token after)"

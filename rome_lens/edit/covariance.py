@@ -12,9 +12,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
+from rome_lens.edit.key import mlp_keys
 from rome_lens.errors import CovarianceError, FormatError
 from rome_lens.files import load_tensors, save_tensors
-from rome_lens.models import Hook, bos_token, check_layer, key_name, output_matrix, run
+from rome_lens.models import bos_token, check_layer, output_matrix
 from rome_lens.tokens import pad
 
 _KIND = "rome_lens key covariance 1"
@@ -206,7 +207,7 @@ def collect_covariance(
             rows, mask = pad([before + piece for piece in batch])
             wanted = mask.bool()
             wanted[:, : len(before)] = False
-            keys = _keys(model, rows, mask, layers)
+            keys = mlp_keys(model, rows, mask, layers)
             for layer in layers:
                 flat = keys[layer][wanted.to(keys[layer].device)].float()
                 if not flat.isfinite().all():
@@ -247,28 +248,10 @@ def _pieces(model: HookedTransformer, texts: Iterable[str], length: int, tokens:
         yield waiting[:tokens]
 
 
-def _keys(model: HookedTransformer, tokens: Tensor, mask: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-    """The keys [batch, pos, d_mlp] of each layer for these tokens."""
-    keys: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Hook:
-        return lambda value, hook: keys.update({layer: value})
-
-    device = model.cfg.device
-    run(
-        model,
-        tokens.to(device),
-        mask=mask.to(device),
-        stop_at_layer=max(layers) + 1,
-        hooks=[(key_name(layer), keep(layer)) for layer in layers],
-    )
-    return keys
-
-
 @torch.no_grad()
 def _probe(model: HookedTransformer, layer: int) -> Float[Tensor, "probe d_mlp"]:
     """The keys of a fixed row of tokens."""
     check_layer(model, layer)
     length = min(_PROBE_LENGTH, model.cfg.n_ctx)
     tokens = torch.linspace(0, model.cfg.d_vocab - 1, length + 2).long()[None, 1:-1]
-    return _keys(model, tokens, torch.ones_like(tokens), [layer])[layer][0].float().cpu()
+    return mlp_keys(model, tokens, torch.ones_like(tokens), [layer])[layer][0].float().cpu()

@@ -3,15 +3,27 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from rome_lens.edit.contexts import in_context
 from rome_lens.facts import EditRequest
 from rome_lens.memory import tokens_that_fit
-from rome_lens.models import key_name, run
+from rome_lens.models import key_name, run, run_and_read
 from rome_lens.tokens import pad
+
+
+def mlp_keys(
+    model: HookedTransformer, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], layers: Sequence[int]
+) -> dict[int, Float[Tensor, "batch pos d_mlp"]]:
+    """The MLP's inner activations at every position, for each layer, in the model's dtype."""
+    device = model.cfg.device
+    names = {layer: key_name(layer) for layer in layers}
+    read = run_and_read(
+        model, tokens.to(device), list(names.values()), mask=mask.to(device), stop_at_layer=max(layers) + 1
+    )
+    return {layer: read[name] for layer, name in names.items()}
 
 
 @torch.no_grad()

@@ -43,6 +43,10 @@ class Update:
         change = self.left.to(weight.device) @ self.right.to(weight.device)
         return (weight.float() + change).to(weight.dtype)
 
+    def negated(self) -> "Update":
+        """What takes this update away again, up to rounding."""
+        return Update(self.layer, -self.left, self.right)
+
 
 @dataclass(frozen=True, eq=False)
 class Edit:

@@ -1,4 +1,4 @@
-"""How probable continuations are after prompts."""
+"""How probable continuations and next tokens are after prompts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from rome_lens.models import logits, run
-from rome_lens.tokens import pad, tokenize_continuation
+from rome_lens.tokens import batches, pad, tokenize, tokenize_continuation
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def mean_log_probabilities(
     inputs = [text.ids[:-1] for text, _ in encoded]
     row_of = _rows_to_run(inputs)
     result = torch.empty(len(encoded))
-    for batch in _batches(sorted(set(row_of.values()), key=len), tokens_per_batch):
+    for batch in batches(sorted(set(row_of.values()), key=len), tokens_per_batch):
         numbers = {row: i for i, row in enumerate(batch)}
         here = [(i, numbers[row_of[ids]]) for i, ids in enumerate(inputs) if row_of[ids] in numbers]
         tokens, mask = pad(batch)
@@ -56,6 +56,30 @@ def mean_log_probabilities(
     return result
 
 
+@torch.no_grad()
+def next_token_log_probabilities(
+    model: HookedTransformer, prompts: Sequence[str], *, tokens_per_batch: int = 4096
+) -> Float[Tensor, "prompt d_vocab"]:
+    """The log-probabilities of the token after each prompt, in nats, on the CPU.
+
+    Raises:
+        ValueError: a prompt is longer than the model's context.
+    """
+    inputs = [tokenize(model, prompt).ids for prompt in prompts]
+    found: dict[tuple[int, ...], Tensor] = {}
+    for batch in batches(sorted(set(inputs), key=len), tokens_per_batch):
+        tokens, mask = pad(batch)
+        residual = run(model, tokens.to(model.cfg.device), mask=mask.to(model.cfg.device))
+        last = residual[torch.arange(len(batch)), mask.sum(-1) - 1]
+        found |= dict(zip(batch, logits(model, last).log_softmax(-1).cpu(), strict=True))
+    return torch.stack([found[ids] for ids in inputs])
+
+
+def divergence(before: Float[Tensor, "*n d_vocab"], after: Float[Tensor, "*n d_vocab"]) -> Float[Tensor, "*n"]:
+    """KL(before || after) of log-probabilities, in nats."""
+    return (before.exp() * (before - after)).sum(-1)
+
+
 def _rows_to_run(inputs: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
     """For each input the row that is run for it: the input itself, or a longer one that begins with it."""
     row_of: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -65,14 +89,3 @@ def _rows_to_run(inputs: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], tup
             longest = row
         row_of[row] = longest
     return row_of
-
-
-def _batches(rows: Sequence[tuple[int, ...]], tokens: int) -> list[list[tuple[int, ...]]]:
-    """Consecutive rows, so many that their padded batch holds at most `tokens` tokens (one row at least)."""
-    batches: list[list[tuple[int, ...]]] = []
-    for row in rows:
-        if batches and (len(batches[-1]) + 1) * len(row) <= tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches

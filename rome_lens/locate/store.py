@@ -11,17 +11,14 @@ import pandas as pd
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
-from rome_lens.errors import FormatError
 from rome_lens.facts import Fact
-from rome_lens.files import check_new_file
+from rome_lens.files import append_line, read_lines
 from rome_lens.locate.corruption import GaussianNoise
 from rome_lens.locate.metrics import MetricName
 from rome_lens.locate.question import tokenize_question
 from rome_lens.locate.trace import CausalTrace
 from rome_lens.locate.tracing import TraceOptions, resolved, trace_question
 from rome_lens.models import Kind
-
-_LINE_START = b'{"key": '
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ def trace_facts(
             for metric, trace in zip(missing, new, strict=True):
                 made[keys[metric]] = trace
                 if store is not None:
-                    _append(store, keys[metric], trace)
+                    append_line(store, {"key": keys[metric], "trace": trace.to_dict()})
             traces += [made[key] for key in keys.values()]
     return TracedFacts(traces, pd.DataFrame(wrong, columns=["prompt", "subject", "answer", "predicted"]))
 
@@ -115,35 +112,13 @@ def _key(model: HookedTransformer, fact: Fact, options: TraceOptions) -> str:
     return json.dumps([str(model.cfg.model_name), asdict(fact), settings], sort_keys=True)
 
 
-def _append(store: str | os.PathLike[str], key: str, trace: CausalTrace) -> None:
-    """Adds one line, in one write that reaches the disk."""
-    line = json.dumps({"key": key, "trace": trace.to_dict()}) + "\n"
-    with Path(store).open("ab") as opened:
-        opened.write(line.encode())
-        opened.flush()
-        os.fsync(opened.fileno())
-
-
 def _read(store: str | os.PathLike[str]) -> dict[str, CausalTrace]:
-    """The traces by what they depend on. A last line without its end is cut off the file: a kill left it."""
-    path = Path(store)
-    if not path.exists():
-        check_new_file(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    cut_off = content[len(whole) :]
-    if not cut_off.startswith(_LINE_START[: len(cut_off)]):
-        raise FormatError(f"{path} does not end as a store of traces does. Choose another file.")
-    traces = {}
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            entry = json.loads(line)
-            traces[entry["key"]] = CausalTrace.from_dict(entry["trace"])
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, FormatError) as error:
-            raise FormatError(f"Line {number} of {path} is no trace ({error}). Choose another file.") from error
-    if cut_off:
-        with path.open("r+b") as opened:
-            opened.truncate(len(whole))
-    return traces
+    """The traces by what they depend on."""
+    return dict(
+        read_lines(
+            store,
+            lambda entry: (entry["key"], CausalTrace.from_dict(entry["trace"])),
+            first_key="key",
+            what="trace",
+        )
+    )

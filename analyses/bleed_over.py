@@ -1,0 +1,92 @@
+"""Does the forecast of an edit's bleed-over come true? Forecast and measured change at neighbourhood prompts.
+
+For each record: the edit; the share of it that each neighbourhood prompt is forecast to get, from the keys alone; then,
+with the edit applied, how far the next token's distribution moved, KL(before || after), and by how much the true
+object's lead over the new one, p(true) - p(new) (see score_record), rose (`lead_gain`; `lead_change` is its
+size). Edits and results are kept as they are made, so a run that was stopped goes on where it was, and other analyses
+can use the edits.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+from transformer_lens import HookedTransformer
+
+import rome_lens as rl
+from analyses.files import add_record_arguments, chosen_records, parser, write_csv
+from rome_lens.evaluate.scores import Continuation, divergence, mean_log_probabilities, next_token_log_probabilities
+from rome_lens.files import append_line, new_file, read_lines
+
+FORECASTS = ("share", "size", "last_share")
+CHANGES = ("kl", "lead_gain", "lead_change")
+
+
+def kept_edit(model: HookedTransformer, record: rl.EditRecord, config: rl.RomeConfig, folder: Path) -> rl.Edit:
+    """The record's edit, from the folder if it is there."""
+    path = folder / f"{record.case_id}.safetensors"
+    if not path.exists():
+        rl.rome(model, record.request, config=config, progress=False).save(path)
+    return rl.Edit.load(path)
+
+
+def leads(model: HookedTransformer, record: rl.EditRecord) -> pd.Series:
+    """p(true) - p(new) after each neighbourhood prompt."""
+    targets = (record.target_true, record.request.target)
+    asked = [Continuation(prompt, target) for prompt in record.neighborhood_prompts for target in targets]
+    p = mean_log_probabilities(model, asked).double().exp().view(-1, 2)
+    return pd.Series((p[:, 0] - p[:, 1]).numpy())
+
+
+def bleed_over(model: HookedTransformer, record: rl.EditRecord, edit: rl.Edit) -> pd.DataFrame:
+    """A row for each neighbourhood prompt: what was forecast, and what changed."""
+    prompts = list(record.neighborhood_prompts)
+    forecast = rl.strongest_bleed_over(rl.forecast_bleed_over(model, edit, prompts)).set_index("prompt").loc[prompts]
+    log_probs, lead = next_token_log_probabilities(model, prompts), leads(model, record)
+    with edit.applied(model):
+        kl = divergence(log_probs, next_token_log_probabilities(model, prompts))
+        lead_gain = leads(model, record) - lead
+    forecast = forecast[["layer", "position", "token", *FORECASTS]].reset_index()
+    return forecast.assign(case_id=record.case_id, kl=kl.numpy(), lead_gain=lead_gain, lead_change=lead_gain.abs())
+
+
+def correlations(frame: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's rank correlation of each forecast with each change: over all prompts, and its mean within records."""
+    rows = []
+    for forecast in FORECASTS:
+        for change in CHANGES:
+            pair = frame[[forecast, change]]
+            within = [part[forecast].rank().corr(part[change].rank()) for _, part in frame.groupby("case_id")]
+            over_all = pair.rank().corr().iloc[0, 1]
+            rows.append((forecast, change, len(frame), over_all, pd.Series(within).mean()))
+    return pd.DataFrame(rows, columns=["forecast", "change", "n", "spearman", "mean_within_record"])
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", default="smollm2-135m")
+    arguments.add_argument("--out", type=Path, default=Path("results/bleed_over"), help="a folder")
+    add_record_arguments(arguments, count=100)
+    options = arguments.parse_args()
+
+    model = rl.load_model(options.model)
+    config = rl.RomeConfig(contexts=rl.sample_contexts(model))
+    store = options.out / "records.jsonl"
+    done = dict(read_lines(store, lambda line: (line["case_id"], line["rows"]), first_key="case_id", what="record"))
+    records = chosen_records(options)
+    for record in tqdm(records, desc="bleed-over", unit="record"):
+        if record.case_id not in done:
+            measured = bleed_over(model, record, kept_edit(model, record, config, options.out / "edits"))
+            done[record.case_id] = measured.to_dict("records")
+            append_line(store, {"case_id": record.case_id, "rows": done[record.case_id]})
+    frame = pd.DataFrame([row for record in records for row in done[record.case_id]])
+    table = correlations(frame)
+    write_csv(frame, options.out / "bleed_over.csv")
+    write_csv(table, options.out / "correlations.csv")
+    with new_file(options.out / "bleed_over.html", overwrite=True) as temporary:
+        rl.plot_bleed_over(frame).write_html(temporary)
+    print(table.round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Which other prompts an edit will reach, told from their keys before anything is applied."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from rome_lens.edit.key import mlp_keys, subject_activations
+from rome_lens.edit.weights import Edit
+from rome_lens.facts import PLACE, check_prompts
+from rome_lens.models import key_name
+from rome_lens.tokens import batches, pad, tokenize
+
+
+@torch.no_grad()
+def forecast_bleed_over(
+    model: HookedTransformer, edit: Edit, prompts: Sequence[str], *, tokens_per_batch: int = 4096
+) -> pd.DataFrame:
+    """How much of what an edit adds at its own prompt it will add at other prompts.
+
+    An update adds k @ left @ right to the MLP's output where the key is k. With rank one that is `right` times k . u,
+    so k . u over k* . u tells how much (k* being the key at the subject's last token in the edited prompt, the bare
+    one). For any rank, what is added is compared as a vector.
+
+    Args:
+        model: the model without the edit; it is run, not changed. So an update's effect on the keys of later layers
+            is left out.
+        edit: made for this model.
+        prompts: texts; each is taken once.
+        tokens_per_batch: bounds memory.
+
+    Returns:
+        A row for each prompt, edited layer and position: prompt, layer, position, token; `share`, the part of what is
+        added that lies along what is added at the edited prompt (1: as much as there; 0: none; negative: away from the
+        target), and `size`, the length of what is added over the length there. With rank one, size is |share|. If the
+        edit is of several requests, the request with the largest |share| is compared with.
+
+    Raises:
+        ValueError: no prompts; a prompt is blank or too long; the edit adds nothing at its own prompt.
+    """
+    check_prompts(prompts)
+    texts = {text.ids: text for text in (tokenize(model, prompt) for prompt in prompts)}
+    layers = list(dict.fromkeys(update.layer for update in edit.updates))
+    there = {layer: _at_edited_prompts(model, edit, layer) for layer in layers}
+    parts: dict[tuple[str, int], pd.DataFrame] = {}
+    for batch in batches(sorted(texts, key=len), tokens_per_batch):
+        keys = mlp_keys(model, *pad(batch), layers)
+        for row, ids in enumerate(batch):
+            for layer in layers:
+                here = _added(edit, layer, keys[layer][row, : len(ids)])
+                share, size = _compare(here, there[layer])
+                parts[texts[ids].text, layer] = pd.DataFrame(
+                    {
+                        "prompt": texts[ids].text,
+                        "layer": layer,
+                        "position": range(len(ids)),
+                        "token": [model.tokenizer.decode([token]) for token in ids],
+                        "share": share.numpy(),
+                        "size": size.numpy(),
+                    }
+                )
+    return pd.concat([parts[text.text, layer] for text in texts.values() for layer in layers], ignore_index=True)
+
+
+def strongest_bleed_over(forecast: pd.DataFrame) -> pd.DataFrame:
+    """Where each prompt gets most of the edit.
+
+    Args:
+        forecast: what `forecast_bleed_over` gives.
+
+    Returns:
+        A row for each prompt and layer: prompt, layer; position, token, share and size where `size` is largest; and
+        last_share, the share at the prompt's last position.
+    """
+    prompts = forecast.groupby(["prompt", "layer"], sort=False)
+    strongest = forecast.loc[prompts["size"].idxmax()].reset_index(drop=True)
+    return strongest.assign(last_share=prompts["share"].last().to_numpy())
+
+
+def _added(edit: Edit, layer: int, keys: Float[Tensor, "pos d_mlp"]) -> Float[Tensor, "pos d_model"]:
+    """What the edit adds to the layer's MLP output, in float32 on the CPU."""
+    changes = [keys.float().cpu() @ update.left @ update.right for update in edit.updates if update.layer == layer]
+    return torch.stack(changes).sum(0)
+
+
+def _at_edited_prompts(model: HookedTransformer, edit: Edit, layer: int) -> Float[Tensor, "request d_model"]:
+    """What the edit adds at the subject's last token of each prompt that it was made for."""
+    asked = [(request, PLACE) for request in edit.requests]
+    added = _added(edit, layer, subject_activations(model, key_name(layer), layer, asked))
+    if not (added.norm(dim=-1) > 0).all():
+        raise ValueError(
+            f"The edit (made on {edit.model}) adds nothing at its own prompt in layer {layer} of "
+            f"{model.cfg.model_name}, so there is nothing to compare with. Give the model that it was made on."
+        )
+    return added
+
+
+def _compare(
+    here: Float[Tensor, "pos d_model"], there: Float[Tensor, "request d_model"]
+) -> tuple[Float[Tensor, " pos"], Float[Tensor, " pos"]]:
+    """Share and size at each position, compared with the request whose share is largest."""
+    norms = there.norm(dim=-1)
+    shares = here @ there.T / norms**2
+    nearest = shares.abs().argmax(-1, keepdim=True)
+    return shares.gather(-1, nearest)[:, 0], here.norm(dim=-1) / norms[nearest[:, 0]]
