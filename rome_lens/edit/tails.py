@@ -145,12 +145,12 @@ def run_until_tails(model: HookedTransformer, layer: int, prompts: Sequence[Prom
     where = torch.arange(len(ids)), torch.tensor(subject)
     first_rows = [sum(len(prompt.rows) for prompt in prompts[:i]) for i in range(len(prompts))]
     predictions = [
-        (first + row, len(prompt.rows[row]) - prompt.subject[row] - len(prompt.target) + i, token)
+        (first + row, len(prompt.rows[row]) - prompt.subject[row] - len(prompt.target) + i, wanted)
         for first, prompt in zip(first_rows, prompts, strict=True)
         for row in range(prompt.contexts)
-        for i, token in enumerate(prompt.target)
+        for i, wanted in enumerate(prompt.target)
     ]
-    row, position, token = torch.tensor(predictions, device=device).unbind(1)
+    where_predicted = torch.tensor(predictions, device=device)
     owners = [i for i, prompt in enumerate(prompts) for _ in prompt.rows]
     essence = [first + prompt.essence for first, prompt in zip(first_rows, prompts, strict=True)]
     return Tails(
@@ -160,9 +160,9 @@ def run_until_tails(model: HookedTransformer, layer: int, prompts: Sequence[Prom
         mask=joined.to(device),
         request=torch.tensor(owners, device=device),
         bare=torch.tensor(first_rows, device=device),
-        row=row,
-        position=position,
-        token=token,
+        row=where_predicted[:, 0],
+        position=where_predicted[:, 1],
+        token=where_predicted[:, 2],
         essence=torch.tensor(essence, device=device),
     )
 
