@@ -29,7 +29,9 @@ def main() -> None:
     )
     arguments.add_argument("--texts", type=Path, help="a text file, for the covariances that are not there yet")
     arguments.add_argument("--tokens", type=int, default=100_000, help="tokens of it to use")
-    arguments.add_argument("--covariance-weight", type=float, default=rl.MemitConfig.covariance_weight)
+    arguments.add_argument(
+        "--covariance-weight", type=float, default=1400.0, help="15,000 of GPT-J's d_mlp, scaled to SmolLM2's; of MEMIT"
+    )
     arguments.add_argument("--null-space-threshold", type=float, default=rl.AlphaEditConfig.null_space_threshold)
     arguments.add_argument("--ridge", type=float, default=rl.AlphaEditConfig.ridge, help="of AlphaEdit")
     arguments.add_argument("--out", type=Path, default=Path("results/batch_editing.csv"))
