@@ -96,7 +96,8 @@ class MemitConfig(BatchConfig):
 
     Attributes:
         covariance_weight: lambda, how much C weighs against one request (mom2_update_weight: 15,000 for GPT-J and
-            Llama 3, 20,000 for GPT-2 XL and NeoX). It has no unit: C is a mean over keys.
+            Llama 3, 20,000 for GPT-2 XL). A key is answered to the share g / (lambda + g) with g = k C^-1 k, whose mean
+            over the keys of C is d_mlp (16,384 on GPT-J): a narrower model wants less in proportion.
     """
 
     covariance_weight: float = 15_000.0

@@ -11,7 +11,7 @@ from rome_lens.edit.contexts import in_context
 from rome_lens.facts import EditRequest
 from rome_lens.memory import tokens_that_fit
 from rome_lens.models import key_name, run_and_read
-from rome_lens.tokens import pad
+from rome_lens.tokens import batches, pad
 
 
 def mlp_keys(
@@ -32,15 +32,15 @@ def subject_activations(
 ) -> Float[Tensor, "asked width"]:
     """What passes a hook point of a block at the subject's last token, in float32, for each (request, context)."""
     located = [in_context(model, request, context) for request, context in asked]
-    ids = [text.ids[: position + 1] for text, position in located]
-    at_once = max(1, tokens_that_fit(model) // max(map(len, ids)))
+    rows = [text.ids[: position + 1] for text, position in located]
     device = model.cfg.device
-    found: list[Tensor] = []
-    for start in range(0, len(ids), at_once):
-        rows, mask = pad(ids[start : start + at_once])
-        states = run_and_read(model, rows.to(device), [name], mask=mask.to(device), stop_at_layer=layer + 1)[name]
-        found.append(states[torch.arange(len(rows)), mask.sum(1) - 1].float())
-    return torch.cat(found)
+    found: dict[tuple[int, ...], Tensor] = {}
+    for batch in batches(sorted(set(rows), key=len), tokens_that_fit(model)):
+        tokens, mask = (each.to(device) for each in pad(batch))
+        values = run_and_read(model, tokens, [name], mask=mask, stop_at_layer=layer + 1)[name]
+        last = values[torch.arange(len(batch)), mask.sum(1) - 1]
+        found |= zip(batch, last.float(), strict=True)
+    return torch.stack([found[row] for row in rows])
 
 
 def subject_keys(

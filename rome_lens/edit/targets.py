@@ -25,7 +25,7 @@ from rome_lens.models import check_layer, state_name
 
 _KIND = "rome_lens memit targets 1"
 _FACTS = {"layer": int, "contexts": list, "search": dict, "ends": list, "requests": list}
-_REQUESTS_AT_ONCE = 8
+_REQUESTS_AT_ONCE = 4
 _MOST_DIFFERENCE = 0.02
 
 
@@ -43,7 +43,7 @@ class MemitTargets:
 
     layer: int
     contexts: tuple[str, ...]
-    search: Mapping[str, float]
+    search: Mapping[str, Any]
     requests: tuple[EditRequest, ...]
     values: tuple[Value, ...] = field(repr=False)
 
@@ -177,13 +177,12 @@ def check_requests(requests: Sequence[EditRequest]) -> None:
     """Raises ValueError if there are no requests, or two ask the same text to be continued."""
     if not requests:
         raise ValueError("requests is empty, expected one EditRequest or more.")
-    first: dict[str, EditRequest] = {}
+    wanted: dict[str, str] = {}
     for request in requests:
-        other = first.setdefault(request.text, request)
-        if other is not request:
-            raise ValueError(
-                f"Two requests are about {request.text!r}: for {other.target!r} and {request.target!r}. Keep one."
-            )
+        if request.text in wanted:
+            both = f"{wanted[request.text]!r} and {request.target!r}"
+            raise ValueError(f"Two requests are about {request.text!r}: for {both}. Keep one.")
+        wanted[request.text] = request.target
 
 
 def search_numbers(config: SearchConfig) -> dict[str, Any]:

@@ -14,9 +14,10 @@ TEXTS = [CORPUS, CORPUS.upper(), CORPUS[::-1]]
 
 def test_solve_inverts(tiny):
     covariance = rl.collect_covariance(tiny, [1], texts=TEXTS * 4, tokens=1500, progress=False)[1]
-    key = torch.randn(tiny.cfg.d_mlp, generator=torch.Generator().manual_seed(0))
-    solution = covariance.solve(key).double()
-    assert torch.allclose(covariance.second_moment.double() @ solution, key.double(), atol=1e-3)
+    keys = torch.randn(2, tiny.cfg.d_mlp, generator=torch.Generator().manual_seed(0))
+    solution = covariance.solve(keys).double()
+    assert torch.allclose(solution @ covariance.second_moment.double(), keys.double(), atol=1e-3)
+    assert torch.allclose(covariance.solve(keys[1]).double(), solution[1], rtol=1e-5)
 
 
 def test_a_singular_covariance_says_how_much_text_it_needs(tiny):

@@ -87,9 +87,21 @@ def test_weights_are_back_when_scoring_raises(tiny, weights_of):
     assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
 
 
+def test_scores_of_an_edited_model_are_those_that_evaluate_gives_its_method(tiny):
+    """A batch edit is scored inside `applied`, an edit of one record by `evaluate`: the same rows."""
+    edit = made_up(tiny)
+    by_evaluate = rl.evaluate(tiny, [RECORD], method=lambda record: edit, name="noise", progress=False)
+    before = rl.score_records(tiny, [RECORD], progress=False)
+    with edit.applied(tiny):
+        after = rl.score_records(tiny, [RECORD], name="noise", progress=False)
+    pd.testing.assert_frame_equal(pd.concat([before, after], ignore_index=True), by_evaluate)
+
+
 def test_no_records_and_the_name_base_are_refused(tiny):
     with pytest.raises(ValueError, match="records is empty"):
         rl.evaluate(tiny, [], method=lambda record: made_up(tiny))
+    with pytest.raises(ValueError, match="records is empty"):
+        rl.score_records(tiny, [])
     with pytest.raises(ValueError, match="name is 'base'"):
         rl.evaluate(tiny, [RECORD], method=lambda record: made_up(tiny), name="base")
 
