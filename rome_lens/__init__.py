@@ -1,6 +1,14 @@
 """Locate, edit and evaluate factual associations on TransformerLens models (ROME, Meng et al. 2022)."""
 
-from rome_lens.datasets import load_builtin_records, load_counterfact, load_known_facts
+from rome_lens.datasets import (
+    AttributeSnippets,
+    load_attribute_snippets,
+    load_builtin_records,
+    load_counterfact,
+    load_knowedit,
+    load_known_facts,
+    load_zsre,
+)
 from rome_lens.edit.batch import alphaedit, emmet, memit
 from rome_lens.edit.config import AlphaEditConfig, EmmetConfig, MemitConfig, RomeConfig
 from rome_lens.edit.contexts import sample_contexts
@@ -11,11 +19,11 @@ from rome_lens.edit.health import EditHealth
 from rome_lens.edit.rome import rome
 from rome_lens.edit.targets import MemitTargets, memit_targets
 from rome_lens.edit.weights import AppliedEdit, Edit, Update
-from rome_lens.errors import CovarianceError, EditError, EditWarning, FormatError, UnavailableError
+from rome_lens.errors import CovarianceError, DataWarning, EditError, EditWarning, FormatError, UnavailableError
 from rome_lens.evaluate.compare import ModelComparison, compare_models
 from rome_lens.evaluate.counterfact import evaluate, score_record, score_records
 from rome_lens.evaluate.summary import summarize
-from rome_lens.facts import EditRecord, EditRequest, Fact
+from rome_lens.facts import Continuation, EditRecord, EditRequest, Fact, QuestionRecord
 from rome_lens.loading import load_model
 from rome_lens.locate.corruption import (
     GaussianNoise,
@@ -45,8 +53,11 @@ from rome_lens.version import __version__
 __all__ = [
     "AlphaEditConfig",
     "AppliedEdit",
+    "AttributeSnippets",
     "CausalTrace",
+    "Continuation",
     "CovarianceError",
+    "DataWarning",
     "Edit",
     "EditError",
     "EditHealth",
@@ -62,6 +73,7 @@ __all__ = [
     "MemitTargets",
     "ModelComparison",
     "MultivariateGaussianNoise",
+    "QuestionRecord",
     "RomeConfig",
     "State",
     "StudentNoise",
@@ -80,11 +92,14 @@ __all__ = [
     "emmet",
     "evaluate",
     "forecast_bleed_over",
+    "load_attribute_snippets",
     "load_builtin_records",
     "load_counterfact",
+    "load_knowedit",
     "load_known_facts",
     "load_model",
     "load_traces",
+    "load_zsre",
     "memit",
     "memit_targets",
     "optimize_layout",
