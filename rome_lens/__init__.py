@@ -21,7 +21,9 @@ from rome_lens.edit.targets import MemitTargets, memit_targets
 from rome_lens.edit.weights import AppliedEdit, Edit, Update
 from rome_lens.errors import CovarianceError, DataWarning, EditError, EditWarning, FormatError, UnavailableError
 from rome_lens.evaluate.compare import ModelComparison, compare_models
-from rome_lens.evaluate.counterfact import evaluate, score_record, score_records
+from rome_lens.evaluate.counterfact import score_record
+from rome_lens.evaluate.generation import ReferenceTexts, generate_texts, score_generation
+from rome_lens.evaluate.records import evaluate, score_records
 from rome_lens.evaluate.summary import summarize
 from rome_lens.facts import Continuation, EditRecord, EditRequest, Fact, QuestionRecord
 from rome_lens.loading import load_model
@@ -74,6 +76,7 @@ __all__ = [
     "ModelComparison",
     "MultivariateGaussianNoise",
     "QuestionRecord",
+    "ReferenceTexts",
     "RomeConfig",
     "State",
     "StudentNoise",
@@ -92,6 +95,7 @@ __all__ = [
     "emmet",
     "evaluate",
     "forecast_bleed_over",
+    "generate_texts",
     "load_attribute_snippets",
     "load_builtin_records",
     "load_counterfact",
@@ -115,6 +119,7 @@ __all__ = [
     "rome",
     "same_length_subject",
     "sample_contexts",
+    "score_generation",
     "score_record",
     "score_records",
     "strongest_bleed_over",
