@@ -23,8 +23,11 @@ from rome_lens.errors import CovarianceError, DataWarning, EditError, EditWarnin
 from rome_lens.evaluate.compare import ModelComparison, compare_models
 from rome_lens.evaluate.counterfact import score_record
 from rome_lens.evaluate.generation import ReferenceTexts, generate_texts, score_generation
+from rome_lens.evaluate.knowedit import score_knowedit
+from rome_lens.evaluate.predictions import Prediction, locality_predictions
 from rome_lens.evaluate.records import evaluate, score_records
 from rome_lens.evaluate.summary import summarize
+from rome_lens.evaluate.zsre import score_zsre
 from rome_lens.facts import Continuation, EditRecord, EditRequest, Fact, QuestionRecord
 from rome_lens.loading import load_model
 from rome_lens.locate.corruption import (
@@ -75,6 +78,7 @@ __all__ = [
     "MemitTargets",
     "ModelComparison",
     "MultivariateGaussianNoise",
+    "Prediction",
     "QuestionRecord",
     "ReferenceTexts",
     "RomeConfig",
@@ -104,6 +108,7 @@ __all__ = [
     "load_model",
     "load_traces",
     "load_zsre",
+    "locality_predictions",
     "memit",
     "memit_targets",
     "optimize_layout",
@@ -120,8 +125,10 @@ __all__ = [
     "same_length_subject",
     "sample_contexts",
     "score_generation",
+    "score_knowedit",
     "score_record",
     "score_records",
+    "score_zsre",
     "strongest_bleed_over",
     "summarize",
     "trace_facts",
