@@ -26,6 +26,7 @@ from rome_lens.evaluate.generation import ReferenceTexts, generate_texts, score_
 from rome_lens.evaluate.knowedit import score_knowedit
 from rome_lens.evaluate.predictions import Prediction, locality_predictions
 from rome_lens.evaluate.records import evaluate, score_records
+from rome_lens.evaluate.specificity import neighborhood_log_probabilities, score_specificity
 from rome_lens.evaluate.summary import summarize
 from rome_lens.evaluate.zsre import score_zsre
 from rome_lens.facts import Continuation, EditRecord, EditRequest, Fact, QuestionRecord
@@ -111,6 +112,7 @@ __all__ = [
     "locality_predictions",
     "memit",
     "memit_targets",
+    "neighborhood_log_probabilities",
     "optimize_layout",
     "plot_average_effects",
     "plot_bleed_over",
@@ -128,6 +130,7 @@ __all__ = [
     "score_knowedit",
     "score_record",
     "score_records",
+    "score_specificity",
     "score_zsre",
     "strongest_bleed_over",
     "summarize",
