@@ -37,12 +37,13 @@ def plain_value(
     subject = [model.to_tokens(text).shape[1] - 1 for text in until_subject]
     where = torch.arange(len(prompts))
     delta = torch.zeros(model.cfg.d_model, requires_grad=True)
-    initial = essence = None
+    initial = torch.empty(0)
+    essence: Tensor | None = None
     optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
 
     def add(value: Tensor, hook: object) -> Tensor:
         nonlocal initial
-        initial = value[0, subject[0]].detach().clone() if initial is None else initial
+        initial = value[0, subject[0]].detach().clone() if len(initial) == 0 else initial
         value = value.clone()
         value[where, subject] += delta
         return value

@@ -9,23 +9,28 @@ from rome_lens.datasets import (
     load_known_facts,
     load_zsre,
 )
+from rome_lens.edit.applying import AppliedEdit
 from rome_lens.edit.batch import alphaedit, emmet, memit
 from rome_lens.edit.config import AlphaEditConfig, EmmetConfig, MemitConfig, RomeConfig
 from rome_lens.edit.contexts import sample_contexts
 from rome_lens.edit.covariance import KeyCovariance, collect_covariance
+from rome_lens.edit.finetune import FinetuneConfig, finetune
 from rome_lens.edit.forecast import forecast_bleed_over, strongest_bleed_over
 from rome_lens.edit.forensics import recover_updates, weight_changes
 from rome_lens.edit.health import EditHealth
 from rome_lens.edit.rome import rome
 from rome_lens.edit.targets import MemitTargets, memit_targets
-from rome_lens.edit.weights import AppliedEdit, Edit, Update
+from rome_lens.edit.update import Update
+from rome_lens.edit.weights import Edit
 from rome_lens.errors import CovarianceError, DataWarning, EditError, EditWarning, FormatError, UnavailableError
 from rome_lens.evaluate.compare import ModelComparison, compare_models
 from rome_lens.evaluate.counterfact import score_record
 from rome_lens.evaluate.generation import ReferenceTexts, generate_texts, score_generation
 from rome_lens.evaluate.knowedit import score_knowedit
+from rome_lens.evaluate.perplexity import perplexity
 from rome_lens.evaluate.predictions import Prediction, locality_predictions
 from rome_lens.evaluate.records import evaluate, score_records
+from rome_lens.evaluate.sequence import EditSequence, StopRule, load_sequence, rome_sequence
 from rome_lens.evaluate.specificity import neighborhood_log_probabilities, score_specificity
 from rome_lens.evaluate.summary import summarize
 from rome_lens.evaluate.zsre import score_zsre
@@ -52,6 +57,7 @@ from rome_lens.plots import (
     plot_comparison,
     plot_robustness,
     plot_scores,
+    plot_sequence,
     plot_trace,
 )
 from rome_lens.version import __version__
@@ -69,9 +75,11 @@ __all__ = [
     "EditHealth",
     "EditRecord",
     "EditRequest",
+    "EditSequence",
     "EditWarning",
     "EmmetConfig",
     "Fact",
+    "FinetuneConfig",
     "FormatError",
     "GaussianNoise",
     "KeyCovariance",
@@ -84,6 +92,7 @@ __all__ = [
     "ReferenceTexts",
     "RomeConfig",
     "State",
+    "StopRule",
     "StudentNoise",
     "TokenReplacement",
     "TracedFacts",
@@ -99,6 +108,7 @@ __all__ = [
     "compare_models",
     "emmet",
     "evaluate",
+    "finetune",
     "forecast_bleed_over",
     "generate_texts",
     "load_attribute_snippets",
@@ -107,6 +117,7 @@ __all__ = [
     "load_knowedit",
     "load_known_facts",
     "load_model",
+    "load_sequence",
     "load_traces",
     "load_zsre",
     "locality_predictions",
@@ -114,16 +125,19 @@ __all__ = [
     "memit_targets",
     "neighborhood_log_probabilities",
     "optimize_layout",
+    "perplexity",
     "plot_average_effects",
     "plot_bleed_over",
     "plot_comparison",
     "plot_robustness",
     "plot_scores",
+    "plot_sequence",
     "plot_trace",
     "recover_updates",
     "restore_states",
     "robustness_report",
     "rome",
+    "rome_sequence",
     "same_length_subject",
     "sample_contexts",
     "score_generation",

@@ -5,8 +5,10 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from tempfile import mkstemp
+from types import UnionType
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from rome_lens.errors import FormatError
 
+_MOST_HEADER_BYTES = 16 << 20
 T = TypeVar("T")
 
 
@@ -65,41 +68,109 @@ def save_tensors(
     facts: Mapping[str, Any],
     overwrite: bool = False,
 ) -> None:
-    """Writes a safetensors file whose header holds `kind` and `facts` (as JSON). Raises what `new_file` raises."""
+    """Writes a safetensors file whose header holds `kind` and `facts` (as JSON).
+
+    Raises:
+        TypeError, ValueError: a fact is not JSON, or is NaN or infinite; and what `new_file` raises.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with new_file(path, overwrite=overwrite) as temporary:
-        save_file(contiguous, temporary, metadata={"kind": kind, "facts": json.dumps(facts)})
+        save_file(contiguous, temporary, metadata={"kind": kind, "facts": json.dumps(facts, allow_nan=False)})
 
 
-def load_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `save_tensors` wrote: the tensors (on the CPU) and the facts.
+def load_tensors(
+    path: str | os.PathLike[str],
+    *,
+    kind: str,
+    facts: Mapping[str, type | UnionType],
+    max_bytes: int | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `save_tensors` wrote: the tensors (on the CPU, apart from the file) and the facts.
+
+    Args:
+        path: the file.
+        kind: what it has to hold.
+        facts: the facts it has to hold, neither more nor fewer, and their types.
+        max_bytes: larger files are refused; None: no bound.
 
     Raises:
         FileNotFoundError: there is no such file.
-        FormatError: the file is damaged, is no safetensors file, or holds something else than `kind`.
+        FormatError: the file is too large, damaged, no safetensors file, or holds something else.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}, expected a safetensors file that holds a {kind}.")
+    _check_size(path, max_bytes)
     try:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            # Copies: what safetensors gives are views of the file, which somebody may write to later.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
         raise FormatError(
-            f"{path} is damaged or is not a safetensors file ({error}). Save or fetch it again."
+            f"{path} is damaged or is not a safetensors file ({reason}). Save or fetch it again."
         ) from error
     if metadata.get("kind") != kind:
         raise FormatError(f"{path} holds {metadata.get('kind', 'tensors of another program')!r}, expected a {kind!r}.")
+    return tensors, _checked_facts(path, metadata.get("facts", ""), facts)
+
+
+def _check_size(path: Path, max_bytes: int | None) -> None:
+    size = path.stat().st_size
+    if max_bytes is not None and size > max_bytes:
+        raise FormatError(
+            f"{path} is {size} bytes long, but at most {max_bytes} are read. Pass a larger max_bytes if it is yours."
+        )
+    with path.open("rb") as opened:
+        header = int.from_bytes(opened.read(8), "little")
+    if header > _MOST_HEADER_BYTES:
+        raise FormatError(
+            f"{path} is damaged or is not a safetensors file (its header would be {header} bytes long, at most "
+            f"{_MOST_HEADER_BYTES} are read). Save or fetch it again."
+        )
+
+
+def _checked_facts(path: Path, text: str, expected: Mapping[str, type | UnionType]) -> dict[str, Any]:
     try:
-        facts = json.loads(metadata.get("facts", ""))
-    except json.JSONDecodeError as error:
+        facts = _strict_json(text)
+    except (ValueError, RecursionError) as error:
         raise FormatError(
             f"The facts in the header of {path} are not JSON ({error}). Save or fetch it again."
         ) from error
     if not isinstance(facts, dict):
         raise FormatError(f"The facts in the header of {path} are a {type(facts).__name__}, expected a JSON object.")
-    return tensors, facts
+    if facts.keys() != expected.keys():
+        raise FormatError(f"The facts in the header of {path} are {sorted(facts)}, expected {sorted(expected)}.")
+    for name, kind in expected.items():
+        if not isinstance(facts[name], kind) or isinstance(facts[name], bool):
+            found, wanted = type(facts[name]).__name__, getattr(kind, "__name__", kind)
+            raise FormatError(f"The fact {name!r} in the header of {path} is a {found}, expected {wanted}.")
+    return facts
+
+
+def _strict_json(text: str) -> Any:
+    """JSON without Python's extensions: names once, numbers finite and of 64 bits at most. Raises ValueError."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number")
+
+    def finite(digits: str) -> float:
+        if not isfinite(value := float(digits)):
+            raise ValueError(f"{digits[:20]} is too large a number")
+        return value
+
+    def whole(digits: str) -> int:
+        if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+            raise ValueError(f"{digits[:20]} is too large a number")
+        return int(digits)
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(named := dict(pairs)) < len(pairs):
+            raise ValueError("a name occurs twice in one object")
+        return named
+
+    return json.loads(text, parse_constant=refuse, parse_float=finite, parse_int=whole, object_pairs_hook=once)
 
 
 def digest(tensor: Tensor) -> str:
@@ -119,7 +190,7 @@ def load_json(path: str | os.PathLike[str]) -> Any:
         raise FileNotFoundError(f"There is no file {path}, expected a JSON file.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is damaged or is not JSON ({error}). Fetch it again.") from error
 
 

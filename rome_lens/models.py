@@ -82,6 +82,18 @@ def output_matrix(model: HookedTransformer, layer: int) -> nn.Parameter:
     return weight
 
 
+@contextmanager
+def kept_output_matrix(model: HookedTransformer, layer: int) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
+    """Gives a copy of the MLP output matrix, which is written back at the end, whatever the body did or raised."""
+    weight = output_matrix(model, layer)
+    original = weight.detach().clone()
+    try:
+        yield original
+    finally:
+        with torch.no_grad():
+            weight.copy_(original)
+
+
 def mlp_output(model: HookedTransformer, layer: int, key: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "*n d_model"]:
     """What the MLP of `layer` answers to a key, in float32: key @ W_out + b_out."""
     bias = model.blocks[layer].mlp.b_out.detach().float()
@@ -92,10 +104,26 @@ def mlp_contribution(
     model: HookedTransformer, layer: int, output: Float[Tensor, "*n d_model"]
 ) -> Float[Tensor, "*n d_model"]:
     """What the block adds to the residual stream for an MLP output: the output itself, or normed (Gemma 2, OLMo 2)."""
-    block = model.blocks[layer]
-    for post_norm in _norms_after_mlp(block):
-        output = post_norm(output[None, None] if output.ndim == 1 else output[None]).reshape(output.shape)
-    return output
+    states = output[(None,) * max(0, 3 - output.ndim)]  # norms take [batch, pos, d_model]
+    for post_norm in _norms_after_mlp(model.blocks[layer]):
+        states = post_norm(states)
+    return states.reshape(output.shape)
+
+
+def contribution_change(
+    model: HookedTransformer,
+    layer: int,
+    output: Float[Tensor, "*n d_model"],
+    change: Float[Tensor, "*n d_model"],
+) -> Float[Tensor, "*n d_model"]:
+    """How much more the block adds to the residual stream if its MLP puts out `output + change`, not `output`."""
+    before = mlp_contribution(model, layer, output)
+    return mlp_contribution(model, layer, output + change) - before
+
+
+def norms_mlp_output(model: HookedTransformer, layer: int) -> bool:
+    """Whether the block norms what its MLP puts out, so that a change of it is not simply added."""
+    return bool(_norms_after_mlp(model.blocks[layer]))
 
 
 def adds_mlp_output(model: HookedTransformer, layer: int) -> bool:
@@ -254,10 +282,10 @@ def run_blocks(
     start: int,
     stop: int,
     *,
-    past: Mapping[int, PastState],
+    past: Mapping[int, PastState] | None = None,
     mask: Int[Tensor, "batch past_and_pos"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Runs blocks `start` to `stop` (exclusive) on residual states whose earlier positions are in `past`.
+    """Runs blocks `start` to `stop` (exclusive) on residual states whose earlier positions, if any, are in `past`.
 
     `mask` is 0 where `past` is left-padded or `residual` is right-padded. Differentiable.
     """

@@ -222,6 +222,70 @@ def plot_scores(summary: pd.DataFrame) -> go.Figure:
     return figure
 
 
+def plot_sequence(frame: pd.DataFrame) -> go.Figure:
+    """What piles up with the edits: a panel for each score, perplexity and norm growth, a line for each method.
+
+    A dotted line is the model before the first edit on the same records; error bars are those of `summarize`.
+
+    Args:
+        frame: the `checkpoints` of one or more EditSequences, put together, with a column `method`.
+
+    Raises:
+        ValueError: the frame lacks a column.
+    """
+    _check(frame, ["method", "edits", "perplexity", "norm_growth", "ES"], "EditSequence.checkpoints, with a method,")
+    panels = {
+        "ES": "efficacy (ES)",
+        "PS": "paraphrases (PS)",
+        "NS": "neighbourhood (NS)",
+        "perplexity": "perplexity",
+        "norm_growth": "norm growth |W - W0| / |W0|",
+    }
+    panels = {column: title for column, title in panels.items() if column in frame and frame[column].notna().any()}
+    figure = make_subplots(rows=2, cols=3, subplot_titles=list(panels.values()), vertical_spacing=0.18)
+    for i, (method, part) in enumerate(frame.groupby("method", sort=False)):
+        colour = METHOD_COLOURS[1 + i % (len(METHOD_COLOURS) - 1)]
+        for place, column in enumerate(panels):
+            where = {"row": 1 + place // 3, "col": 1 + place % 3, "legendgroup": str(method)}
+            bars = {}
+            if f"{column}_low" in part:
+                above, below = part[f"{column}_high"] - part[column], part[column] - part[f"{column}_low"]
+                bars = {"error_y": {"array": above, "arrayminus": below, "thickness": 1, "width": 2}}
+            figure.add_scatter(
+                x=part["edits"],
+                y=part[column],
+                name=_plain(str(method)),
+                mode="lines+markers",
+                line={"color": colour, "width": 2},
+                showlegend=place == 0,
+                hovertemplate=f"{_plain(str(method))}, %{{x}} edits: %{{y:.4g}}<extra></extra>",
+                **bars,
+                **where,
+            )
+            if f"base_{column}" in part:
+                figure.add_scatter(
+                    x=part["edits"],
+                    y=part[f"base_{column}"],
+                    name="before the first edit",
+                    mode="lines",
+                    line={"color": METHOD_COLOURS[0], "width": 2, "dash": "dot"},
+                    showlegend=place == 0 and i == 0,
+                    hovertemplate="before the first edit: %{y:.4g}<extra></extra>",
+                    **(where | {"legendgroup": "base"}),
+                )
+    for place, column in enumerate(panels):
+        where = {"row": 1 + place // 3, "col": 1 + place % 3}
+        if column == "perplexity":
+            figure.update_yaxes(type="log", **where)
+        else:
+            figure.update_yaxes(range=[0, 1.05] if column in ("ES", "PS", "NS") else None, rangemode="tozero", **where)
+        figure.update_xaxes(title="edits", rangemode="tozero", **where)
+    figure.update_layout(
+        **_LAYOUT, height=620, legend={"orientation": "h", "y": 1.08, "yanchor": "bottom", "x": 0, "xanchor": "left"}
+    )
+    return figure
+
+
 def plot_bleed_over(frame: pd.DataFrame, *, forecast: str = "size", change: str = "kl") -> go.Figure:
     """A point for each prompt: how much of the edit was forecast to reach it, and how much changed.
 

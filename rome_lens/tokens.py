@@ -1,6 +1,6 @@
 """Texts as the model's tokens, with the characters that each token covers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,24 @@ def tokenize_continuation(model: HookedTransformer, prompt: str, continuation: s
     if not positions or not continuation.strip():
         raise ValueError(f"{continuation!r} after {prompt!r} has no tokens. Give a target or answer that is not empty.")
     return text, positions.start
+
+
+def token_pieces(model: HookedTransformer, texts: Iterable[str], length: int, tokens: int) -> Iterator[list[int]]:
+    """The texts' tokens strung together and cut into rows of `length`, `tokens` in all; the last may be shorter.
+
+    No BOS is among them, and no more text is read than is needed.
+    """
+    waiting: list[int] = []
+    for text in texts:
+        waiting += model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        while len(waiting) >= length and tokens > 0:
+            piece, waiting = waiting[: min(length, tokens)], waiting[length:]
+            tokens -= len(piece)
+            yield piece
+        if tokens <= 0:
+            return
+    if waiting:
+        yield waiting[:tokens]
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:

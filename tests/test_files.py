@@ -10,10 +10,19 @@ import torch
 from safetensors.torch import save_file
 
 from rome_lens.errors import FormatError
-from rome_lens.files import check_new_file, load_json, load_tensors, new_file, save_tensors
+from rome_lens.files import (
+    append_line,
+    check_new_file,
+    load_json,
+    load_tensors,
+    new_file,
+    read_lines,
+    save_tensors,
+)
 
 TENSORS = {"u": torch.arange(6.0).reshape(2, 3), "v": torch.tensor([1.5, -2.5], dtype=torch.float64)}
 FACTS = {"layer": 5, "name": "Élysée", "list": [1, 2.5, None]}
+TYPES = {"layer": int, "name": str, "list": list}
 
 
 @pytest.fixture
@@ -112,7 +121,7 @@ def test_check_new_file_touches_nothing(tmp_path):
 
 
 def test_tensors_and_facts_come_back_bit_equal(saved):
-    tensors, facts = load_tensors(saved, kind="edit")
+    tensors, facts = load_tensors(saved, kind="edit", facts=TYPES)
     assert facts == FACTS
     assert tensors.keys() == TENSORS.keys()
     for name, value in TENSORS.items():
@@ -122,7 +131,7 @@ def test_tensors_and_facts_come_back_bit_equal(saved):
 def test_views_and_parameters_are_saved_by_value(tmp_path):
     parameter = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
     save_tensors(tmp_path / "a", {"p": parameter, "t": parameter.T}, kind="k", facts={})
-    tensors, _ = load_tensors(tmp_path / "a", kind="k")
+    tensors, _ = load_tensors(tmp_path / "a", kind="k", facts={})
     torch.testing.assert_close(tensors["t"], parameter.detach().T, rtol=0, atol=0)
     torch.testing.assert_close(tensors["p"], parameter.detach(), rtol=0, atol=0)
 
@@ -142,13 +151,13 @@ def test_facts_that_are_not_json_leave_no_file(tmp_path):
 
 def test_safetensors_of_another_kind_are_refused(saved):
     with pytest.raises(FormatError, match="holds 'edit', expected a 'covariance'"):
-        load_tensors(saved, kind="covariance")
+        load_tensors(saved, kind="covariance", facts=TYPES)
 
 
 def test_safetensors_without_metadata_are_refused(tmp_path):
     save_file(TENSORS, tmp_path / "a")
     with pytest.raises(FormatError, match="holds 'tensors of another program', expected a 'edit'"):
-        load_tensors(tmp_path / "a", kind="edit")
+        load_tensors(tmp_path / "a", kind="edit", facts=TYPES)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +167,7 @@ def test_safetensors_without_metadata_are_refused(tmp_path):
 def test_damaged_facts_in_the_header_are_refused(tmp_path, facts, message):
     save_file(TENSORS, tmp_path / "a", metadata={"kind": "edit", **facts})
     with pytest.raises(FormatError, match=message):
-        load_tensors(tmp_path / "a", kind="edit")
+        load_tensors(tmp_path / "a", kind="edit", facts=TYPES)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9, 0.999])
@@ -166,14 +175,14 @@ def test_truncated_safetensors_are_refused(saved, share):
     content = saved.read_bytes()
     saved.write_bytes(content[: min(int(len(content) * share), len(content) - 1)])
     with pytest.raises(FormatError, match="is damaged or is not a safetensors file"):
-        load_tensors(saved, kind="edit")
+        load_tensors(saved, kind="edit", facts=TYPES)
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, -1, -8])
 def test_safetensors_cut_at_the_edges_of_their_parts_are_refused(saved, length):
     saved.write_bytes(saved.read_bytes()[:length])
     with pytest.raises(FormatError, match="is damaged or is not a safetensors file"):
-        load_tensors(saved, kind="edit")
+        load_tensors(saved, kind="edit", facts=TYPES)
 
 
 @pytest.mark.parametrize(
@@ -183,13 +192,13 @@ def test_safetensors_cut_at_the_edges_of_their_parts_are_refused(saved, length):
 def test_garbage_is_refused_as_safetensors(tmp_path, garbage):
     (tmp_path / "a").write_bytes(garbage)
     with pytest.raises(FormatError, match="is damaged or is not a safetensors file"):
-        load_tensors(tmp_path / "a", kind="edit")
+        load_tensors(tmp_path / "a", kind="edit", facts=TYPES)
 
 
 def test_missing_and_folder_paths_are_told_as_missing_files(tmp_path):
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(FileNotFoundError, match="There is no file .* that holds a edit"):
-            load_tensors(path, kind="edit")
+            load_tensors(path, kind="edit", facts=TYPES)
 
 
 def test_json_is_read_as_utf8(tmp_path):
@@ -209,3 +218,25 @@ def test_truncated_or_foreign_json_is_refused(tmp_path, content):
 def test_missing_json_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file .*, expected a JSON file"):
         load_json(tmp_path / "a.json")
+
+
+def test_lines_come_back_in_order_and_a_cut_off_one_is_cut_off_the_file(tmp_path):
+    path = tmp_path / "deep" / "rows.jsonl"
+    options = {"read": lambda entry: entry["n"], "first_key": "n", "what": "row"}
+    assert read_lines(path, **options) == []
+    for n in (1, 2.5, "Évry"):
+        append_line(path, {"n": n})
+    whole = path.read_bytes()
+    for end in (b'{"', b'{"n": [1, ', b'{"n": 3}'):
+        path.write_bytes(whole + end)
+        assert read_lines(path, **options) == [1, 2.5, "Évry"]
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [b"mine", b'{"m": 1}\n', b'{"n": 1}\nmine\n{"n": 2', b'{"n": 1}\n\xff\n'])
+def test_another_file_of_lines_is_refused_and_kept(tmp_path, content):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match="Choose another file"):
+        read_lines(path, lambda entry: entry["n"], first_key="n", what="row")
+    assert path.read_bytes() == content

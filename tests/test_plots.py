@@ -13,6 +13,7 @@ from rome_lens.plots import (
     plot_bleed_over,
     plot_comparison,
     plot_scores,
+    plot_sequence,
     plot_trace,
 )
 
@@ -59,6 +60,18 @@ def summary() -> pd.DataFrame:
             row |= {metric: value, f"{metric}_low": value - 0.125, f"{metric}_high": value + 0.0625}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def sequence() -> pd.DataFrame:
+    """Two methods at 0, 10 and 20 edits."""
+    rows = [
+        (method, edits, 20.0 + edits * i, 0.01 * edits * i, 0.5 * i, 0.5 * i - 0.1, 0.5 * i + 0.2, 0.25)
+        for i, method in enumerate(["rome", "<b>ft"], start=1)
+        for edits in (0, 10, 20)
+    ]
+    columns = ["method", "edits", "perplexity", "norm_growth", "ES", "ES_low", "ES_high", "base_ES"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def labels(figure: go.Figure) -> list[str]:
@@ -207,6 +220,26 @@ def test_scores_leave_out_what_the_records_could_not_tell(summary: pd.DataFrame)
     assert list(before.x) == ["ES", "PS"]
 
 
+def test_a_sequence_has_a_panel_for_each_measure_and_a_line_for_each_method(sequence: pd.DataFrame) -> None:
+    figure = plot_sequence(sequence)
+
+    titles = [note.text for note in figure.layout.annotations]
+    assert titles == ["efficacy (ES)", "perplexity", "norm growth |W - W0| / |W0|"]
+    lines = [line for line in figure.data if line.line.dash is None]
+    assert [line.name for line in lines] == ["rome"] * 3 + ["&lt;b&gt;ft"] * 3
+    assert [line.name for line in figure.data if line.showlegend] == ["rome", "before the first edit", "&lt;b&gt;ft"]
+    for line, column in zip(lines, ["ES", "perplexity", "norm_growth"] * 2, strict=True):
+        part = sequence[sequence["method"] == ("rome" if line.name == "rome" else "<b>ft")]
+        assert list(line.x) == [0, 10, 20]
+        assert list(line.y) == list(part[column])
+    assert list(lines[0].error_y.array) == pytest.approx([0.2] * 3)
+    assert list(lines[0].error_y.arrayminus) == pytest.approx([0.1] * 3)
+    assert lines[1].error_y.array is None
+    dotted = [line for line in figure.data if line.line.dash == "dot"]
+    assert [list(line.y) for line in dotted] == [[0.25] * 3] * 2
+    assert figure.layout.yaxis2.type == "log"
+
+
 def test_a_trace_without_a_metric_is_refused(trace) -> None:
     with pytest.raises(ValueError, match="lacks a column of prob, logprob, logit_diff, kl"):
         plot_trace(trace.drop(columns="prob"))
@@ -232,6 +265,7 @@ def test_an_approximate_trace_is_called_so(trace) -> None:
         (plot_average_effects, "effects", "ci_low", "average_effects"),
         (plot_scores, "summary", "method", "summarize"),
         (plot_scores, "summary", "ES_high", "summarize"),
+        (plot_sequence, "sequence", "norm_growth", "EditSequence.checkpoints"),
     ],
 )
 def test_a_missing_column_is_named(plot, frame: str, column: str, source: str, request: pytest.FixtureRequest) -> None:
@@ -242,7 +276,13 @@ def test_a_missing_column_is_named(plot, frame: str, column: str, source: str, r
 
 
 @pytest.mark.parametrize(
-    ("plot", "frame"), [(plot_trace, "trace"), (plot_average_effects, "effects"), (plot_scores, "summary")]
+    ("plot", "frame"),
+    [
+        (plot_trace, "trace"),
+        (plot_average_effects, "effects"),
+        (plot_scores, "summary"),
+        (plot_sequence, "sequence"),
+    ],
 )
 def test_frames_are_not_changed(plot, frame: str, request: pytest.FixtureRequest) -> None:
     given = request.getfixturevalue(frame)

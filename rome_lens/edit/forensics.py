@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
-from rome_lens.edit.weights import Update
+from rome_lens.edit.update import Update
 from rome_lens.files import digest
 from rome_lens.models import output_matrix_name
 
@@ -84,9 +84,9 @@ def recover_updates(
         left, values, right = torch.linalg.svd(after - before, full_matrices=False)
         rank = int((values > tolerance * _noise_edge(_rounding_error(after))).sum())
         if rank:
-            factors = left[:, :rank], values[:rank, None] * right[:rank]
+            left, right = left[:, :rank].float(), (values[:rank, None] * right[:rank]).float()
             made_for = digest(original.get_parameter(name))
-            updates.append(Update(names[name], *(factor.float().contiguous() for factor in factors), made_for))
+            updates.append(Update(names[name], left.contiguous(), right.contiguous(), made_for))
     return tuple(updates)
 
 

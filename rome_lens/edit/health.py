@@ -1,7 +1,7 @@
 """Is an edit likely to harm the model? The figures that tell, and where they become alarming."""
 
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -56,7 +56,8 @@ class EditHealth:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and (isinstance(value, str) or not isinstance(value, int | float)):
+            given = value is not None or field.default is MISSING
+            if given and (isinstance(value, str) or not isinstance(value, int | float)):
                 raise TypeError(f"The figure {field.name!r} of an edit's health is {value!r}, expected a number.")
 
     @property

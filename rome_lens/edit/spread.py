@@ -11,7 +11,8 @@ from transformer_lens import HookedTransformer
 from rome_lens.edit.covariance import KeyCovariance
 from rome_lens.edit.key import subject_activations
 from rome_lens.edit.targets import MemitTargets, subject_states
-from rome_lens.edit.weights import Edit, Update
+from rome_lens.edit.update import Update
+from rome_lens.edit.weights import Edit
 from rome_lens.errors import EditError
 from rome_lens.models import key_name
 

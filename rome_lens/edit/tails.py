@@ -18,9 +18,9 @@ from rome_lens.facts import PLACE, EditRequest
 from rome_lens.models import (
     Hook,
     PastState,
+    contribution_change,
     key_name,
     logits,
-    mlp_contribution,
     mlp_output,
     run,
     run_blocks,
@@ -145,12 +145,12 @@ def run_until_tails(model: HookedTransformer, layer: int, prompts: Sequence[Prom
     where = torch.arange(len(ids)), torch.tensor(subject)
     first_rows = [sum(len(prompt.rows) for prompt in prompts[:i]) for i in range(len(prompts))]
     predictions = [
-        (first + row, len(prompt.rows[row]) - prompt.subject[row] - len(prompt.target) + i, token)
+        (first + row, len(prompt.rows[row]) - prompt.subject[row] - len(prompt.target) + i, wanted)
         for first, prompt in zip(first_rows, prompts, strict=True)
         for row in range(prompt.contexts)
-        for i, token in enumerate(prompt.target)
+        for i, wanted in enumerate(prompt.target)
     ]
-    row, position, token = torch.tensor(predictions, device=device).unbind(1)
+    where_predicted = torch.tensor(predictions, device=device)
     owners = [i for i, prompt in enumerate(prompts) for _ in prompt.rows]
     essence = [first + prompt.essence for first, prompt in zip(first_rows, prompts, strict=True)]
     return Tails(
@@ -160,9 +160,9 @@ def run_until_tails(model: HookedTransformer, layer: int, prompts: Sequence[Prom
         mask=joined.to(device),
         request=torch.tensor(owners, device=device),
         bare=torch.tensor(first_rows, device=device),
-        row=row,
-        position=position,
-        token=token,
+        row=where_predicted[:, 0],
+        position=where_predicted[:, 1],
+        token=where_predicted[:, 2],
         essence=torch.tensor(essence, device=device),
     )
 
@@ -183,10 +183,11 @@ def run_tails(
     """What Eq. 4 is made of, differentiable: the mean negative log-probability of a target token (over contexts and
     tokens), and the log-probabilities of all tokens after the essence's subject.
     """
-    dtype = tails.residual.dtype
-    old, new = tails.original.to(dtype), (tails.original + delta[tails.request]).to(dtype)
-    change = mlp_contribution(model, layer, new) - mlp_contribution(model, layer, old) if at == "mlp" else new - old
-    residual = torch.cat([tails.residual[:, :1] + change[:, None], tails.residual[:, 1:]], dim=1)
+    change = delta[tails.request]
+    if at == "mlp":
+        change = contribution_change(model, layer, tails.original, change)
+    first = tails.residual[:, :1] + change[:, None].to(tails.residual.dtype)
+    residual = torch.cat([first, tails.residual[:, 1:]], dim=1)
     residual = run_blocks(model, residual, layer + 1, model.cfg.n_layers, past=tails.past, mask=tails.mask)
     needed = torch.cat([residual[tails.row, tails.position], residual[tails.essence, 0]])
     predicted, essence = logits(model, needed).log_softmax(-1).split([len(tails.row), len(tails.essence)])

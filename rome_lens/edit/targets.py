@@ -24,6 +24,7 @@ from rome_lens.files import check_new_file, load_tensors, save_tensors
 from rome_lens.models import check_layer, state_name
 
 _KIND = "rome_lens memit targets 1"
+_FACTS = {"layer": int, "contexts": list, "search": dict, "ends": list, "requests": list}
 _REQUESTS_AT_ONCE = 8
 _MOST_DIFFERENCE = 0.02
 
@@ -98,7 +99,7 @@ class MemitTargets:
             FileNotFoundError: there is no such file.
             FormatError: the file is damaged or is something else.
         """
-        tensors, facts = load_tensors(path, kind=_KIND)
+        tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS)
         try:
             requests = tuple(EditRequest(**request) for request in facts["requests"])
             values = tuple(

@@ -20,7 +20,7 @@ from rome_lens.edit.tails import Place, Prompts, run_tails, run_until_tails, tok
 from rome_lens.errors import EditError
 from rome_lens.facts import EditRequest
 from rome_lens.memory import tokens_that_fit
-from rome_lens.models import frozen
+from rome_lens.models import check_layer, frozen
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,9 @@ def optimise_values(
 
     Raises:
         EditError: a loss is not finite.
-        ValueError: a prompt in a context is longer than the model's context.
+        ValueError: no such layer, or a prompt in a context is longer than the model's context.
     """
+    check_layer(model, layer)
     prompts = [tokenize_prompts(model, request, contexts) for request in requests]
     budget = tokens_that_fit(model, blocks_kept=model.cfg.n_layers) if tokens_per_batch is None else tokens_per_batch
     what = repr(requests[0].target) if len(requests) == 1 else f"{len(requests)} requests"
@@ -148,11 +149,10 @@ def _search(
             _check(loss, [requests[i] for i in searched.tolist()], step)
             bar.set_postfix(loss=f"{loss.mean().item():.3f}", target=f"{(-nll).exp().mean().item():.3f}")
             bar.update(len(searched) + int(stops.sum()) * (config.steps - 1 - step))
-            for i in stops.nonzero()[:, 0].tolist():
-                n = searched[i].item()
-                vector = (initial[n] + delta[n]).detach()
-                parts = nll[i].item(), kl[i].item(), decay[i].item()
-                ends[n] = Value(vector, initial[n], step, *parts, bool(clamped[n]))
+            for i, n in enumerate(searched.tolist()):
+                if stops[i]:
+                    parts = nll[i].item(), kl[i].item(), decay[i].item()
+                    ends[n] = Value((initial[n] + delta[n]).detach(), initial[n], step, *parts, bool(clamped[n]))
             if stops.all():
                 break
             optimizer.zero_grad()

@@ -1,59 +1,44 @@
-"""Edits as data: low-rank updates of MLP output matrices that can be applied, reverted, saved and loaded."""
+"""Edits as data: low-rank updates of MLP output matrices that can be applied, reverted, composed, saved and loaded."""
 
 import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer
+from transformers import PreTrainedModel
 
+from rome_lens.edit.applying import AppliedEdit
 from rome_lens.edit.health import EditHealth
-from rome_lens.errors import EditError, EditWarning, FormatError
+from rome_lens.edit.hooks import update_hooks
+from rome_lens.edit.lora import save_lora
+from rome_lens.edit.matrices import EditableModel, name_of, output_matrix_of
+from rome_lens.edit.stored import load_fields, save_fields
+from rome_lens.edit.update import Update, one_for_each_layer
+from rome_lens.errors import EditError, EditWarning
 from rome_lens.facts import EditRequest
-from rome_lens.files import digest, load_tensors, save_tensors
-from rome_lens.models import architecture_digest, output_matrix
+from rome_lens.files import digest
+from rome_lens.models import Hook, architecture_digest, output_matrix
 
-_KIND = "rome_lens edit 2"
-
-
-@dataclass(frozen=True, eq=False)
-class Update:
-    """W_out[layer] += left @ right.
-
-    Attributes:
-        layer: the block.
-        left: [d_mlp, rank], float32, on the CPU.
-        right: [rank, d_model], float32, on the CPU.
-        made_for: SHA-256 of the matrix's entries that it was computed for; "" if not known.
-    """
-
-    layer: int
-    left: Float[Tensor, "d_mlp rank"] = field(repr=False)
-    right: Float[Tensor, "rank d_model"] = field(repr=False)
-    made_for: str = ""
-
-    def added_to(self, weight: Float[Tensor, "d_mlp d_model"]) -> Float[Tensor, "d_mlp d_model"]:
-        """The weight with the update, computed in float32, in the weight's dtype and on its device."""
-        change = self.left.to(weight.device) @ self.right.to(weight.device)
-        return (weight.float() + change).to(weight.dtype)
-
-    def negated(self) -> "Update":
-        """What takes this update away again, up to rounding."""
-        return Update(self.layer, -self.left, self.right)
+_MOST_BYTES = 2 << 30  # six layers of GPT-J at full rank
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
     """What to add to a model's weights, for which requests, and how it was found.
 
+    `a + b` is both edits as one: applied, it adds what applying one after the other adds. Requests follow each other,
+    and updates of one layer become one of higher rank, made for what `a`'s was made for. `model` is `a`'s; where
+    methods differ, both are named ("rome+memit"); `config` is {"parts": [...]}, the configs in turn; `health` is None,
+    since its figures are those of one computation. Edits for different architectures or shapes raise an EditError.
+
     Attributes:
-        updates: one for each edited layer.
+        updates: one for each edited layer; several of one layer are joined when the edit is made.
         requests: the facts that are written.
         method: "rome", "memit", ...
         model: name of the model it was computed on.
@@ -69,6 +54,9 @@ class Edit:
     architecture: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     health: EditHealth | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "updates", one_for_each_layer(self.updates))
 
     @classmethod
     def of(
@@ -89,21 +77,44 @@ class Edit:
         name, architecture = str(model.cfg.model_name), architecture_digest(model)
         return cls(updates, tuple(requests), method, name, architecture, config, health)
 
-    def apply(self, model: HookedTransformer, *, strict: bool = False) -> "AppliedEdit":
+    def __add__(self, other: "Edit") -> "Edit":
+        """Both edits as one; see the class."""
+        if not isinstance(other, Edit):
+            return NotImplemented
+        if self.architecture and other.architecture and self.architecture != other.architecture:
+            raise EditError(
+                f"The edits were made on different architectures: {self.model} ({self.architecture[:12]}) and "
+                f"{other.model} ({other.architecture[:12]}). Put together only edits of one model."
+            )
+        both = (self, other)
+        methods = [name for edit in both for name in edit.method.split("+") if name]
+        configs = [part for edit in both for part in edit.config.get("parts", [dict(edit.config)])]
+        return Edit(
+            self.updates + other.updates,
+            self.requests + other.requests,
+            method="+".join(dict.fromkeys(methods)),
+            model=self.model or other.model,
+            architecture=self.architecture or other.architecture,
+            config={"parts": configs},
+        )
+
+    def apply(self, model: EditableModel, *, strict: bool = False) -> AppliedEdit:
         """Adds the updates to the model's weights; `revert()` of what comes back takes them away, bit for bit.
 
         Not for several threads at once on one model.
 
         Args:
-            model: its edited matrices are changed, computed in float32 whatever their dtype.
+            model: its edited matrices are changed, computed in float32 whatever their dtype. A HookedTransformer, with
+                layer norms folded or weights centred or not, or the same model in Hugging Face's classes.
             strict: refuses a model whose matrices are not those that the edit was computed for (another model, dtype
                 or folding, or an earlier edit); otherwise there is an EditWarning.
 
         Raises:
-            EditError: an update does not fit the model, or would make a weight infinite or NaN. No weight is changed.
+            EditError: an update does not fit the model, or would make a weight infinite or NaN; or the family of a
+                Hugging Face model is not known. No weight is changed.
         """
         self._check_made_for(model, strict=strict)
-        applied = AppliedEdit(model, self)
+        applied = AppliedEdit(model, self.updates)
         whole = False
         try:
             applied._write()
@@ -114,7 +125,7 @@ class Edit:
         return applied
 
     @contextmanager
-    def applied(self, model: HookedTransformer, *, strict: bool = False) -> Iterator[HookedTransformer]:
+    def applied(self, model: EditableModel, *, strict: bool = False) -> Iterator[EditableModel]:
         """`with edit.applied(model): ...` runs the body on the edited model.
 
         Afterwards the edited matrices are bit for bit what they were before, also if the body raises or is interrupted,
@@ -124,22 +135,53 @@ class Edit:
             EditError: as `apply`.
         """
         self._check_made_for(model, strict=strict)
-        edit = AppliedEdit(model, self)
+        edit = AppliedEdit(model, self.updates)
         try:
             edit._write()
             yield model
         finally:
             edit._restore()
 
-    def _check_made_for(self, model: HookedTransformer, *, strict: bool) -> None:
+    def hooks(self, model: HookedTransformer, *, strict: bool = False) -> list[tuple[str, Hook]]:
+        """Hooks that make the model answer as if it were edited: `model.run_with_hooks(tokens, fwd_hooks=...)`, or
+        `with model.hooks(fwd_hooks=...): model.generate(...)`. The weights are left alone.
+
+        They read the keys as these pass and add left and right to the MLP's output, through the norm where the block
+        norms it (Gemma 2, OLMo 2), so gradients flow through them. Hooks of yours that change keys go before them.
+
+        Raises:
+            EditError: as `apply`.
+        """
+        self._check_made_for(model, strict=strict)
+        return [hook for update in self.updates for hook in update_hooks(model, update)]
+
+    def to_peft(self, folder: str | os.PathLike[str], base: PreTrainedModel, *, overwrite: bool = False) -> None:
+        """Writes the edit as a LoRA adapter (adapter_config.json, adapter_model.safetensors) of a Hugging Face model.
+
+        `peft.PeftModel.from_pretrained(base, folder)` then answers as the edited model does. Writing needs no peft.
+
+        Args:
+            folder: for the two files; made if missing.
+            base: the model in Hugging Face's classes; it is neither changed nor saved.
+            overwrite: replaces an adapter that is there.
+
+        Raises:
+            FileExistsError: there is an adapter in the folder and `overwrite` is false.
+            EditError: the edit has no updates or does not fit the model, or the model's family is not known.
+        """
+        self._check_made_for(base, strict=False)
+        save_lora(folder, self.updates, base, overwrite=overwrite)
+
+    def _check_made_for(self, model: EditableModel, *, strict: bool) -> None:
         """Warns, or raises, where the model is not the one that the edit was computed on."""
         differences = [
             f"layer {update.layer} was {update.made_for[:12]} and is {found[:12]}"
             for update in self.updates
-            if update.made_for and (found := digest(output_matrix(model, update.layer))) != update.made_for
+            if update.made_for and (found := digest(output_matrix_of(model, update.layer).values)) != update.made_for
         ]
-        if self.architecture and self.architecture != architecture_digest(model):
-            differences.insert(0, f"the architecture of {self.model} was another than that of {model.cfg.model_name}")
+        known = self.architecture and isinstance(model, HookedTransformer)
+        if known and self.architecture != architecture_digest(model):
+            differences.insert(0, f"the architecture of {self.model} was another than that of {name_of(model)}")
         if differences:
             message = (
                 f"The edit was computed for other weights: {'; '.join(differences)} (SHA-256). Another model, dtype or "
@@ -154,118 +196,29 @@ class Edit:
 
         Raises:
             FileExistsError: the file exists and `overwrite` is false.
+            ValueError: a value of `config` or `health` is not finite.
         """
-        tensors: dict[str, Tensor] = {}
-        for i, update in enumerate(self.updates):
-            tensors |= {f"{i}.left": update.left, f"{i}.right": update.right}
-        facts = {
-            "layers": [update.layer for update in self.updates],
-            "made_for": [update.made_for for update in self.updates],
-            "requests": [asdict(request) for request in self.requests],
-            "method": self.method,
-            "model": self.model,
-            "architecture": self.architecture,
-            "config": dict(self.config),
-            "health": self.health and self.health.to_dict(),
-        }
-        save_tensors(path, tensors, kind=_KIND, facts=facts, overwrite=overwrite)
+        save_fields(path, **{f.name: getattr(self, f.name) for f in fields(self)}, overwrite=overwrite)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Edit":
-        """Reads what `save` wrote.
+    def load(cls, path: str | os.PathLike[str], *, max_bytes: int = _MOST_BYTES) -> "Edit":
+        """Reads what `save` wrote. A stranger's file is safe to read: all of it is checked, and nothing in it is run.
+
+        Args:
+            path: the file.
+            max_bytes: larger files are refused; an edit of one fact is a few KB.
 
         Raises:
             FileNotFoundError: there is no such file.
-            FormatError: the file is damaged, is something else, or its factors do not fit together.
+            FormatError: the file is too large, damaged, something else, or its parts do not fit together.
         """
-        tensors, facts = load_tensors(path, kind=_KIND)
-        try:
-            updates = tuple(
-                Update(layer, tensors[f"{i}.left"], tensors[f"{i}.right"], made_for)
-                for i, (layer, made_for) in enumerate(zip(facts["layers"], facts["made_for"], strict=True))
-            )
-            edit = cls(
-                updates,
-                tuple(EditRequest(**request) for request in facts["requests"]),
-                facts["method"],
-                facts["model"],
-                facts["architecture"],
-                facts["config"],
-                facts["health"] and EditHealth(**facts["health"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{path} is not a whole edit ({error!r}). Save or fetch it again.") from error
-        for update in updates:
-            factors = (update.left, update.right)
-            if not all(f.ndim == 2 and f.dtype == torch.float32 and f.isfinite().all() for f in factors) or (
-                update.left.shape[1] != update.right.shape[0]
-            ):
-                raise FormatError(
-                    f"The factors in {path} have the shapes {tuple(update.left.shape)} and "
-                    f"{tuple(update.right.shape)}, expected finite float32 matrices [d_mlp, rank] and "
-                    "[rank, d_model]. Save or fetch it again."
-                )
-        return edit
+        return cls(**load_fields(path, max_bytes=max_bytes))
 
     def __str__(self) -> str:
         layers = ", ".join(str(update.layer) for update in self.updates)
         more = f" and {len(self.requests) - 1} more" if len(self.requests) > 1 else ""
         wrote = "; ".join(f"{request.text!r} -> {request.target!r}" for request in self.requests[:1])
         return f"Edit of {self.model}, layer {layers}: {wrote}{more}"
-
-
-class AppliedEdit:
-    """The handle of an edit that is in a model's weights. It keeps the old matrices."""
-
-    def __init__(self, model: HookedTransformer, edit: Edit):
-        self._weights = [output_matrix(model, update.layer) for update in edit.updates]
-        self._new: list[Tensor] = []
-        for update, weight in zip(edit.updates, self._weights, strict=True):
-            shape = (update.left.shape[0], update.right.shape[1])
-            if shape != tuple(weight.shape):
-                raise EditError(
-                    f"The edit (made on {edit.model}) is for matrices of the shape {shape}, but layer {update.layer} "
-                    f"of {model.cfg.model_name} has {tuple(weight.shape)}. Apply it to the model it was made on."
-                )
-            new = update.added_to(weight.detach())
-            if not new.isfinite().all():
-                raise EditError(
-                    f"The edit would make entries of layer {update.layer} infinite or NaN. No weight was changed; "
-                    "compute the edit again, with other contexts or on a model whose weights are finite."
-                )
-            self._new.append(new)
-        self._old = [weight.detach().clone() for weight in self._weights]
-        self._digests = [digest(new) for new in self._new]
-        self._reverted = False
-
-    def revert(self) -> None:
-        """Puts the old matrices back, bit for bit. A second call does nothing.
-
-        Raises:
-            EditError: a matrix was changed after this edit was applied (by a later edit, which has to be reverted
-                first, or by training). No weight is changed.
-        """
-        if self._reverted:
-            return
-        for weight, written in zip(self._weights, self._digests, strict=True):
-            if digest(weight) != written:
-                raise EditError(
-                    "The edited matrix has been changed since this edit was applied, so putting the old one back would "
-                    "lose that change. Revert later edits first, in the opposite order."
-                )
-        self._restore()
-
-    def _write(self) -> None:
-        with torch.no_grad():
-            for weight, new in zip(self._weights, self._new, strict=True):
-                weight.copy_(new)
-        self._new = []
-
-    def _restore(self) -> None:
-        with torch.no_grad():
-            for weight, old in zip(self._weights, self._old, strict=True):
-                weight.copy_(old)
-        self._reverted = True
 
 
 def finite_matrix(model: HookedTransformer, layer: int) -> nn.Parameter:

@@ -1,0 +1,81 @@
+"""Many edits on top of each other: what is left of the earlier ones, of their neighbours and of the language model.
+
+Every preset has a folder below --out that keeps its edits and rows; a run that was stopped goes on from there. Presets
+may run in several processes at once, and the table and the figure are made of all that is in --out.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from transformer_lens import HookedTransformer
+
+import rome_lens as rl
+from analyses.files import add_record_arguments, chosen_records, parser, write_csv
+from analyses.table4_counterfact import PRESETS
+from rome_lens.evaluate.sequence import Method
+from rome_lens.files import new_file
+
+FINETUNING = {"ft": rl.FinetuneConfig(), "ft+l": rl.FinetuneConfig.constrained(max_change=2e-3)}  # see there
+
+
+def chosen_method(preset: str, model: HookedTransformer, covariance: rl.KeyCovariance | None) -> Method:
+    """ROME with contexts that are sampled once, before the first edit; or fine-tuning."""
+    if preset in FINETUNING:
+        return partial(rl.finetune, config=FINETUNING[preset], on_unhealthy="ignore", progress=False)
+    config = PRESETS[preset]()
+    config = replace(config, contexts=rl.sample_contexts(model, config.context_lengths, seed=config.seed))
+    return partial(rl.rome, covariance=covariance, config=config, on_unhealthy="ignore", progress=False)
+
+
+def write_results(out: Path) -> pd.DataFrame:
+    """The table and the figure of the sequences in the folders of `out`."""
+    sequences = {path.parent.name: rl.load_sequence(path.parent) for path in sorted(out.glob("*/rows.jsonl"))}
+    frames = {
+        name: pd.concat([getattr(each, name).assign(method=method) for method, each in sequences.items()])
+        for name in ("edits", "checkpoints")
+    }
+    for name, frame in frames.items():
+        write_csv(frame[["method", *frame.columns.drop("method")]], out / f"{name}.csv")
+    with new_file(out / "figure.html", overwrite=True) as temporary:
+        rl.plot_sequence(frames["checkpoints"]).write_html(temporary)
+    return frames["checkpoints"]
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", default="smollm2-135m")
+    choices = [*PRESETS, *FINETUNING]
+    arguments.add_argument("--presets", nargs="*", choices=choices, default=list(PRESETS), help="none: only the table")
+    arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
+    arguments.add_argument("--texts", type=Path, help="a text file for the perplexity, which is left out if absent")
+    arguments.add_argument("--perplexity-tokens", type=int, default=20_000, help="how much of it to read")
+    arguments.add_argument("--checkpoints", type=int, nargs="+", default=[1, 10, 25, 50, 100])
+    arguments.add_argument("--stop-factor", type=float, help="stop when the perplexity is so many times the first one")
+    arguments.add_argument("--out", type=Path, default=Path("results/sequential_editing"), help="a folder")
+    add_record_arguments(arguments, count=100)
+    options = arguments.parse_args()
+
+    if options.presets:
+        model = rl.load_model(options.model)
+        covariance = rl.KeyCovariance.load(options.covariance) if options.covariance else None
+        text = options.texts.read_text(encoding="utf-8") if options.texts else None
+    for preset in options.presets:
+        sequence = rl.rome_sequence(
+            model,
+            chosen_records(options),
+            out=options.out / preset,
+            method=chosen_method(preset, model, covariance),
+            checkpoints=options.checkpoints,
+            text=text,
+            perplexity_tokens=options.perplexity_tokens,
+            stop=rl.StopRule(perplexity_factor=options.stop_factor),
+        )
+        print(f"{preset}: {sequence.stopped or 'all edits were made'}")
+    columns = ["method", "edits", "n", "S", "ES", "PS", "NS", "base_NS", "perplexity", "norm_growth"]
+    print(write_results(options.out)[columns].round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

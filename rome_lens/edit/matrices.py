@@ -1,0 +1,109 @@
+"""Where a model keeps the matrices that edits change: a HookedTransformer, or a Hugging Face model."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens import HookedTransformer
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rome_lens.edit.update import Update
+from rome_lens.errors import EditError
+from rome_lens.models import output_matrix
+
+EditableModel: TypeAlias = HookedTransformer | PreTrainedModel
+
+_MODULES = {
+    "transformer.h.{}.mlp.c_proj": ("gpt2", "gpt_bigcode", "gpt_neo"),
+    "transformer.h.{}.mlp.fc_out": ("gptj",),
+    "transformer.h.{}.mlp.dense_4h_to_h": ("bloom",),
+    "gpt_neox.layers.{}.mlp.dense_4h_to_h": ("gpt_neox",),
+    "model.decoder.layers.{}.fc2": ("opt",),
+    "model.layers.{}.mlp.fc2": ("phi",),
+    "model.layers.{}.mlp.down_proj": (
+        *("apertus", "gemma", "gemma2", "gemma3_text", "llama", "mistral"),
+        *("olmo", "olmo2", "olmo3", "phi3", "qwen2", "qwen3"),
+    ),
+}
+MODULE_OF = {model_type: path for path, model_types in _MODULES.items() for model_type in model_types}
+"""The module that answers to keys, by Hugging Face's model_type; {} is the layer's number."""
+
+
+@dataclass(frozen=True, eq=False)
+class OutputMatrix:
+    """The MLP output matrix of a layer, wherever it is kept.
+
+    Attributes:
+        parameter: the model's own parameter.
+        transposed: whether that is [d_model, d_mlp].
+        module: the dotted name of its module in a Hugging Face model; "" in a HookedTransformer.
+    """
+
+    parameter: nn.Parameter
+    transposed: bool = False
+    module: str = ""
+
+    @property
+    def values(self) -> Float[Tensor, "d_mlp d_model"]:
+        """A view of the entries, without gradient: what is written into it is in the model."""
+        return self.parameter.detach().T if self.transposed else self.parameter.detach()
+
+
+def output_matrix_of(model: EditableModel, layer: int) -> OutputMatrix:
+    """Finds a layer's MLP output matrix.
+
+    Raises:
+        ValueError: no such layer, or none with a single matrix.
+        EditError: a Hugging Face model of a family that is not known here, or one whose matrix is packed.
+    """
+    if isinstance(model, PreTrainedModel):
+        return _in_hugging_face(model, layer)
+    return OutputMatrix(output_matrix(model, layer))
+
+
+def matrix_for(model: EditableModel, update: Update) -> OutputMatrix:
+    """The matrix that an update is added to.
+
+    Raises:
+        EditError: it has another shape; and as `output_matrix_of`.
+    """
+    matrix = output_matrix_of(model, update.layer)
+    if update.shape != tuple(matrix.values.shape):
+        raise EditError(
+            f"The edit is for matrices of the shape {update.shape}, but layer {update.layer} of {name_of(model)} has "
+            f"{tuple(matrix.values.shape)}. Apply it to the model it was made on."
+        )
+    return matrix
+
+
+def name_of(model: EditableModel) -> str:
+    """What the model is called."""
+    if isinstance(model, PreTrainedModel):
+        return model.name_or_path or type(model).__name__
+    return str(model.cfg.model_name)
+
+
+def _in_hugging_face(model: PreTrainedModel, layer: int) -> OutputMatrix:
+    kind = model.config.model_type
+    if kind not in MODULE_OF:
+        raise EditError(
+            f"{name_of(model)} is of the type {kind!r}, whose MLP output matrices are not known here (known: "
+            f"{', '.join(sorted(MODULE_OF))}). Apply the edit to a HookedTransformer, or name the module in MODULE_OF."
+        )
+    layers = model.config.num_hidden_layers
+    if not 0 <= layer < layers:
+        raise ValueError(f"layer is {layer}, but {name_of(model)} has layers 0 to {layers - 1}.")
+    path = MODULE_OF[kind].format(layer)
+    module = model.get_submodule(path)
+    weight = getattr(module, "weight", None)
+    if type(module) not in (nn.Linear, Conv1D) or not isinstance(weight, nn.Parameter) or weight.ndim != 2:
+        raise EditError(
+            f"{path} of {name_of(model)} is a {type(module).__name__}, expected a plain nn.Linear or Conv1D. Load the "
+            "model unquantized and without adapters."
+        )
+    if not torch.is_floating_point(weight):
+        raise EditError(f"{path} of {name_of(model)} holds {weight.dtype}, expected floats. Load it unquantized.")
+    return OutputMatrix(weight, transposed=type(module) is nn.Linear, module=path)
