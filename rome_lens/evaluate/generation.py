@@ -1,4 +1,4 @@
-"""What a model writes about a subject: how fluent it is, and how near to texts about the new object (section 3.4)."""
+"""What a model writes, and expects to read, about a subject (paper section 3.4): fluency, consistency, essence."""
 
 import re
 import unicodedata
@@ -13,11 +13,13 @@ from transformer_lens import HookedTransformer
 
 from rome_lens.datasets import AttributeSnippets
 from rome_lens.errors import UnavailableError
+from rome_lens.evaluate.perplexity import perplexity
 from rome_lens.facts import EditRecord, check_prompts
 from rome_lens.models import sample_tokens
 from rome_lens.tokens import tokenize
 
 _ENTROPY_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
+_ESSENCE_TOKENS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,20 +63,24 @@ def score_generation(
     top_k: int = 5,
     seed: int = 0,
 ) -> dict[str, float]:
-    """The scores of what the model writes after a record's generation prompts (paper section 3.4, Table 4).
+    """The scores of what the model writes and expects to read about a record's subject (paper section 3.4, Table 4).
 
     - GE, fluency: the mean of `ngram_entropy` over the texts, in bits. The paper's tables show 100 times this.
     - RS, consistency: `consistency` of the texts with the references about the new object, those of the record's
       relation and target_id. The paper's tables show 100 times this.
+    - essence: `perplexity` on the first 100 tokens of the references about the subject, joined by spaces. How far it
+      rises from "base" is the essence drift: what else the model forgot about the subject. The released code takes only
+      those about the subject that are also about the new object; for counterfactual records there are hardly any, so we
+      take all.
 
-    Texts are those of `generate_texts`, one for each prompt, prompts that occur twice included. A metric is left out
-    where the record has no generation prompts, or there are no references for it (the released code stops there).
-    Source: test_generation of experiments/py/eval_utils_counterfact.py in kmeng01/rome.
+    Texts for GE and RS are those of `generate_texts`, one for each generation prompt, prompts that occur twice
+    included. A metric is left out where the record has no generation prompts, or there are no references for it (the
+    released code stops there). Source: experiments/py/eval_utils_counterfact.py in kmeng01/rome.
 
     Args:
         model: is run, not changed; torch's random state is left as it is.
-        record: gives the prompts, the relation and the target.
-        references: for RS; None leaves it out.
+        record: gives the prompts, the subject, the relation and the target.
+        references: for RS and essence; None leaves them out.
         length: tokens of each text, its prompt included.
         top_k: how many tokens are drawn from.
         seed: of the sampling; the same before and after an edit, so that both draw alike.
@@ -88,6 +94,10 @@ def score_generation(
         scores["GE"] = float(np.mean([ngram_entropy(text) for text in texts]))
         if references and (about := references.snippets.about_target(record.relation, record.target_id)):
             scores["RS"] = consistency(texts, about, references.vectorizer)
+    if references and (known := references.snippets.about_subject(record.request.subject)):
+        window = _ESSENCE_TOKENS + 1  # with a BOS, if there is one
+        text = " ".join(known)
+        scores["essence"] = perplexity(model, text, tokens=_ESSENCE_TOKENS, window=window, progress=False)
     return scores
 
 

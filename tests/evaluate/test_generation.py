@@ -24,7 +24,8 @@ RECORD = rl.EditRecord(
 SNIPPETS = rl.AttributeSnippets(
     {
         ("P131", "Q220"): (("Colosseum", "The Colosseum is in Rome."), ("Pantheon", "The Pantheon stands in Rome.")),
-        ("P131", "Q90"): (("Louvre", "The Louvre is in Paris."),),
+        ("P131", "Q90"): (("The Eiffel Tower", "The Eiffel Tower is in Paris."), ("Louvre", "It is in Paris.")),
+        ("P31", "Q1"): (("The Eiffel Tower", "The Eiffel Tower is a tower of iron. " * 20),),
     }
 )
 
@@ -112,12 +113,25 @@ def test_a_records_scores_are_those_of_its_texts(tiny):
     assert scores["RS"] == consistency(texts, about, references.vectorizer)
 
 
+@pytest.mark.parametrize(("family", "bos"), [("gpt2", False), ("llama", True)])
+@torch.no_grad()
+def test_essence_is_the_perplexity_of_the_first_texts_about_the_subject(tiny_model, family, bos):
+    """One plain pass over 100 tokens, whatever relation and object the texts stand under."""
+    model = tiny_model(family, bos=bos)
+    record = rl.EditRecord(RECORD.request, "Paris")
+    scores = rl.score_generation(model, record, references=rl.ReferenceTexts.fit(SNIPPETS))
+    text = "The Eiffel Tower is in Paris. " + "The Eiffel Tower is a tower of iron. " * 20
+    tokens = model.to_tokens(text, prepend_bos=bos)[:, : 100 + bos]
+    log_probs = model(tokens)[0, :-1].log_softmax(-1).gather(-1, tokens[0, 1:, None])
+    assert scores == {"essence": pytest.approx((-log_probs).mean().exp().item(), rel=1e-4)}
+
+
 def test_scores_that_lack_prompts_or_references_are_left_out(tiny):
     references = rl.ReferenceTexts.fit(SNIPPETS)
-    bare = rl.EditRecord(RECORD.request, "Paris")
+    bare = rl.EditRecord(rl.EditRequest("{} is in", "The Space Needle", target="Rome"), "Seattle")
     assert rl.score_generation(tiny, bare, references=references) == {}
     assert set(rl.score_generation(tiny, RECORD, length=20)) == {"GE"}
-    elsewhere = rl.EditRecord(RECORD.request, "Paris", generation_prompts=("Rome is",), relation="P9", target_id="Q220")
+    elsewhere = rl.EditRecord(bare.request, "Seattle", generation_prompts=("Rome is",), relation="P9", target_id="Q220")
     assert set(rl.score_generation(tiny, elsewhere, references=references, length=20)) == {"GE"}
 
 
