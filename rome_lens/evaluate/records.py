@@ -72,7 +72,8 @@ def evaluate(
         records: each is edited alone.
         method: makes the edit for a record: `lambda record: rome(model, record.request)`.
         score: makes the scores of a record: `score_record`, `score_specificity`, `score_generation`, `score_zsre`,
-            `score_knowedit` or a function of your own.
+            `score_knowedit` or a function of your own, which may put several together: `score_record(model, record) |
+            score_generation(model, record)`.
         before: what to note of the model before the edit, for scores that compare with it: `locality_predictions` or
             `neighborhood_log_probabilities`. Then `score(model, record, before=before(model, record))` is called,
             else `score(model, record)`.
