@@ -6,7 +6,7 @@ from statistics import fmean
 from transformer_lens import HookedTransformer
 
 from rome_lens.evaluate.generation import generate_texts, ngram_entropy
-from rome_lens.evaluate.predictions import Prediction, locality_predictions, predict_kinds
+from rome_lens.evaluate.predictions import Prediction, locality_predictions, predict_kinds, predict_tokens
 from rome_lens.facts import Continuation, QuestionRecord
 
 
@@ -43,9 +43,8 @@ def score_knowedit(
         ValueError: a question with its answer is longer than the model's context; and as `generate_texts`.
     """
     request = record.request
-    asked = {"edit_success": (Continuation(request.text, request.target),)}
-    success = predict_kinds(model, asked)
-    scores = {"edit_success": success["edit_success"][0].accuracy}
+    (success,) = predict_tokens(model, [Continuation(request.text, request.target)])
+    scores = {"edit_success": success.accuracy}
     portability = predict_kinds(model, record.portability)
     scores |= _by_kind("portability", {k: (each.accuracy for each in those) for k, those in portability.items()})
     if before is not None:
