@@ -32,6 +32,11 @@ def chosen_records(options: argparse.Namespace) -> list[EditRecord]:
     return records[options.skip : options.skip + options.count]
 
 
+def means(summary: pd.DataFrame) -> str:
+    """A summary of scores to be printed: without its intervals."""
+    return summary.loc[:, ~summary.columns.str.endswith(("_low", "_high"))].round(3).to_string(index=False)
+
+
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
     """Writes a table, whole or not at all."""
     with new_file(path, overwrite=True) as temporary:

@@ -1,6 +1,14 @@
 """Locate, edit and evaluate factual associations on TransformerLens models (ROME, Meng et al. 2022)."""
 
-from rome_lens.datasets import load_builtin_records, load_counterfact, load_known_facts
+from rome_lens.datasets import (
+    AttributeSnippets,
+    load_attribute_snippets,
+    load_builtin_records,
+    load_counterfact,
+    load_knowedit,
+    load_known_facts,
+    load_zsre,
+)
 from rome_lens.edit.applying import AppliedEdit
 from rome_lens.edit.batch import alphaedit, emmet, memit
 from rome_lens.edit.collecting import collect_covariance
@@ -17,13 +25,19 @@ from rome_lens.edit.targets import MemitTargets, memit_targets
 from rome_lens.edit.texts import Texts, texts_from_dataset, texts_from_file, texts_from_model
 from rome_lens.edit.update import Update
 from rome_lens.edit.weights import Edit
-from rome_lens.errors import CovarianceError, EditError, EditWarning, FormatError, UnavailableError
+from rome_lens.errors import CovarianceError, DataWarning, EditError, EditWarning, FormatError, UnavailableError
 from rome_lens.evaluate.compare import ModelComparison, compare_models
-from rome_lens.evaluate.counterfact import evaluate, score_record, score_records
+from rome_lens.evaluate.counterfact import score_record
+from rome_lens.evaluate.generation import ReferenceTexts, generate_texts, score_generation
+from rome_lens.evaluate.knowedit import score_knowedit
 from rome_lens.evaluate.perplexity import perplexity
+from rome_lens.evaluate.predictions import Prediction, locality_predictions
+from rome_lens.evaluate.records import evaluate, score_records
 from rome_lens.evaluate.sequence import EditSequence, StopRule, load_sequence, rome_sequence
+from rome_lens.evaluate.specificity import neighborhood_log_probabilities, score_specificity
 from rome_lens.evaluate.summary import summarize
-from rome_lens.facts import EditRecord, EditRequest, Fact
+from rome_lens.evaluate.zsre import score_zsre
+from rome_lens.facts import Continuation, EditRecord, EditRequest, Fact, QuestionRecord
 from rome_lens.loading import load_model
 from rome_lens.locate.corruption import (
     GaussianNoise,
@@ -55,9 +69,12 @@ from rome_lens.version import __version__
 __all__ = [
     "AlphaEditConfig",
     "AppliedEdit",
+    "AttributeSnippets",
     "CausalTrace",
+    "Continuation",
     "CovarianceError",
     "CovarianceReport",
+    "DataWarning",
     "Edit",
     "EditError",
     "EditHealth",
@@ -75,6 +92,9 @@ __all__ = [
     "MemitTargets",
     "ModelComparison",
     "MultivariateGaussianNoise",
+    "Prediction",
+    "QuestionRecord",
+    "ReferenceTexts",
     "RomeConfig",
     "State",
     "StopRule",
@@ -96,14 +116,20 @@ __all__ = [
     "evaluate",
     "finetune",
     "forecast_bleed_over",
+    "generate_texts",
+    "load_attribute_snippets",
     "load_builtin_records",
     "load_counterfact",
+    "load_knowedit",
     "load_known_facts",
     "load_model",
     "load_sequence",
     "load_traces",
+    "load_zsre",
+    "locality_predictions",
     "memit",
     "memit_targets",
+    "neighborhood_log_probabilities",
     "optimize_layout",
     "perplexity",
     "plot_average_effects",
@@ -121,8 +147,12 @@ __all__ = [
     "rome_sequence",
     "same_length_subject",
     "sample_contexts",
+    "score_generation",
+    "score_knowedit",
     "score_record",
     "score_records",
+    "score_specificity",
+    "score_zsre",
     "strongest_bleed_over",
     "summarize",
     "texts_from_dataset",

@@ -1,37 +1,71 @@
 """Readers for fact sets in their original schemas, and the fact set that ships with the package."""
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any, TypeVar
 
-from rome_lens.errors import FormatError
-from rome_lens.facts import EditRecord, EditRequest, Fact
+from rome_lens.downloads import downloaded
+from rome_lens.errors import DataWarning, FormatError
+from rome_lens.facts import Continuation, EditRecord, EditRequest, Fact, QuestionRecord, check_text, template_about
 from rome_lens.files import load_json
 
 T = TypeVar("T")
+_KNOWEDIT = ("wiki_recent", "wiki_counterfact")
+_REASONS_SHOWN = 10
 
 
-def load_counterfact(path: str | os.PathLike[str]) -> list[EditRecord]:
+def load_counterfact(path: str | os.PathLike[str] | None = None, *, strict: bool = True) -> list[EditRecord]:
     """Reads CounterFact's JSON (paper section 3.4; `counterfact.json` of kmeng01/rome).
 
+    Args:
+        path: a file; None downloads the authors' once, into the user's cache.
+        strict: whether a broken record is an error. If not, it is left out, and a DataWarning tells which and why.
+
     Raises:
         FileNotFoundError: there is no such file.
-        FormatError: not JSON, or a record lacks a field or has a broken one; the message tells which.
+        FormatError: not JSON, or a record lacks a field or has a broken one; the message tells which. Also if it is not
+            strict and no record is whole.
+        UnavailableError: there is no path, and the file cannot be downloaded.
     """
-    return _records(path, _counterfact_record)
+    return _records(downloaded("counterfact") if path is None else path, _counterfact_record, strict)
 
 
-def load_known_facts(path: str | os.PathLike[str]) -> list[Fact]:
+def load_known_facts(path: str | os.PathLike[str] | None = None, *, strict: bool = True) -> list[Fact]:
     """Reads the facts of the causal traces (paper section 2; `known_1000.json` of kmeng01/rome).
 
-    The prompt is the record's `prompt` (its `template` is at times a shorter one), the answer its `attribute`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        FormatError: not JSON, or a record lacks a field or has a broken one; the message tells which.
+    The prompt is the record's `prompt` (its `template` is at times a shorter one), the answer its `attribute`. For the
+    arguments and what is raised, see `load_counterfact`.
     """
-    return _records(path, _known_fact)
+    return _records(downloaded("known_1000") if path is None else path, _known_fact, strict)
+
+
+def load_zsre(path: str | os.PathLike[str] | None = None, *, strict: bool = True) -> list[QuestionRecord]:
+    """Reads zsRE as MEND's and ROME's evaluation use it (paper section 3.3; `zsre_mend_eval.json` of kmeng01/rome).
+
+    A record asks `src`, with the subject's first occurrence as its place (the released code puts {} for each), and the
+    target is the first of `answers`. Its paraphrase is `rephrase`; its locality question, of the kind "nq", is `loc`
+    with a question mark, answered by `loc_ans` (dsets/zsre.py). A record's number is its place in the file. For the
+    arguments and what is raised, see `load_counterfact`.
+    """
+    return _records(downloaded("zsre_mend_eval") if path is None else path, _zsre_record, strict)
+
+
+def load_knowedit(path: str | os.PathLike[str], *, strict: bool = True) -> list[QuestionRecord]:
+    """Reads KnowEdit's WikiData_recent or WikiData_counterfact (Zhang et al. 2024, arXiv 2401.01286).
+
+    The kinds of portability and locality are the file's own (Subject_Aliasing, Reasoning, Logical_Generalization;
+    Relation_Specificity, Forgetfulness). A question's answer is the first alias of its first answer, as in EasyEdit's
+    examples/run_knowedit_llama2.py; a question without any is left out. A record's number is its place in the file.
+
+    Args:
+        path: a file; or "wiki_recent" or "wiki_counterfact", whose test sets are downloaded once, into the user's
+            cache.
+        strict: see `load_counterfact`, also for what is raised.
+    """
+    return _records(downloaded(str(path)) if path in _KNOWEDIT else path, _knowedit_record, strict)
 
 
 def load_builtin_records() -> list[EditRecord]:
@@ -40,22 +74,70 @@ def load_builtin_records() -> list[EditRecord]:
         return load_counterfact(path)
 
 
-def _records(path: str | os.PathLike[str], read: Callable[[Mapping[str, Any]], T]) -> list[T]:
+@dataclass(frozen=True)
+class AttributeSnippets:
+    """Sentences about subjects that have a certain object in a relation, to compare a model's own texts with.
+
+    Attributes:
+        samples: for each relation and object (Wikidata's names, such as P101 and Q11190), (subject, sentence) pairs.
+    """
+
+    samples: Mapping[tuple[str, str], tuple[tuple[str, str], ...]]
+
+    def texts(self) -> list[str]:
+        """All sentences, in the file's order."""
+        return [text for pairs in self.samples.values() for _, text in pairs]
+
+    def about_target(self, relation: str, target_id: str) -> list[str]:
+        """The sentences about subjects with this object; none if there are none."""
+        return [text for _, text in self.samples.get((relation, target_id), ())]
+
+    def about_subject(self, subject: str) -> list[str]:
+        """The sentences about a subject, under whatever relation and object; none if there are none."""
+        return [text for pairs in self.samples.values() for name, text in pairs if name == subject]
+
+
+def load_attribute_snippets(path: str | os.PathLike[str] | None = None, *, strict: bool = True) -> AttributeSnippets:
+    """Reads texts about objects for the consistency score (paper section 3.4; `attribute_snippets.json`).
+
+    For the arguments and what is raised, see `load_counterfact`.
+    """
+    found: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {}
+    path = downloaded("attribute_snippets") if path is None else path
+    for key, pairs in _records(path, _snippets, strict):
+        found[key] = (*found.get(key, ()), *pairs)
+    return AttributeSnippets(found)
+
+
+def _records(path: str | os.PathLike[str], read: Callable[[Mapping[str, Any], int], T], strict: bool) -> list[T]:
+    """What `read` makes of each record and its index."""
     raw = load_json(path)
     if not isinstance(raw, list):
         raise FormatError(f"{path} holds a JSON {type(raw).__name__}, expected a list of records.")
-    records = []
+    records: list[T] = []
+    broken: dict[int, str] = {}
     for index, record in enumerate(raw):
         try:
-            records.append(read(record))
-        except KeyError as error:
-            raise FormatError(f"Record {index} of {path} lacks the field {error}. Is it another data set?") from error
-        except (TypeError, ValueError, AttributeError) as error:
-            raise FormatError(f"Record {index} of {path} is broken: {error}") from error
+            records.append(read(record, index))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            broken[index] = f"lacks the field {error}" if isinstance(error, KeyError) else f"is broken: {error}"
+            if strict:
+                raise FormatError(
+                    f"Record {index} of {path} {broken[index]}. Is it another data set? strict=False leaves such "
+                    "records out."
+                ) from error
+    if broken and not records:
+        raise FormatError(f"None of the {len(raw)} records of {path} is whole: record 0 {broken[0]}.")
+    if broken:
+        reasons = "; ".join(f"record {index} {reason}" for index, reason in list(broken.items())[:_REASONS_SHOWN])
+        more = f"; and the records {list(broken)[_REASONS_SHOWN:]}" if len(broken) > _REASONS_SHOWN else ""
+        warnings.warn(
+            f"Left out {len(broken)} of the {len(raw)} records of {path}: {reasons}{more}.", DataWarning, stacklevel=3
+        )
     return records
 
 
-def _counterfact_record(record: Mapping[str, Any]) -> EditRecord:
+def _counterfact_record(record: Mapping[str, Any], index: int) -> EditRecord:
     rewrite = record["requested_rewrite"]
     return EditRecord(
         request=EditRequest(rewrite["prompt"], rewrite["subject"], rewrite["target_new"]["str"]),
@@ -66,8 +148,54 @@ def _counterfact_record(record: Mapping[str, Any]) -> EditRecord:
         generation_prompts=tuple(record["generation_prompts"]),
         case_id=record["case_id"],
         relation=rewrite.get("relation_id", ""),
+        target_id=rewrite["target_new"].get("id", ""),
     )
 
 
-def _known_fact(record: Mapping[str, Any]) -> Fact:
+def _known_fact(record: Mapping[str, Any], index: int) -> Fact:
     return Fact.from_text(record["prompt"], record["subject"], record["attribute"])
+
+
+def _zsre_record(record: Mapping[str, Any], index: int) -> QuestionRecord:
+    subject = record["subject"]
+    check_text(record["rephrase"], "paraphrase")
+    check_text(record["loc"], "locality question")
+    check_text(record["loc_ans"], "locality answer")
+    if not record["answers"]:
+        raise ValueError("It has no answers.")
+    return QuestionRecord(
+        request=EditRequest(template_about(subject, record["src"]), subject, record["answers"][0]),
+        paraphrase_prompts=(record["rephrase"],),
+        locality={"nq": (Continuation(record["loc"] + "?", record["loc_ans"]),)},
+        case_id=index,
+    )
+
+
+def _knowedit_record(record: Mapping[str, Any], index: int) -> QuestionRecord:
+    subject = record["subject"]
+    return QuestionRecord(
+        request=EditRequest(template_about(subject, record["prompt"]), subject, record["target_new"]),
+        portability=_questions(record["portability"]),
+        locality=_questions(record["locality"]),
+        case_id=index,
+    )
+
+
+def _questions(kinds: Mapping[str, Any]) -> dict[str, tuple[Continuation, ...]]:
+    found = {}
+    for kind, questions in kinds.items():
+        kept = []
+        for question in questions:
+            check_text(question["prompt"], f"{kind} prompt")
+            aliases = [alias for answer in question["ground_truth"] for alias in answer if alias.strip()]
+            kept += [Continuation(question["prompt"], alias) for alias in aliases[:1]]
+        if kept:
+            found[kind] = tuple(kept)
+    return found
+
+
+def _snippets(record: Mapping[str, Any], index: int) -> tuple[tuple[str, str], tuple[tuple[str, str], ...]]:
+    pairs = tuple((sample["name"], sample["text"]) for sample in record["samples"])
+    for _, text in pairs:
+        check_text(text, "text")
+    return (record["relation_id"], record["target_id"]), pairs

@@ -19,3 +19,7 @@ class EditError(RuntimeError):
 
 class EditWarning(UserWarning):
     """An edit may do harm: it is unhealthy, or is applied to other weights than it was computed for."""
+
+
+class DataWarning(UserWarning):
+    """Some records of a data set are broken and were left out; the message says how many, which and why."""

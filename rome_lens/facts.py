@@ -1,7 +1,7 @@
 """Facts, requests to change them, and where their subjects' tokens are."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from transformer_lens import HookedTransformer
 
@@ -13,6 +13,18 @@ PLACE = "{}"
 def fill(template: str, value: str) -> str:
     """The template with its {} replaced. Other braces are text."""
     return template.replace(PLACE, value, 1)
+
+
+def template_about(subject: str, text: str) -> str:
+    """The text with {} in place of the subject's first occurrence.
+
+    Raises:
+        ValueError: the subject does not occur in the text.
+    """
+    check_text(subject, "subject")
+    if subject not in text:
+        raise ValueError(f"The subject {subject!r} is not in the prompt {text!r}. Spell both alike.")
+    return text.replace(subject, PLACE, 1)
 
 
 def check_template(template: str, what: str) -> None:
@@ -94,10 +106,7 @@ class Fact(_AboutSubject):
         Raises:
             ValueError: the subject does not occur in the text.
         """
-        check_text(subject, "subject")
-        if subject not in text:
-            raise ValueError(f"The subject {subject!r} is not in the prompt {text!r}. Spell both alike.")
-        return cls(text.replace(subject, PLACE, 1), subject, answer)
+        return cls(template_about(subject, text), subject, answer)
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,14 @@ class EditRequest(_AboutSubject):
 
 
 @dataclass(frozen=True)
+class Continuation:
+    """A text and what is asked to follow it (the space between them is added)."""
+
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
 class EditRecord:
     """A request with the prompts that tell how well the edit did (the schema of CounterFact, paper section 3.4).
 
@@ -130,6 +147,7 @@ class EditRecord:
         generation_prompts: open starts about the subject.
         case_id: the number in the data set.
         relation: Wikidata's name of the relation, such as P36, or "".
+        target_id: Wikidata's name of the new target, such as Q220, or "": it finds reference texts about it.
     """
 
     request: EditRequest
@@ -140,6 +158,7 @@ class EditRecord:
     generation_prompts: tuple[str, ...] = ()
     case_id: int = 0
     relation: str = ""
+    target_id: str = ""
 
     def __post_init__(self) -> None:
         check_text(self.target_true, "true target")
@@ -148,6 +167,25 @@ class EditRecord:
     def fact(self) -> Fact:
         """What the record says the model knew before the edit."""
         return Fact(self.request.prompt, self.request.subject, self.target_true)
+
+
+@dataclass(frozen=True)
+class QuestionRecord:
+    """A request with questions that have one answer each (the data sets zsRE and KnowEdit).
+
+    Attributes:
+        request: what to write.
+        paraphrase_prompts: other ways to ask the same; the target shall follow.
+        portability: questions by kind whose answer follows from the new fact; the model shall give it.
+        locality: questions by kind that the edit shall not touch, with their true answers.
+        case_id: the number in the data set.
+    """
+
+    request: EditRequest
+    paraphrase_prompts: tuple[str, ...] = ()
+    portability: Mapping[str, tuple[Continuation, ...]] = field(default_factory=dict)
+    locality: Mapping[str, tuple[Continuation, ...]] = field(default_factory=dict)
+    case_id: int = 0
 
 
 def subject_range(model: HookedTransformer, about: Fact | EditRequest) -> tuple[TokenizedText, range]:

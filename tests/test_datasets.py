@@ -68,6 +68,7 @@ def test_a_counterfact_record_keeps_every_field(tmp_path):
             generation_prompts=("Danielle Darrieux's mother tongue is",),
             case_id=7,
             relation="P103",
+            target_id="Q1860",
         )
     ]
 
@@ -77,9 +78,10 @@ def test_records_keep_their_order(tmp_path):
     assert [record.case_id for record in rl.load_counterfact(path)] == [5, 2, 9]
 
 
-def test_a_record_without_a_relation_is_read(tmp_path):
-    (record,) = rl.load_counterfact(write(tmp_path, [without(RECORD, "requested_rewrite", "relation_id")]))
-    assert record.relation == ""
+def test_a_record_without_wikidatas_names_is_read(tmp_path):
+    bare = without(without(RECORD, "requested_rewrite", "relation_id"), "requested_rewrite", "target_new", "id")
+    (record,) = rl.load_counterfact(write(tmp_path, [bare]))
+    assert (record.relation, record.target_id) == ("", "")
 
 
 def test_a_known_fact_takes_its_answer_from_the_attribute(tmp_path):

@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "tokens": {"models"},
     "facts": {"tokens", "models", "errors"},
     "loading": {"errors", "models", "files"},
-    "datasets": {"errors", "facts", "files", "tokens", "models"},
+    "downloads": {"errors", "files"},
+    "datasets": {"downloads", "errors", "facts", "files", "tokens", "models"},
 }
 
 

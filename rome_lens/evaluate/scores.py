@@ -1,33 +1,23 @@
 """How probable continuations and next tokens are after prompts."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
+from rome_lens.facts import Continuation
 from rome_lens.models import logits, run
 from rome_lens.tokens import batches, pad, tokenize, tokenize_continuation
 
 
-@dataclass(frozen=True)
-class Continuation:
-    """A text and what is asked to follow it (the space between them is added)."""
-
-    prompt: str
-    text: str
-
-
-@torch.no_grad()
 def mean_log_probabilities(
     model: HookedTransformer, continuations: Sequence[Continuation], *, tokens_per_batch: int = 4096
 ) -> Float[Tensor, " continuation"]:
     """The mean log-probability of each continuation's tokens, in nats a token, by teacher forcing, on the CPU.
 
-    That is what the authors' evaluation compares (experiments/py/eval_utils_counterfact.py). Continuations of the same
-    prompt share a row where one's input is the beginning of the other's; only needed positions are unembedded.
+    That is what the authors' evaluation compares (experiments/py/eval_utils_counterfact.py).
 
     Args:
         model: is run, not changed.
@@ -37,10 +27,30 @@ def mean_log_probabilities(
     Raises:
         ValueError: a continuation has no tokens, or is longer than the model's context with its prompt.
     """
+    result = torch.empty(len(continuations))
+    for numbers, lengths, scores, wanted in teacher_forced(model, continuations, tokens_per_batch=tokens_per_batch):
+        log_probs = scores.log_softmax(-1).gather(-1, wanted[:, None])[:, 0].cpu()
+        for i, each in zip(numbers, log_probs.split(lengths), strict=True):
+            result[i] = each.mean()
+    return result
+
+
+@torch.no_grad()
+def teacher_forced(
+    model: HookedTransformer, continuations: Sequence[Continuation], *, tokens_per_batch: int = 4096
+) -> Iterator[tuple[list[int], list[int], Float[Tensor, "token d_vocab"], Int[Tensor, " token"]]]:
+    """What the model predicts for each token of continuations when it has read the prompt and the tokens before it.
+
+    Continuations of the same prompt share a row where one's input is the beginning of the other's; only needed
+    positions are unembedded. Gives, batch by batch: the numbers of the continuations in it, how many tokens each has,
+    and, for all their tokens one after the other, the logits that predict them and the tokens themselves.
+
+    Raises:
+        ValueError: a continuation has no tokens, or is longer than the model's context with its prompt.
+    """
     encoded = [tokenize_continuation(model, c.prompt, c.text) for c in continuations]
     inputs = [text.ids[:-1] for text, _ in encoded]
     row_of = _rows_to_run(inputs)
-    result = torch.empty(len(encoded))
     for batch in batches(sorted(set(row_of.values()), key=len), tokens_per_batch):
         numbers = {row: i for i, row in enumerate(batch)}
         here = [(i, numbers[row_of[ids]]) for i, ids in enumerate(inputs) if row_of[ids] in numbers]
@@ -49,11 +59,8 @@ def mean_log_probabilities(
         places = [(row, p) for i, row in here for p in range(encoded[i][1] - 1, len(inputs[i]))]
         where, positions = torch.tensor(places).unbind(-1)
         wanted = torch.tensor([t for i, _ in here for t in encoded[i][0].ids[encoded[i][1] :]], device=residual.device)
-        log_probs = logits(model, residual[where, positions]).log_softmax(-1).gather(-1, wanted[:, None])[:, 0].cpu()
         lengths = [len(inputs[i]) + 1 - encoded[i][1] for i, _ in here]
-        for (i, _), each in zip(here, log_probs.split(lengths), strict=True):
-            result[i] = each.mean()
-    return result
+        yield [i for i, _ in here], lengths, logits(model, residual[where, positions]), wanted
 
 
 @torch.no_grad()
@@ -72,7 +79,7 @@ def next_token_log_probabilities(
         residual = run(model, tokens.to(model.cfg.device), mask=mask.to(model.cfg.device))
         last = residual[torch.arange(len(batch)), mask.sum(-1) - 1]
         found |= dict(zip(batch, logits(model, last).log_softmax(-1).cpu(), strict=True))
-    return torch.stack([found[ids] for ids in inputs])
+    return torch.stack([found[ids] for ids in inputs]) if inputs else torch.empty(0, model.cfg.d_vocab)
 
 
 def divergence(before: Float[Tensor, "*n d_vocab"], after: Float[Tensor, "*n d_vocab"]) -> Float[Tensor, "*n"]:

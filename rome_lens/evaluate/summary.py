@@ -12,12 +12,15 @@ METRICS = ("ES", "EM", "PS", "PM", "NS", "NM")
 def summarize(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Means over records with 95 % bootstrap intervals, and S, the harmonic mean of mean ES, PS and NS (paper Table 4).
 
+    A metric's mean is over the records that have it.
+
     Args:
-        frame: what `evaluate` gives (several may be put together with pandas.concat).
+        frame: what `evaluate` gives, with whatever scores (several may be put together with pandas.concat).
         seed: of the bootstrap.
 
     Returns:
-        A row for each method, in the frame's order: method, n (records), S and each metric, with columns _low, _high.
+        A row for each method, in the frame's order: method, n (records), S and each metric, with columns _low, _high;
+        the metrics of `score_record` first, others in the frame's order.
 
     Raises:
         ValueError: the frame lacks a column, or holds a record's metric twice.
@@ -30,7 +33,8 @@ def summarize(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     rows = []
     for method, part in frame.groupby("method", sort=False):
         wide = part.pivot(index="case_id", columns="metric", values="value")
-        metrics = [metric for metric in METRICS if metric in wide]
+        known = [metric for metric in METRICS if metric in wide]
+        metrics = [*known, *(metric for metric in part["metric"].unique() if metric not in known)]
         values = wide[metrics].to_numpy(dtype=float)
         row: dict[str, object] = {"method": method, "n": len(wide)}
         if set(SUCCESSES) <= set(metrics):

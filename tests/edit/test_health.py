@@ -80,5 +80,7 @@ def test_different_keys_on_the_two_sides_of_eq_2_are_the_known_failure(smollm2):
     assert edit.health.relative_update_norm > 1
     with pytest.raises(rl.EditError, match="RomeConfig\\(consistent=True\\) uses one key"):
         rl.rome(smollm2, request, config=reference, on_unhealthy="raise", progress=False)
-    consistent = rl.rome(smollm2, request, config=rl.RomeConfig(contexts=contexts), on_unhealthy="raise", progress=False)
+    consistent = rl.rome(
+        smollm2, request, config=rl.RomeConfig(contexts=contexts), on_unhealthy="raise", progress=False
+    )
     assert consistent.health.problems == []
