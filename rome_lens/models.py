@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer
+from transformer_lens.components import TransformerBlock
 from transformer_lens.components.mlps.gated_mlp import GatedMLP
 from transformer_lens.utilities.activation_functions import apply_softcap
 
@@ -186,10 +187,10 @@ class PastState:
 
     @staticmethod
     def _joined(past: Tensor, new: Tensor) -> Tensor:
-        batch, length = past.shape[:2]
-        repeats = new.shape[0] // batch
-        repeated = past.expand(repeats, *past.shape).reshape(repeats * batch, *past.shape[1:]) if repeats > 1 else past
-        return torch.cat([repeated, new], dim=1) if length else new
+        if not past.shape[1]:
+            return new
+        blocks = new.unflatten(0, (-1, len(past)))
+        return torch.cat([past.expand(len(blocks), *past.shape), blocks], dim=2).flatten(0, 1)
 
 
 @dataclass
@@ -293,6 +294,61 @@ def run_blocks(
     return model(
         residual, start_at_layer=start, stop_at_layer=stop, past_kv_cache=cache, attention_mask=mask, return_type=None
     )
+
+
+@dataclass(frozen=True)
+class _Continued:
+    """Stands in for a cache entry in a block whose first new positions ask nothing."""
+
+    past: PastState
+    unasked: int
+
+    @property
+    def past_keys(self) -> Tensor:
+        """Attention reads off these only how many positions come before the first query."""
+        return torch.empty(1, self.past.past_keys.shape[1] + self.unasked, device="meta")
+
+    def append(self, new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
+        return self.past.append(new_keys, new_values)
+
+
+def run_block(
+    model: HookedTransformer,
+    residual: Float[Tensor, "batch pos d_model"],
+    layer: int,
+    *,
+    past: PastState,
+    last: int | None = None,
+) -> Float[Tensor, "batch last d_model"]:
+    """Runs one block as `run_blocks` does, and gives its `last` positions (None: all).
+
+    A block of the usual kind computes only keys and values of the other positions, and norms attention's input once.
+    """
+    block = model.blocks[layer]
+    last = residual.shape[1] if last is None else last
+    if not _is_usual(block):
+        return run_blocks(model, residual, layer, layer + 1, past={layer: past})[:, -last:]
+    residual = block.hook_resid_pre(residual)
+    normed, asked = block.ln1(residual), residual[:, -last:]
+    attention = block.attn(
+        query_input=normed[:, -last:],
+        key_input=normed,
+        value_input=normed,
+        past_kv_cache_entry=_Continued(past, residual.shape[1] - last),
+    )
+    attention = block.hook_attn_out(attention)
+    if block.cfg.parallel_attn_mlp:
+        return block.hook_resid_post(asked + attention + block.apply_mlp(block.ln2(asked)))
+    middle = block.hook_resid_mid(asked + attention)
+    return block.hook_resid_post(middle + block.apply_mlp(block.ln2(middle)))
+
+
+def _is_usual(block: Any) -> bool:
+    """One norm before attention, one before the MLP, none after, no input of its own for each head, on one device."""
+    cfg = block.cfg
+    split = cfg.use_attn_in or cfg.use_split_qkv_input or cfg.use_hook_mlp_in or cfg.n_devices > 1
+    kind = isinstance(block, TransformerBlock) and not cfg.attn_only and not _norms_after_mlp(block)
+    return kind and not split and cfg.positional_embedding_type != "shortformer"
 
 
 def logits(model: HookedTransformer, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:

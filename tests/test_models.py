@@ -397,6 +397,42 @@ def test_a_past_serves_a_multiple_of_its_rows_as_blocks(tiny_model, tokens, fami
     torch.testing.assert_close(continued, whole[:, 4:].repeat(2, 1, 1), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("last", [1, 3, None])
+@every_family
+@torch.no_grad()
+def test_one_block_gives_the_last_positions_that_the_whole_block_gives(tiny_model, tokens, family, last, split):
+    """In the short way, and in the model's own where a block has an input for each head (`split`)."""
+    model = tiny_model(family)
+    _, states = models.run_with_past(model, tokens)
+    past, rest = states[1].upto(4), residual_before(model, tokens, 1)[:, 4:].repeat(2, 1, 1)
+    whole = residual_before(model, tokens, 2).repeat(2, 1, 1)
+    model.cfg.use_hook_mlp_in = split
+    try:
+        found = models.run_block(model, rest, 1, past=past, last=last)
+    finally:
+        model.cfg.use_hook_mlp_in = False
+    torch.testing.assert_close(found, whole[:, 4 if last is None else -last :], atol=1e-5, rtol=1e-5)
+
+
+@every_family
+@torch.no_grad()
+def test_one_block_calls_the_hooks_that_the_whole_block_calls(tiny_model, tokens, family):
+    """Hooks that a user has put on the model act in a trace as in a run."""
+    model = tiny_model(family)
+    rest = residual_before(model, tokens, 1)
+    past = models.run_with_past(model, tokens)[1][1].upto(0)
+
+    def called(work):
+        names = []
+        with model.hooks(fwd_hooks=[(lambda name: True, lambda value, hook: names.append(hook.name))]):
+            work()
+        return set(names)
+
+    ours = called(lambda: models.run_block(model, rest, 1, past=past, last=1))
+    assert ours == called(lambda: models.run_blocks(model, rest, 1, 2, past={1: past}))
+
+
 def test_a_past_is_not_changed_by_the_runs_it_serves(tiny, tokens):
     with torch.no_grad():
         _, states = models.run_with_past(tiny, tokens[:, :5])

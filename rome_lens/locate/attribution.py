@@ -7,25 +7,26 @@ corrupted run. That gives every cell from one clean pass and one corrupted pass 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from rome_lens.locate.grid import CleanRun, answer_logits, put_in_place, restored_layers
+from rome_lens.locate.grid import restored_layers
 from rome_lens.locate.metrics import Metric
+from rome_lens.locate.question import Question
+from rome_lens.locate.runs import answer_logits, keep, put_in_place
 from rome_lens.models import EMBEDDING, HookList, Kind, frozen, run, state_name
 
 
 def attributed_values(
     model: HookedTransformer,
-    tokens: Int[Tensor, " pos"],
-    subject: range,
-    clean: CleanRun,
+    question: Question,
     embedded: Float[Tensor, "sample token d_model"],
     metric: Metric,
+    *,
     kind: Kind,
     window: int,
-    head: int | None,
+    head: int | None = None,
 ) -> tuple[float, Float[Tensor, "pos layer"]]:
     """The corrupted run's metric, and what restoring each cell would make of it to first order.
 
@@ -33,21 +34,19 @@ def attributed_values(
     of the model gets a gradient.
     """
     n_layers = model.cfg.n_layers
+    clean = question.clean.states[kind]
     states: list[Tensor] = []
-
-    def keep(value: Tensor, hook: object) -> None:
-        states.append(value)
 
     with torch.enable_grad(), frozen(model):
         leaf = embedded.detach().requires_grad_()
-        corrupt: Callable[..., Tensor] = put_in_place(subject, leaf)
-        hooks: HookList = [(EMBEDDING, corrupt), *((state_name(kind, i), keep) for i in range(n_layers))]
-        residual = run(model, tokens.expand(len(embedded), -1), hooks=hooks)
+        corrupt: Callable[..., Tensor] = put_in_place(question.subject, leaf)
+        hooks: HookList = [(EMBEDDING, corrupt), *((state_name(kind, i), keep(states)) for i in range(n_layers))]
+        residual = run(model, question.tokens.expand(len(embedded), -1), hooks=hooks)
         values = metric(answer_logits(model, residual, len(metric.answer)))
         gradients = torch.autograd.grad(values.sum(), states)
     effects = torch.stack(
         [
-            ((clean.states[layer] - state) * gradient).float().sum(-1).mean(0)
+            ((clean[layer] - state) * gradient).float().sum(-1).mean(0)
             for layer, (state, gradient) in enumerate(zip(states, gradients, strict=True))
         ],
         dim=1,

@@ -1,60 +1,26 @@
 """The restoration grid: what the model says when one state of a corrupted run is put back to its clean value.
 
-This is the one place of the algorithm. Restoring a state at (position, layer) changes nothing at earlier positions and
-in earlier layers, so nothing of that is computed again: rows join the batch at the first layer that their restoration
-can change, hold only the positions from theirs on, and read the keys and values of earlier positions from the corrupted
-run. Only the positions that predict the answer are unembedded.
+This is the one place of the algorithm. Nothing is computed twice, and nothing that the answer does not depend on.
+Restoring a state at (position, layer) changes nothing at earlier positions and in earlier layers: rows hold only the
+positions from theirs on, read the keys and values of earlier positions from the corrupted run, and join the batch after
+the first restored layer, which changes no position but theirs. A window that begins where a longer one begins follows
+it to its end. The last block and the unembedding give only the positions that predict the answer.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, repeat
-from jaxtyping import Float, Int
+from einops import repeat
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from rome_lens.locate.metrics import Metric
-from rome_lens.models import (
-    EMBEDDING,
-    HookList,
-    Kind,
-    PastState,
-    input_name,
-    logits,
-    run,
-    run_blocks,
-    run_with_past,
-    state_name,
-)
+from rome_lens.locate.runs import CorruptedRun, Sublayer, answer_logits
+from rome_lens.models import Kind, run_block, state_name
 
-Sublayer = str  # "mlp" or "attn"
-
-
-@dataclass(frozen=True, eq=False)
-class CleanRun:
-    """What one run without corruption leaves: the states to restore, and the logits where the answer is predicted."""
-
-    states: Float[Tensor, "layer pos *state"]
-    logits: Float[Tensor, "answer vocab"]
-
-
-@dataclass(frozen=True, eq=False)
-class CorruptedRun:
-    """What one run with corruption leaves.
-
-    Attributes:
-        residual: the states before each block and after the last.
-        past: keys and values of each layer.
-        logits: where the answer is predicted.
-        sublayers: outputs of the severed sublayers, by their kind.
-    """
-
-    residual: Float[Tensor, "layer_and_end sample pos d_model"]
-    past: list[PastState]
-    logits: Float[Tensor, "sample answer vocab"]
-    sublayers: dict[Sublayer, Float[Tensor, "layer sample pos d_model"]]
+_ROWS_AT_ONCE = 64  # of logits
 
 
 def restored_layers(kind: Kind, layer: int, window: int, n_layers: int) -> range:
@@ -67,70 +33,85 @@ def restored_layers(kind: Kind, layer: int, window: int, n_layers: int) -> range
     return range(max(0, layer - window // 2), min(n_layers, layer - window // 2 + window))
 
 
-def answer_logits(
-    model: HookedTransformer, residual: Float[Tensor, "row pos d_model"], length: int
-) -> Float[Tensor, "row answer vocab"]:
-    """The logits of the last `length` positions, which predict the answer's tokens."""
-    states = rearrange(residual[:, -length:], "row answer d -> (row answer) d")
-    return rearrange(logits(model, states), "(row answer) vocab -> row answer vocab", answer=length)
+@dataclass
+class _Batch:
+    """What a block is running on, for the hooks: rows cell * samples to (cell + 1) * samples are one cell's."""
+
+    layer: int
+    positions: range  # that come out of the block
+    restored: range  # positions to restore
+    cells: list[int]  # to restore
+    severed: Sequence[int]  # positions where severed sublayers are held
 
 
-def clean_run(model: HookedTransformer, tokens: Int[Tensor, " pos"], kind: Kind, answer_length: int) -> CleanRun:
-    """Runs the prompt as it is, and keeps the states of `kind`."""
-    states: list[Tensor] = []
-    hooks = [(state_name(kind, layer), _keep(states)) for layer in range(model.cfg.n_layers)]
-    residual = run(model, tokens[None], hooks=hooks)
-    return CleanRun(torch.cat(states), answer_logits(model, residual, answer_length)[0])
+def _hooks(
+    clean: Float[Tensor, "layer pos *state"], corrupted: CorruptedRun, kind: Kind, head: int | None, batch: _Batch
+) -> list[tuple[str, Callable[..., Tensor]]]:
+    """Hooks that restore and sever states as `batch` says when they are called."""
+    n_layers, samples = len(clean), corrupted.residual.shape[1]
 
-
-def put_in_place(subject: range, embedded: Float[Tensor, "sample token d_model"]) -> Callable[..., Tensor]:
-    """A hook on the embeddings that puts the corrupted ones where the subject's tokens are, in the last rows."""
-
-    def corrupt(value: Tensor, hook: object) -> Tensor:
+    def restore(value: Tensor, hook: object) -> Tensor:
+        start = batch.positions.start
+        here = range(max(batch.restored.start, start), min(batch.restored.stop, batch.positions.stop))
+        if not here or not batch.cells:
+            return value
         value = value.clone()
-        value[-len(embedded) :, subject.start : subject.stop] = embedded
+        states = clean[batch.layer, here.start : here.stop]
+        for cell in batch.cells:
+            rows = value[cell * samples : (cell + 1) * samples, here.start - start : here.stop - start]
+            if head is None:
+                rows[:] = states
+            else:
+                rows[:, :, head] = states[:, head]
         return value
 
-    return corrupt
+    def sever(kind: Sublayer) -> Callable[..., Tensor]:
+        def hold(value: Tensor, hook: object) -> Tensor:
+            held = [p for p in batch.severed if p in batch.positions]
+            value = value.clone()
+            kept = corrupted.sublayers[kind][batch.layer][:, held]
+            value[:, [p - batch.positions.start for p in held]] = kept.repeat(len(value) // samples, 1, 1)
+            return value
+
+        return hold
+
+    named: dict[Kind, Callable[..., Tensor]] = {severed: sever(severed) for severed in corrupted.sublayers}
+    if kind != "resid":
+        named[kind] = restore
+    return [(state_name(name, layer), hook) for name, hook in named.items() for layer in range(n_layers)]
 
 
-def corrupted_run(
+def first_restored(
     model: HookedTransformer,
-    tokens: Int[Tensor, " pos"],
-    subject: range,
-    embedded: Float[Tensor, "sample token d_model"],
-    answer_length: int,
-    severed: Sequence[Sublayer] = (),
-) -> CorruptedRun:
-    """Runs the prompt once for each sample, with `embedded` in place of the subject's embeddings."""
-    n_layers, samples = model.cfg.n_layers, len(embedded)
-    states: list[Tensor] = []
-    outputs: dict[Sublayer, list[Tensor]] = {kind: [] for kind in severed}
-    hooks: HookList = [
-        (EMBEDDING, put_in_place(subject, embedded)),
-        *((input_name(layer), _keep(states)) for layer in range(n_layers)),
-        *((state_name(kind, i), _keep(outputs[kind])) for kind in severed for i in range(n_layers)),  # type: ignore[arg-type]
-    ]
-    residual, past = run_with_past(model, tokens.expand(samples, -1), hooks=hooks)
-    return CorruptedRun(
-        torch.stack([*states, residual]),
-        past,
-        answer_logits(model, residual, answer_length),
-        {kind: torch.stack(values) for kind, values in outputs.items()},
-    )
+    clean: Float[Tensor, "layer pos *state"],
+    corrupted: CorruptedRun,
+    *,
+    kind: Kind,
+    head: int | None = None,
+    severed_positions: Sequence[int] | None = None,
+) -> Float[Tensor, "layer sample pos d_model"]:
+    """The corrupted run's states after each block, at each position as if this block's state were restored there.
 
-
-def _keep(states: list[Tensor]) -> Callable[..., None]:
-    def keep(value: Tensor, hook: object) -> None:
-        states.append(value)
-
-    return keep
+    All positions are restored in one pass: what one of them changes in a block, no other sees before the next block.
+    """
+    samples, length = corrupted.residual.shape[1:3]
+    if kind == "resid":
+        return repeat(clean, "layer pos d -> layer sample pos d", sample=samples)
+    everywhere = range(length)
+    batch = _Batch(0, everywhere, everywhere, [0], everywhere if severed_positions is None else severed_positions)
+    after = []
+    with model.hooks(fwd_hooks=_hooks(clean, corrupted, kind, head, batch)):
+        for batch.layer in range(len(clean)):
+            nothing = corrupted.past[batch.layer].upto(0)
+            after.append(run_block(model, corrupted.residual[batch.layer], batch.layer, past=nothing))
+    return torch.stack(after)
 
 
 def restored_values(
     model: HookedTransformer,
-    clean: CleanRun,
+    clean: Float[Tensor, "layer pos *state"],
     corrupted: CorruptedRun,
+    entering: Float[Tensor, "layer sample pos d_model"],
     metrics: Sequence[Metric],
     *,
     kind: Kind,
@@ -139,53 +120,38 @@ def restored_values(
     layers: Sequence[int],
     head: int | None = None,
     severed_positions: Sequence[int] | None = None,
-) -> Float[Tensor, "metric layer"]:
+) -> Float[Tensor, "metric column"]:
     """The metrics, mean over the samples, with the states at `position` restored around each of `layers` (ascending).
 
-    Outputs of the sublayers in `corrupted.sublayers` are held at their corrupted values at `severed_positions` (the
-    restored position itself if None). The batch grows to len(layers) * samples rows of the positions from `position`
-    on: choose `layers` to bound memory.
+    `entering` is what `first_restored` gives. Outputs of the sublayers in `corrupted.sublayers` are held at their
+    corrupted values at `severed_positions` (the restored position itself if None). The batch grows to len(layers) *
+    samples rows of the positions from `position` on: choose `layers` to bound memory.
     """
-    n_layers, samples = model.cfg.n_layers, corrupted.residual.shape[1]
+    n_layers, (samples, length) = len(clean), corrupted.residual.shape[1:3]
+    answer = len(metrics[0].answer)
     windows = [restored_layers(kind, layer, window, n_layers) for layer in layers]
-    # A restored residual state is there when the next block starts; a window's first sublayer has to be run.
-    entries = [w.stop if kind == "resid" else w.start for w in windows]
-    past = {layer: state.upto(position) for layer, state in enumerate(corrupted.past)}
-    length = corrupted.residual.shape[2]
-    held = [p for p in ([position] if severed_positions is None else severed_positions) if position <= p < length]
-    rows = corrupted.residual[0, :, position:][:0]
-    covered = slice(0)
-
-    def restore(value: Tensor, hook: object) -> Tensor:
-        value = value.clone()
-        at = (covered, 0) if head is None else (covered, 0, head)
-        value[at] = clean.states[current, position] if head is None else clean.states[current, position, head]
-        return value
-
-    def sever(kind: Sublayer) -> Callable[..., Tensor]:
-        def hold(value: Tensor, hook: object) -> Tensor:
-            value = value.clone()
-            kept = corrupted.sublayers[kind][current][:, held]
-            value[:, [p - position for p in held]] = kept.repeat(len(value) // samples, 1, 1)
-            return value
-
-        return hold
-
-    names = [state_name(kind, layer) for layer in range(n_layers)] if kind != "resid" else []
-    hooks = [(name, restore) for name in names]
-    for severed in corrupted.sublayers:
-        hooks += [(state_name(severed, layer), sever(severed)) for layer in range(n_layers)]  # type: ignore[arg-type]
-    with model.hooks(fwd_hooks=hooks):
-        for current in range(min(entries), n_layers + 1):
-            if new := entries.count(current):
-                joining = repeat(corrupted.residual[current, :, position:], "s p d -> (new s) p d", new=new)
-                if kind == "resid":
-                    joining = joining.clone()
-                    joining[:, 0] = clean.states[current - 1, position]
-                rows = torch.cat([rows, joining])
-            if current < n_layers:
-                inside = [i for i, w in enumerate(windows) if current in w]
-                covered = slice(inside[0] * samples, (inside[-1] + 1) * samples) if inside else slice(0)
-                rows = run_blocks(model, rows, current, current + 1, past=past)
-    found = answer_logits(model, rows, len(metrics[0].answer))
-    return torch.stack([metric(found).unflatten(0, (len(layers), samples)).mean(1) for metric in metrics])
+    longest = {w.start: w for w in windows}
+    held = [position] if severed_positions is None else severed_positions
+    batch = _Batch(0, range(position, length), range(position, position + 1), [], held)
+    joined: list[range] = []  # windows, in the order of their rows
+    rows = corrupted.residual[0, :0, position:]
+    with model.hooks(fwd_hooks=_hooks(clean, corrupted, kind, head, batch)):
+        for batch.layer in range(min(longest) + 1, n_layers + 1):
+            if (begun := longest.get(batch.layer - 1)) is not None:
+                state = corrupted.residual[batch.layer, :, position:].clone()
+                state[:, 0] = entering[batch.layer - 1, :, position]
+                rows, joined = torch.cat([rows, state[:, -rows.shape[1] :]]), [*joined, begun]
+            for ended in [w for w in windows if w.stop == batch.layer and w != longest[w.start]]:
+                same = joined.index(longest[ended.start]) * samples
+                rows, joined = torch.cat([rows, rows[same : same + samples]]), [*joined, ended]
+            if batch.layer < n_layers:
+                last = length - position if batch.layer < n_layers - 1 else answer
+                batch.positions = range(length - last, length)
+                batch.cells = [cell for cell, w in enumerate(joined) if batch.layer in w]
+                rows = run_block(model, rows, batch.layer, past=corrupted.past[batch.layer].upto(position), last=last)
+    found = [
+        torch.stack([metric(logits) for metric in metrics])
+        for logits in (answer_logits(model, some, answer) for some in rows.split(_ROWS_AT_ONCE))
+    ]
+    means = torch.cat(found, dim=1).unflatten(1, (len(joined), samples)).mean(2)
+    return means[:, [joined.index(w) for w in windows]]

@@ -1,6 +1,7 @@
-"""A fact as the tokens that a trace runs on."""
+"""A fact as the tokens that a trace runs on, and what the model says to it."""
 
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -9,13 +10,14 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from rome_lens.facts import Fact, subject_range
-from rome_lens.models import logits, run
+from rome_lens.locate.runs import CleanRun, clean_run
+from rome_lens.models import Kind
 from rome_lens.tokens import tokenize_continuation
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """A fact as tokens.
+    """A fact as tokens, and the run without corruption.
 
     Attributes:
         tokens: the prompt's, followed by the answer's but the last (teacher forcing).
@@ -23,6 +25,7 @@ class Question:
         subject: positions of the subject's.
         length: how many are the prompt's.
         predicted: the model's own top token after the prompt.
+        clean: the run on `tokens`.
     """
 
     tokens: Int[Tensor, " pos"]
@@ -30,23 +33,25 @@ class Question:
     subject: range
     length: int
     predicted: int
+    clean: CleanRun
 
 
 @torch.no_grad()
-def tokenize_question(model: HookedTransformer, fact: Fact) -> Question:
-    """Tokenises the fact; its answer is the model's own top token if it names none.
+def tokenize_question(model: HookedTransformer, fact: Fact, *, kinds: Collection[Kind] = ()) -> Question:
+    """Tokenises the fact and runs it once, keeping the states of `kinds`; its answer is the model's own top token if it
+    names none.
 
     Raises:
         ValueError: as `subject_range` and `tokenize_continuation`.
     """
     text, subject = subject_range(model, fact)
-    prompt = torch.tensor(text.ids, device=model.cfg.device)
-    top = int(logits(model, run(model, prompt[None])[:, -1]).argmax())
-    if fact.answer is None:
-        return Question(prompt, prompt.new_tensor([top]), subject, len(prompt), top)
-    whole, start = tokenize_continuation(model, text.text, fact.answer)
-    tokens = prompt.new_tensor(whole.ids)
-    return Question(tokens[:-1], tokens[start:], subject, start, top)
+    tokens, answer, start = torch.tensor(text.ids, device=model.cfg.device), None, len(text.ids)
+    if fact.answer is not None:
+        whole, start = tokenize_continuation(model, text.text, fact.answer)
+        tokens, answer = tokens.new_tensor(whole.ids[:-1]), tokens.new_tensor(whole.ids[start:])
+    clean = clean_run(model, tokens, len(tokens) - start + 1, kinds)
+    top = clean.logits[0].argmax()
+    return Question(tokens, top[None] if answer is None else answer, subject, start, int(top), clean)
 
 
 def warn_if_not_predicted(model: HookedTransformer, fact: Fact, question: Question, *, stacklevel: int) -> None:

@@ -10,9 +10,9 @@ from transformer_lens import HookedTransformer
 
 from rome_lens.facts import Fact
 from rome_lens.locate.corruption import Corruption, GaussianNoise
-from rome_lens.locate.grid import answer_logits, clean_run, put_in_place
 from rome_lens.locate.metrics import MetricName, make_metric
 from rome_lens.locate.question import tokenize_question, warn_if_not_predicted
+from rome_lens.locate.runs import answer_logits, put_in_place
 from rome_lens.models import EMBEDDING, Kind, check_layer, embed, run, state_name
 
 
@@ -43,7 +43,7 @@ def restore_states(
     Raises:
         ValueError: a state does not exist; and as `causal_trace`.
     """
-    question = tokenize_question(model, fact)
+    question = tokenize_question(model, fact, kinds={state.kind for state in states})
     warn_if_not_predicted(model, fact, question, stacklevel=3)
     for state in states:
         check_layer(model, state.layer)
@@ -54,8 +54,7 @@ def restore_states(
                 f"{state}: expected a head from 0 to {model.cfg.n_heads - 1} with kind 'head' and no other."
             )
     length = len(question.answer)
-    runs = {kind: clean_run(model, question.tokens, kind, length) for kind in {"resid", *(s.kind for s in states)}}
-    values = make_metric(metric, question.answer, None, runs["resid"].logits)
+    values = make_metric(metric, question.answer, None, question.clean.logits)
     subject = question.subject
     clean_subject = embed(model, question.tokens)[subject.start : subject.stop]
     embedded = (corruption or GaussianNoise()).corrupted(model, fact, clean_subject, samples)
@@ -69,7 +68,7 @@ def restore_states(
             value = value.clone()
             for state in here:
                 index = (state.position,) if state.head is None else (state.position, state.head)
-                value[(slice(None), *index)] = runs[state.kind].states[(state.layer, *index)]
+                value[(slice(None), *index)] = question.clean.states[state.kind][(state.layer, *index)]
             return value
 
         return put

@@ -76,7 +76,7 @@ def trace_facts(
     made = _read(store) if store is not None else {}
     traces, wrong = [], []
     for fact in tqdm(facts, desc=f"trace {len(facts)} facts", unit="fact", disable=not progress):
-        question = tokenize_question(model, fact)
+        question = tokenize_question(model, fact, kinds=kinds)
         if only_predicted and int(question.answer[0]) != question.predicted:
             predicted = model.tokenizer.decode([question.predicted]).strip()
             wrong.append((fact.prompt, fact.subject, fact.answer, predicted))

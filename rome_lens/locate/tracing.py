@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -14,9 +14,10 @@ from transformer_lens import HookedTransformer
 from rome_lens.facts import Fact
 from rome_lens.locate.attribution import attributed_values
 from rome_lens.locate.corruption import Corruption, GaussianNoise
-from rome_lens.locate.grid import CleanRun, clean_run, corrupted_run, restored_values
+from rome_lens.locate.grid import first_restored, restored_values
 from rome_lens.locate.metrics import Metric, MetricName, make_metric
 from rome_lens.locate.question import Question, tokenize_question, warn_if_not_predicted
+from rome_lens.locate.runs import corrupted_run
 from rome_lens.locate.trace import ATTRIBUTION, EXACT, CausalTrace
 from rome_lens.memory import tokens_that_fit
 from rome_lens.models import Kind, embed
@@ -144,7 +145,7 @@ def causal_trace(
         tokens_per_batch=tokens_per_batch,
     )
     options.check(model)
-    question = tokenize_question(model, fact)
+    question = tokenize_question(model, fact, kinds=[kind])
     warn_if_not_predicted(model, fact, question, stacklevel=3)
     return trace_question(model, fact, question, options, [metric], progress=progress)[0]
 
@@ -168,18 +169,17 @@ def trace_question(
     if outside := [p for p in wanted if not 0 <= p < question.length]:
         raise ValueError(f"The positions {outside} do not exist: the prompt has {question.length} tokens.")
     wrong = _wrong_token(model, fact, options)
-    clean = clean_run(model, question.tokens, options.kind, len(question.answer))
-    measures = [make_metric(name, question.answer, wrong, clean.logits) for name in metrics]
+    measures = [make_metric(name, question.answer, wrong, question.clean.logits) for name in metrics]
     clean_subject = embed(model, question.tokens)[subject.start : subject.stop]
     embedded = corruption.corrupted(model, fact, clean_subject, options.samples)
     if options.method == EXACT:
-        found = _exact(model, question, clean, embedded, measures, wanted, options, progress)
+        found = _exact(model, question, embedded, measures, wanted, options, progress)
     else:
-        found = [_attributed(model, question, clean, embedded, measure, wanted, options) for measure in measures]
+        found = [_attributed(model, question, embedded, measure, wanted, options) for measure in measures]
     predicted = model.tokenizer.decode([question.predicted]).strip()
     traces = []
     for measure, (corrupted, restored) in zip(measures, found, strict=True):
-        value = measure(clean.logits[None]).item()
+        value = measure(question.clean.logits[None]).item()
         if not math.isfinite(value + corrupted):
             raise ValueError(
                 f"The answer's {measure.name} is {value} after the clean and {corrupted} after the corrupted prompt. "
@@ -225,7 +225,6 @@ def _wrong_token(model: HookedTransformer, fact: Fact, options: TraceOptions) ->
 def _attributed(
     model: HookedTransformer,
     question: Question,
-    clean: CleanRun,
     embedded: Float[Tensor, "sample token d_model"],
     metric: Metric,
     positions: Sequence[int],
@@ -233,7 +232,7 @@ def _attributed(
 ) -> tuple[float, Float[Tensor, "position layer"]]:
     """The corrupted run's value and the approximate grid; NaN in cells that are not wanted."""
     corrupted, grid = attributed_values(
-        model, question.tokens, question.subject, clean, embedded, metric, options.kind, options.window, options.head
+        model, question, embedded, metric, kind=options.kind, window=options.window, head=options.head
     )
     chosen = torch.full_like(grid[: question.length], torch.nan)
     columns = list(range(model.cfg.n_layers) if options.layers is None else options.layers)
@@ -245,7 +244,6 @@ def _attributed(
 def _exact(
     model: HookedTransformer,
     question: Question,
-    clean: CleanRun,
     embedded: Float[Tensor, "sample token d_model"],
     metrics: Sequence[Metric],
     positions: Sequence[int],
@@ -258,6 +256,13 @@ def _exact(
     """
     subject, n_layers = question.subject, model.cfg.n_layers
     corrupted = corrupted_run(model, question.tokens, subject, embedded, len(question.answer), options.severed)
+    clean = question.clean.states[options.kind]
+    where: dict[str, Any] = {
+        "kind": options.kind,
+        "head": options.head,
+        "severed_positions": options.severed_positions,
+    }
+    entering = first_restored(model, clean, corrupted, **where)
     baselines = torch.stack([metric(corrupted.logits).mean() for metric in metrics])
     restored = torch.full((len(metrics), question.length, n_layers), torch.nan, device=embedded.device)
     layers = sorted(range(n_layers) if options.layers is None else options.layers)
@@ -273,12 +278,11 @@ def _exact(
                 model,
                 clean,
                 corrupted,
+                entering,
                 metrics,
-                kind=options.kind,
                 window=options.window,
                 position=position,
                 layers=some,
-                head=options.head,
-                severed_positions=options.severed_positions,
+                **where,
             )
     return list(zip(baselines.tolist(), restored, strict=True))

@@ -44,6 +44,34 @@ def test_grid_equals_one_hooked_pass_for_each_cell(tiny_model, family, bos, kind
     assert ours.clean == pytest.approx(model(tokens[None])[0, -1].softmax(-1).max().item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["mlp", "attn"])
+@pytest.mark.parametrize("window", [1, 4, 6])
+@torch.no_grad()
+def test_windows_that_begin_together_share_their_rows(tiny_model, kind, window):
+    """Clipped windows begin, or begin and end, at the same layers: [0, 2), [0, 3), [0, 3) for window 4 of 3 layers."""
+    model = tiny_model("gptj")
+    ours = trace(model, MIDDLE, kind=kind, window=window, samples=2)
+    for layer in range(3):
+        own = [rl.State(kind, 5, i) for i in restored_layers(kind, layer, window, 3)]
+        alone = rl.restore_states(model, MIDDLE, own, corruption=rl.GaussianNoise(std=0.5, seed=3), samples=2)
+        assert ours.restored[5, layer].item() == pytest.approx(alone, abs=1e-6)
+
+
+@torch.no_grad()
+def test_a_trace_runs_the_whole_prompt_twice_and_the_last_block_for_the_answer_alone(tiny):
+    """One clean and one corrupted run are the only passes over the model that a residual trace needs."""
+    runs, shapes = [], []
+    watched = [
+        ("hook_embed", lambda value, hook: runs.append(tuple(value.shape[:2]))),
+        ("blocks.2.hook_resid_post", lambda value, hook: shapes.append(tuple(value.shape[:2]))),
+    ]
+    with tiny.hooks(fwd_hooks=watched):
+        result = trace(tiny, MIDDLE, samples=4)
+    length, positions = len(result.tokens), len(result.tokens) - result.subject_range[0]
+    assert runs == [(1, length), (4, length)]
+    assert shapes == [(1, length), (4, length), *([(8, 1)] * positions)]
+
+
 @pytest.mark.filterwarnings("ignore:The model does not predict")
 @torch.no_grad()
 def test_answer_of_several_tokens_is_the_product_of_its_tokens_probabilities(tiny_model):

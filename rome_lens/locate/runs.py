@@ -1,0 +1,105 @@
+"""The two runs that tracing compares: the prompt as it is, and with its subject corrupted (paper section 2.1)."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from rome_lens.models import EMBEDDING, HookList, Kind, PastState, input_name, logits, run, run_with_past, state_name
+
+Sublayer = Literal["mlp", "attn"]
+
+
+@dataclass(frozen=True, eq=False)
+class CleanRun:
+    """What one run without corruption leaves: the states to restore, and the logits where the answer is predicted."""
+
+    states: dict[Kind, Float[Tensor, "layer pos *state"]]
+    logits: Float[Tensor, "answer vocab"]
+
+
+@dataclass(frozen=True, eq=False)
+class CorruptedRun:
+    """What one run with corruption leaves.
+
+    Attributes:
+        residual: the states before each block and after the last.
+        past: keys and values of each layer.
+        logits: where the answer is predicted.
+        sublayers: outputs of the severed sublayers, by their kind.
+    """
+
+    residual: Float[Tensor, "layer_and_end sample pos d_model"]
+    past: list[PastState]
+    logits: Float[Tensor, "sample answer vocab"]
+    sublayers: dict[Sublayer, Float[Tensor, "layer sample pos d_model"]]
+
+
+def answer_logits(
+    model: HookedTransformer, residual: Float[Tensor, "row pos d_model"], length: int
+) -> Float[Tensor, "row answer vocab"]:
+    """The logits of the last `length` positions, which predict the answer's tokens."""
+    states = rearrange(residual[:, -length:], "row answer d -> (row answer) d")
+    return rearrange(logits(model, states), "(row answer) vocab -> row answer vocab", answer=length)
+
+
+def clean_run(
+    model: HookedTransformer, tokens: Int[Tensor, " pos"], answer_length: int, kinds: Collection[Kind]
+) -> CleanRun:
+    """Runs the prompt as it is, and keeps the states of `kinds`."""
+    states: dict[Kind, list[Tensor]] = {kind: [] for kind in kinds}
+    hooks = [(state_name(kind, i), keep(states[kind])) for kind in states for i in range(model.cfg.n_layers)]
+    residual = run(model, tokens[None], hooks=hooks)
+    kept = {kind: torch.cat(values) for kind, values in states.items()}
+    return CleanRun(kept, answer_logits(model, residual, answer_length)[0])
+
+
+def put_in_place(subject: range, embedded: Float[Tensor, "sample token d_model"]) -> Callable[..., Tensor]:
+    """A hook on the embeddings that puts the corrupted ones where the subject's tokens are, in the last rows."""
+
+    def corrupt(value: Tensor, hook: object) -> Tensor:
+        value = value.clone()
+        value[-len(embedded) :, subject.start : subject.stop] = embedded
+        return value
+
+    return corrupt
+
+
+def corrupted_run(
+    model: HookedTransformer,
+    tokens: Int[Tensor, " pos"],
+    subject: range,
+    embedded: Float[Tensor, "sample token d_model"],
+    answer_length: int,
+    severed: Sequence[Sublayer] = (),
+) -> CorruptedRun:
+    """Runs the prompt once for each sample, with `embedded` in place of the subject's embeddings."""
+    n_layers, samples = model.cfg.n_layers, len(embedded)
+    states: list[Tensor] = []
+    outputs: dict[Sublayer, list[Tensor]] = {kind: [] for kind in severed}
+    hooks: HookList = [
+        (EMBEDDING, put_in_place(subject, embedded)),
+        *((input_name(layer), keep(states)) for layer in range(n_layers)),
+        *((state_name(kind, i), keep(outputs[kind])) for kind in severed for i in range(n_layers)),
+    ]
+    residual, past = run_with_past(model, tokens.expand(samples, -1), hooks=hooks)
+    return CorruptedRun(
+        torch.stack([*states, residual]),
+        past,
+        answer_logits(model, residual, answer_length),
+        {kind: torch.stack(values) for kind, values in outputs.items()},
+    )
+
+
+def keep(states: list[Tensor]) -> Callable[..., None]:
+    """A hook that adds each value it sees to `states`."""
+
+    def append(value: Tensor, hook: object) -> None:
+        states.append(value)
+
+    return append
