@@ -188,7 +188,7 @@ def test_a_file_that_is_no_checkpoint_is_kept(tiny, tmp_path):
     path = tmp_path / "c.safetensors"
     rl.KeyCovariance.from_matrix(torch.eye(8), layer=0, tokens=10).save(path)
     before = path.read_bytes()
-    with pytest.raises(rl.FormatError, match="holds 'rome_lens key covariance 1', expected a 'rome_lens partial"):
+    with pytest.raises(rl.FormatError, match="holds 'rome_lens key covariance 2', expected a 'rome_lens partial"):
         rl.collect_covariance(tiny, texts=TEXTS * 9, checkpoint=path, **OPTIONS)
     with pytest.raises(FileExistsError, match="is a folder"):
         rl.collect_covariance(tiny, texts=TEXTS * 9, checkpoint=tmp_path, **OPTIONS)
