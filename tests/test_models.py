@@ -282,7 +282,7 @@ def test_the_mlps_output_is_the_key_times_the_output_matrix(tiny_model, tokens, 
     key, output = cache[models.key_name(1)], cache[models.state_name("mlp", 1)]
     torch.testing.assert_close(models.mlp_output(model, 1, key), output, atol=1e-5, rtol=1e-5)
     assert torch.equal(models.mlp_contribution(model, 1, output), output)
-    assert models.adds_mlp_output(model, 1)
+    assert not models.norms_mlp_output(model, 1)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_an_mlp_with_a_norm_after_it_contributes_its_normed_output(tokens, optio
     torch.testing.assert_close(models.mlp_contribution(model, 1, output), contribution, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(models.mlp_contribution(model, 1, output[3]), contribution[3], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(output, contribution, atol=1e-2)
-    assert not models.adds_mlp_output(model, 1)
+    assert models.norms_mlp_output(model, 1)
 
 
 def residual_before(model: HookedTransformer, tokens: torch.Tensor, layer: int) -> torch.Tensor:

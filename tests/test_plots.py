@@ -8,7 +8,6 @@ import plotly.graph_objects as go
 import pytest
 
 from rome_lens.plots import (
-    ROLE_COLOURS,
     plot_average_effects,
     plot_bleed_over,
     plot_comparison,
@@ -17,6 +16,7 @@ from rome_lens.plots import (
     plot_sequence,
     plot_trace,
 )
+from rome_lens.plots.style import ROLE_COLOURS
 
 TOKENS = ["The", " Eiffel", " Tower", " is", " in"]
 ROLES = [

@@ -20,7 +20,7 @@ from rome_lens.edit.value import search_figures
 from rome_lens.edit.weights import Edit, as_json, finite_matrix
 from rome_lens.errors import CovarianceError
 from rome_lens.facts import EditRequest
-from rome_lens.models import adds_mlp_output, output_matrix
+from rome_lens.models import norms_mlp_output, output_matrix
 
 
 def memit(
@@ -169,7 +169,7 @@ def _check_layers(model: HookedTransformer, layers: Sequence[int], covariances: 
     for layer in layers:
         finite_matrix(model, layer)
         covariances[layer].check(model, layer)
-        if not adds_mlp_output(model, layer):
+        if norms_mlp_output(model, layer):
             raise ValueError(
                 f"{model.cfg.model_name} norms its MLPs' outputs, so that what is missing in the residual stream "
                 "cannot be written into them in closed form. Use rome."

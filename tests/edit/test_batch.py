@@ -193,7 +193,7 @@ def test_nan_and_mlps_that_are_normed_are_refused_before_any_work(tiny, monkeypa
     broken.blocks[1].mlp.W_out.data[0, 0] = float("nan")
     with pytest.raises(rl.EditError, match="output matrix of layer 1 has NaN"):
         edit_of(broken, "memit")
-    monkeypatch.setattr("rome_lens.edit.batch.adds_mlp_output", lambda model, layer: False)
+    monkeypatch.setattr("rome_lens.edit.batch.norms_mlp_output", lambda model, layer: True)
     with pytest.raises(ValueError, match="norms its MLPs' outputs"):
         edit_of(tiny, "memit")
 

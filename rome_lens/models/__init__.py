@@ -1,0 +1,66 @@
+"""The one room that knows TransformerLens' own names: hook points, weights, BOS, key/value caches.
+
+The rest of the package asks this folder for what it needs in the field's words (residual state, MLP output, key), and
+gets plain tensors back.
+"""
+
+from rome_lens.models.names import EMBEDDING, Hook, HookList, Kind, input_name, key_name, output_matrix_name, state_name
+from rome_lens.models.past import PastState
+from rome_lens.models.running import (
+    logits,
+    run,
+    run_and_read,
+    run_block,
+    run_blocks,
+    run_with_past,
+    sample_text,
+    sample_tokens,
+)
+from rome_lens.models.weights import (
+    architecture_digest,
+    bos_token,
+    check_layer,
+    contribution_change,
+    embed,
+    embeddings,
+    frozen,
+    kept_output_matrix,
+    mlp_contribution,
+    mlp_output,
+    norms_mlp_output,
+    optimize_layout,
+    output_matrix,
+)
+
+__all__ = [
+    "EMBEDDING",
+    "Hook",
+    "HookList",
+    "Kind",
+    "PastState",
+    "architecture_digest",
+    "bos_token",
+    "check_layer",
+    "contribution_change",
+    "embed",
+    "embeddings",
+    "frozen",
+    "input_name",
+    "kept_output_matrix",
+    "key_name",
+    "logits",
+    "mlp_contribution",
+    "mlp_output",
+    "norms_mlp_output",
+    "optimize_layout",
+    "output_matrix",
+    "output_matrix_name",
+    "run",
+    "run_and_read",
+    "run_block",
+    "run_blocks",
+    "run_with_past",
+    "sample_text",
+    "sample_tokens",
+    "state_name",
+]

@@ -1,0 +1,79 @@
+"""Keys and values of positions that were run before, in the form that TransformerLens' forward takes."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+
+@dataclass(frozen=True)
+class PastState:
+    """Keys and values of earlier positions at one layer, as HookedTransformer caches them.
+
+    A run may have a multiple of these rows: the rows are then repeated as one block after the other.
+    """
+
+    past_keys: Float[Tensor, "batch past kv_heads d_head"]
+    past_values: Float[Tensor, "batch past kv_heads d_head"]
+
+    def append(self, new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Past and new along the positions; nothing is kept (the interface of TransformerLens' cache entry)."""
+        return self._joined(self.past_keys, new_keys), self._joined(self.past_values, new_values)
+
+    def upto(self, position: int) -> "PastState":
+        """The positions before `position`."""
+        return PastState(self.past_keys[:, :position], self.past_values[:, :position])
+
+    @staticmethod
+    def _joined(past: Tensor, new: Tensor) -> Tensor:
+        if not past.shape[1]:
+            return new
+        blocks = new.unflatten(0, (-1, len(past)))
+        return torch.cat([past.expand(len(blocks), *past.shape), blocks], dim=2).flatten(0, 1)
+
+
+@dataclass
+class _Recorder:
+    """Stands in for an empty cache entry and keeps what a run appends."""
+
+    past_keys: Tensor
+    past_values: Tensor
+    state: PastState | None = None
+
+    def append(self, new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
+        self.state = PastState(new_keys, new_values)
+        return new_keys, new_values
+
+
+class _RecordingCache:
+    """What HookedTransformer.forward asks of a key/value cache, for a run that starts at the first position."""
+
+    def __init__(self, model: HookedTransformer, batch: int):
+        cfg = model.cfg
+        heads = cfg.n_heads if cfg.n_key_value_heads is None else cfg.n_key_value_heads
+        empty = torch.empty(batch, 0, heads, cfg.d_head, dtype=cfg.dtype)
+        self.entries = [_Recorder(empty, empty) for _ in range(cfg.n_layers)]
+
+    def __getitem__(self, layer: int) -> _Recorder:
+        return self.entries[layer]
+
+    def append_attention_mask(self, mask: Tensor) -> Tensor:
+        return mask
+
+
+@dataclass(frozen=True)
+class _Continued:
+    """Stands in for a cache entry in a block whose first new positions ask nothing."""
+
+    past: PastState
+    unasked: int
+
+    @property
+    def past_keys(self) -> Tensor:
+        """Attention reads off these only how many positions come before the first query."""
+        return torch.empty(1, self.past.past_keys.shape[1] + self.unasked, device="meta")
+
+    def append(self, new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
+        return self.past.append(new_keys, new_values)

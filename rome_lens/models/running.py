@@ -1,0 +1,166 @@
+"""Running all or part of a model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import HookedTransformer
+from transformer_lens.components import TransformerBlock
+from transformer_lens.utilities.activation_functions import apply_softcap
+
+from rome_lens.models.names import Hook, HookList
+from rome_lens.models.past import PastState, _Continued, _RecordingCache
+from rome_lens.models.weights import norms_after_mlp
+
+
+def run(
+    model: HookedTransformer,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    mask: Int[Tensor, "batch pos"] | None = None,
+    stop_at_layer: int | None = None,
+    hooks: HookList = (),
+) -> Float[Tensor, "batch pos d_model"]:
+    """Runs tokens as they are, right-padded where `mask` is 0, and gives the residual stream before the final norm.
+
+    `stop_at_layer` (exclusive) leaves out later blocks.
+    """
+    mask = torch.ones_like(tokens) if mask is None else mask
+    stop = model.cfg.n_layers if stop_at_layer is None else stop_at_layer
+    with model.hooks(fwd_hooks=list(hooks)):
+        return model(tokens, attention_mask=mask, stop_at_layer=stop, return_type=None)
+
+
+def run_and_read(
+    model: HookedTransformer,
+    tokens: Int[Tensor, "batch pos"],
+    names: Sequence[str],
+    *,
+    mask: Int[Tensor, "batch pos"] | None = None,
+    stop_at_layer: int | None = None,
+    hooks: HookList = (),
+) -> dict[str, Tensor]:
+    """Like `run`, but gives what passes the hook points `names`, as `hooks` leave it."""
+    values: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Hook:
+        return lambda value, hook: values.update({name: value})
+
+    reading = [(name, keep(name)) for name in names]
+    run(model, tokens, mask=mask, stop_at_layer=stop_at_layer, hooks=[*hooks, *reading])
+    return values
+
+
+def run_with_past(
+    model: HookedTransformer,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    mask: Int[Tensor, "batch pos"] | None = None,
+    hooks: HookList = (),
+) -> tuple[Float[Tensor, "batch pos d_model"], list[PastState]]:
+    """Like `run`, and gives each layer's keys and values as well."""
+    cache = _RecordingCache(model, tokens.shape[0])
+    mask = torch.ones_like(tokens) if mask is None else mask
+    with model.hooks(fwd_hooks=list(hooks)):
+        residual = model(
+            tokens, attention_mask=mask, stop_at_layer=model.cfg.n_layers, past_kv_cache=cache, return_type=None
+        )
+    return residual, [entry.state for entry in cache.entries]  # type: ignore[misc]
+
+
+def run_blocks(
+    model: HookedTransformer,
+    residual: Float[Tensor, "batch pos d_model"],
+    start: int,
+    stop: int,
+    *,
+    past: Mapping[int, PastState] | None = None,
+    mask: Int[Tensor, "batch past_and_pos"] | None = None,
+) -> Float[Tensor, "batch pos d_model"]:
+    """Runs blocks `start` to `stop` (exclusive) on residual states whose earlier positions, if any, are in `past`.
+
+    `mask` is 0 where `past` is left-padded or `residual` is right-padded. Differentiable.
+    """
+    cache: Any = past
+    return model(
+        residual, start_at_layer=start, stop_at_layer=stop, past_kv_cache=cache, attention_mask=mask, return_type=None
+    )
+
+
+def run_block(
+    model: HookedTransformer,
+    residual: Float[Tensor, "batch pos d_model"],
+    layer: int,
+    *,
+    past: PastState,
+    last: int | None = None,
+) -> Float[Tensor, "batch last d_model"]:
+    """Runs one block as `run_blocks` does, and gives its `last` positions (None: all).
+
+    A block of the usual kind computes only keys and values of the other positions, and norms attention's input once.
+    """
+    block = model.blocks[layer]
+    last = residual.shape[1] if last is None else last
+    if not _is_usual(block):
+        return run_blocks(model, residual, layer, layer + 1, past={layer: past})[:, -last:]
+    residual = block.hook_resid_pre(residual)
+    normed, asked = block.ln1(residual), residual[:, -last:]
+    attention = block.attn(
+        query_input=normed[:, -last:],
+        key_input=normed,
+        value_input=normed,
+        past_kv_cache_entry=_Continued(past, residual.shape[1] - last),
+    )
+    attention = block.hook_attn_out(attention)
+    if block.cfg.parallel_attn_mlp:
+        return block.hook_resid_post(asked + attention + block.apply_mlp(block.ln2(asked)))
+    middle = block.hook_resid_mid(asked + attention)
+    return block.hook_resid_post(middle + block.apply_mlp(block.ln2(middle)))
+
+
+def _is_usual(block: Any) -> bool:
+    """One norm before attention, one before the MLP, none after, no input of its own for each head, on one device."""
+    cfg = block.cfg
+    split = cfg.use_attn_in or cfg.use_split_qkv_input or cfg.use_hook_mlp_in or cfg.n_devices > 1
+    kind = isinstance(block, TransformerBlock) and not cfg.attn_only and not norms_after_mlp(block)
+    return kind and not split and cfg.positional_embedding_type != "shortformer"
+
+
+def logits(model: HookedTransformer, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
+    """The logits, in float32, of residual states after the last block: only for the positions that are needed."""
+    states = residual[None]
+    if model.cfg.normalization_type is not None:
+        states = model.ln_final(states)
+    return apply_softcap(model.unembed(states), model.cfg.output_logits_soft_cap)[0].float()
+
+
+def sample_tokens(
+    model: HookedTransformer,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    new_tokens: int,
+    seed: int,
+    top_k: int | None = None,
+) -> Int[Tensor, "batch pos_and_new"]:
+    """Equally long token rows, each with a sampled continuation. Torch's random state is put back."""
+    device = tokens.device
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type):
+        torch.manual_seed(seed)
+        return model.generate(
+            tokens, max_new_tokens=new_tokens, top_k=top_k, stop_at_eos=False, verbose=False, return_type="tokens"
+        )
+
+
+def sample_text(
+    model: HookedTransformer,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    new_tokens: int,
+    seed: int,
+    top_k: int | None = None,
+) -> list[str]:
+    """What `sample_tokens` appends, as texts without special tokens."""
+    sampled = sample_tokens(model, tokens, new_tokens=new_tokens, seed=seed, top_k=top_k)
+    return model.tokenizer.batch_decode(sampled[:, tokens.shape[1] :], skip_special_tokens=True)

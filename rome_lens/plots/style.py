@@ -1,0 +1,31 @@
+"""What all figures share: colours, names, fonts, and labels that cannot be taken for markup."""
+
+from html import escape
+
+import pandas as pd
+
+KIND_COLOURS = {"resid": "Purples", "mlp": "Greens", "attn": "Reds"}
+KIND_NAMES = {"resid": "residual state", "mlp": "MLP", "attn": "attention", "head": "head"}
+METRIC_NAMES = {"prob": "p({})", "logprob": "log p({})", "logit_diff": "logit difference", "kl": "KL from clean"}
+ROLE_COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#009e73", "#999999", "#cc79a7")  # Okabe and Ito: colour-blind safe
+METHOD_COLOURS = ("#b3b3b3", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+LAYOUT = {
+    "template": "simple_white",
+    "font": {"family": FONT, "size": 13},
+    "margin": {"l": 10, "r": 10, "t": 44, "b": 10},  # axes make room for their labels by themselves
+}
+
+
+def token_label(token: str) -> str:
+    return plain(token.replace("\n", "⏎").strip() or "␣")
+
+
+def plain(text: str) -> str:
+    """The text as plotly shows it: a tag-like token such as <|endoftext|> would be left out otherwise."""
+    return escape(str(text), quote=False)
+
+
+def check_columns(frame: pd.DataFrame, columns: list[str], source: str) -> None:
+    if missing := [column for column in columns if column not in frame]:
+        raise ValueError(f"The frame lacks the columns {missing}. Give what {source} returns.")
