@@ -26,6 +26,7 @@ def main() -> None:
     arguments.add_argument("--model", default="smollm2-135m")
     arguments.add_argument("--facts", type=Path, help="known_1000.json; the package's facts if absent")
     arguments.add_argument("--count", type=int, default=20)
+    arguments.add_argument("--samples", type=int, default=10, help="corrupted runs of a fact, as in the store")
     arguments.add_argument("--store", type=Path, default=Path("results/figure2/traces.jsonl"))
     arguments.add_argument("--out", type=Path, default=Path("results/attribution_agreement.csv"))
     options = arguments.parse_args()
@@ -33,8 +34,8 @@ def main() -> None:
     model = rl.load_model(options.model)
     records = [record.fact for record in rl.load_builtin_records()]
     facts = predicted_facts(model, rl.load_known_facts(options.facts) if options.facts else records, options.count)
-    exact = rl.trace_facts(model, facts, store=options.store).traces
-    approximate = rl.trace_facts(model, facts, method="attribution").traces
+    exact = rl.trace_facts(model, facts, store=options.store, samples=options.samples).traces
+    approximate = rl.trace_facts(model, facts, method="attribution", samples=options.samples).traces
     rows = []
     for kind in dict.fromkeys(trace.kind for trace in exact):
         pairs = [agreement(a, b) for a, b in zip(exact, approximate, strict=True) if a.kind == kind]
