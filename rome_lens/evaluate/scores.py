@@ -12,6 +12,7 @@ from rome_lens.models import logits, run
 from rome_lens.tokens import batches, pad, tokenize, tokenize_continuation
 
 
+@torch.no_grad()
 def mean_log_probabilities(
     model: HookedTransformer, continuations: Sequence[Continuation], *, tokens_per_batch: int = 4096
 ) -> Float[Tensor, " continuation"]:
@@ -35,7 +36,6 @@ def mean_log_probabilities(
     return result
 
 
-@torch.no_grad()
 def teacher_forced(
     model: HookedTransformer, continuations: Sequence[Continuation], *, tokens_per_batch: int = 4096
 ) -> Iterator[tuple[list[int], list[int], Float[Tensor, "token d_vocab"], Int[Tensor, " token"]]]:
@@ -43,7 +43,8 @@ def teacher_forced(
 
     Continuations of the same prompt share a row where one's input is the beginning of the other's; only needed
     positions are unembedded. Gives, batch by batch: the numbers of the continuations in it, how many tokens each has,
-    and, for all their tokens one after the other, the logits that predict them and the tokens themselves.
+    and, for all their tokens one after the other, the logits that predict them and the tokens themselves. For callers
+    that ask for no gradient.
 
     Raises:
         ValueError: a continuation has no tokens, or is longer than the model's context with its prompt.
