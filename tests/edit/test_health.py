@@ -66,21 +66,14 @@ def test_health_measures_the_update_that_is_made(tiny):
 
 @pytest.mark.smollm2
 def test_different_keys_on_the_two_sides_of_eq_2_are_the_known_failure(smollm2):
-    """CounterFact's record 4297: as the first token of a text, "U2" has a key unlike the one it has in contexts.
+    """CounterFact's record 3877: as the first token of a text, "Liberia" has a key unlike the one it has in contexts.
 
-    The reference preset, with the mean key on the left and the bare prompt's on the right, then divides by next to
-    nothing and puts out an update of many times the weight's norm; with one key on both sides the edit is healthy.
+    The reference preset, with the mean key on the left and the bare prompt's on the right, divides by a few hundredths
+    of the mean key's share and is refused; with one key on both sides the edit is healthy.
     """
-    request = rl.EditRequest("{} was formulated in", "U2", target="India")
-    contexts = rl.sample_contexts(smollm2)
-    reference = rl.RomeConfig.reference(contexts=contexts)
-    with pytest.warns(rl.EditWarning, match="of the mean key's share"):
-        edit = rl.rome(smollm2, request, config=reference, progress=False)
-    assert edit.health.key_share < 0.05
-    assert edit.health.relative_update_norm > 1
-    with pytest.raises(rl.EditError, match="RomeConfig\\(consistent=True\\) uses one key"):
-        rl.rome(smollm2, request, config=reference, on_unhealthy="raise", progress=False)
-    consistent = rl.rome(
-        smollm2, request, config=rl.RomeConfig(contexts=contexts), on_unhealthy="raise", progress=False
-    )
-    assert consistent.health.problems == []
+    request = rl.EditRequest("{} is located in", "Liberia", target="Antarctica")
+    with pytest.raises(
+        rl.EditError, match=r"0\.0\d+ of the mean key's share.*RomeConfig\(consistent=True\) uses one key"
+    ):
+        rl.rome(smollm2, request, config=rl.RomeConfig.reference(), on_unhealthy="raise", progress=False)
+    assert rl.rome(smollm2, request, on_unhealthy="raise", progress=False).health.problems == []
