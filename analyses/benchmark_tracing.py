@@ -123,10 +123,15 @@ def main() -> None:
     speed = matrix_product_speed()
     print(f"matrix products: {speed / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads")
     models = (tiny_model(model), model)
-    frame = pd.DataFrame([compare(each, kind, options.samples, speed) for each in models for kind in KINDS])
-    for name, table in (("grid", frame), ("growth", growth(model)), ("attribution", attribution(model))):
+    tables = {
+        "grid": lambda: pd.DataFrame([compare(m, kind, options.samples, speed) for m in models for kind in KINDS]),
+        "growth": lambda: growth(model),
+        "attribution": lambda: attribution(model),
+    }
+    for name, made in tables.items():
+        table = made()
         write_csv(table, options.out / f"{name}.csv")
-        print(table.round(8).to_string(index=False), end="\n\n")
+        print(table.round(8).to_string(index=False), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":
