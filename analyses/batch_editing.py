@@ -69,8 +69,8 @@ def kept_covariances(model: HookedTransformer, options: argparse.Namespace) -> d
     if missing:
         if options.texts is None:
             raise SystemExit(f"{options.covariances} has no covariances of the layers {missing}. Give --texts FILE.")
-        text = options.texts.read_text(encoding="utf-8")
-        made = rl.collect_covariance(model, missing, texts=text, tokens=options.tokens, corpus=options.texts.name)
+        texts = rl.texts_from_file(options.texts)
+        made = rl.collect_covariance(model, missing, texts=texts, tokens=options.tokens)
         for layer in missing:
             made[layer].save(paths[layer])
     return {layer: rl.KeyCovariance.load(path) for layer, path in paths.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rome_lens import EditRecord, load_builtin_records, load_counterfact
+from rome_lens import EditRecord, load_builtin_records, load_counterfact, summarize
 from rome_lens.files import new_file
 
 
@@ -32,9 +32,12 @@ def chosen_records(options: argparse.Namespace) -> list[EditRecord]:
     return records[options.skip : options.skip + options.count]
 
 
-def means(summary: pd.DataFrame) -> str:
-    """A summary of scores to be printed: without its intervals."""
-    return summary.loc[:, ~summary.columns.str.endswith(("_low", "_high"))].round(3).to_string(index=False)
+def write_scores(frame: pd.DataFrame, out: Path) -> None:
+    """Writes scores to OUT.records.csv and their summary to `out`, and prints the summary's means."""
+    summary = summarize(frame)
+    write_csv(frame, out.with_suffix(".records.csv"))
+    write_csv(summary, out)
+    print(summary.loc[:, ~summary.columns.str.endswith(("_low", "_high"))].round(3).to_string(index=False))
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:

@@ -4,29 +4,14 @@ Every preset has a folder below --out that keeps its edits and rows; a run that 
 may run in several processes at once, and the table and the figure are made of all that is in --out.
 """
 
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from transformer_lens import HookedTransformer
 
 import rome_lens as rl
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
-from analyses.table4_counterfact import PRESETS
-from rome_lens.evaluate.sequence import Method
+from analyses.methods import CHOICES, PRESETS, chosen_method
 from rome_lens.files import new_file
-
-FINETUNING = {"ft": rl.FinetuneConfig(), "ft+l": rl.FinetuneConfig.constrained(max_change=2e-3)}  # see there
-
-
-def chosen_method(preset: str, model: HookedTransformer, covariance: rl.KeyCovariance | None) -> Method:
-    """ROME with contexts that are sampled once, before the first edit; or fine-tuning."""
-    if preset in FINETUNING:
-        return partial(rl.finetune, config=FINETUNING[preset], on_unhealthy="ignore", progress=False)
-    config = PRESETS[preset]()
-    config = replace(config, contexts=rl.sample_contexts(model, config.context_lengths, seed=config.seed))
-    return partial(rl.rome, covariance=covariance, config=config, on_unhealthy="ignore", progress=False)
 
 
 def write_results(out: Path) -> pd.DataFrame:
@@ -46,8 +31,7 @@ def write_results(out: Path) -> pd.DataFrame:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
-    choices = [*PRESETS, *FINETUNING]
-    arguments.add_argument("--presets", nargs="*", choices=choices, default=list(PRESETS), help="none: only the table")
+    arguments.add_argument("--presets", nargs="*", choices=CHOICES, default=list(PRESETS), help="none: only the table")
     arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
     arguments.add_argument("--texts", type=Path, help="a text file for the perplexity, which is left out if absent")
     arguments.add_argument("--perplexity-tokens", type=int, default=20_000, help="how much of it to read")

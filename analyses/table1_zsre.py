@@ -8,9 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.files import means, parser, write_csv
-from analyses.sequential_editing import FINETUNING, chosen_method
-from analyses.table4_counterfact import PRESETS
+from analyses.files import parser, write_scores
+from analyses.methods import CHOICES, chosen_method
 from rome_lens.evaluate.sequence import Method
 
 BENCHMARKS = {"zsre": (rl.load_zsre, rl.score_zsre), "knowedit": (rl.load_knowedit, rl.score_knowedit)}
@@ -21,7 +20,7 @@ def main() -> None:
     arguments.add_argument("records", help="a file of the benchmark; wiki_recent and wiki_counterfact are downloaded")
     arguments.add_argument("--benchmark", choices=BENCHMARKS, default="zsre", help="which schema and scores")
     arguments.add_argument("--model", default="smollm2-135m")
-    arguments.add_argument("--presets", nargs="+", choices=[*PRESETS, *FINETUNING], default=["consistent"])
+    arguments.add_argument("--presets", nargs="+", choices=CHOICES, default=["consistent"])
     arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
     arguments.add_argument("--skip", type=int, default=0, help="how many records to leave out at the start")
     arguments.add_argument("--count", type=int, default=30, help="how many records")
@@ -43,10 +42,7 @@ def main() -> None:
             rl.evaluate(model, records, method=edit, score=score, before=rl.locality_predictions, name=preset)
         )
     frame = pd.concat(frames).drop_duplicates(["case_id", "method", "metric"])  # "base" is there for each preset
-    summary = rl.summarize(frame)
-    write_csv(summary, options.out)
-    write_csv(frame, options.out.with_suffix(".records.csv"))
-    print(means(summary))
+    write_scores(frame, options.out)
 
 
 if __name__ == "__main__":

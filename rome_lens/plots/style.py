@@ -18,6 +18,7 @@ LAYOUT = {
 
 
 def token_label(token: str) -> str:
+    """A token as an axis shows it: without blanks around it, and never empty."""
     return plain(token.replace("\n", "⏎").strip() or "␣")
 
 
@@ -27,5 +28,6 @@ def plain(text: str) -> str:
 
 
 def check_columns(frame: pd.DataFrame, columns: list[str], source: str) -> None:
+    """Raises ValueError if the frame is not what `source` returns."""
     if missing := [column for column in columns if column not in frame]:
         raise ValueError(f"The frame lacks the columns {missing}. Give what {source} returns.")

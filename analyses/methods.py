@@ -1,0 +1,23 @@
+"""The editing methods that analyses compare, by name."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from transformer_lens import HookedTransformer
+
+import rome_lens as rl
+from rome_lens.evaluate.sequence import Method
+
+PRESETS: dict[str, Callable[[], rl.RomeConfig]] = {"consistent": rl.RomeConfig, "reference": rl.RomeConfig.reference}
+FINETUNING = {"ft": rl.FinetuneConfig(), "ft+l": rl.FinetuneConfig.constrained(max_change=2e-3)}  # see there
+CHOICES = (*PRESETS, *FINETUNING)
+
+
+def chosen_method(name: str, model: HookedTransformer, covariance: rl.KeyCovariance | None) -> Method:
+    """ROME with contexts that are sampled once, before the first edit; or fine-tuning."""
+    if name in FINETUNING:
+        return partial(rl.finetune, config=FINETUNING[name], on_unhealthy="ignore", progress=False)
+    config = PRESETS[name]()
+    config = replace(config, contexts=rl.sample_contexts(model, config.context_lengths, seed=config.seed))
+    return partial(rl.rome, covariance=covariance, config=config, on_unhealthy="ignore", progress=False)
