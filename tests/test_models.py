@@ -421,7 +421,6 @@ def test_one_block_calls_the_hooks_that_the_whole_block_calls(tiny_model, tokens
     """Hooks that a user has put on the model act in a trace as in a run."""
     model = tiny_model(family)
     rest = residual_before(model, tokens, 1)
-    past = models.run_with_past(model, tokens)[1][1].upto(0)
 
     def called(work):
         names = []
@@ -429,8 +428,8 @@ def test_one_block_calls_the_hooks_that_the_whole_block_calls(tiny_model, tokens
             work()
         return set(names)
 
-    ours = called(lambda: models.run_block(model, rest, 1, past=past, last=1))
-    assert ours == called(lambda: models.run_blocks(model, rest, 1, 2, past={1: past}))
+    ours = called(lambda: models.run_block(model, rest, 1, last=1))
+    assert ours == called(lambda: model(rest, start_at_layer=1, stop_at_layer=2))
 
 
 def test_a_past_is_not_changed_by_the_runs_it_serves(tiny, tokens):
