@@ -122,9 +122,9 @@ class AlphaEditConfig(BatchConfig):
 
     Attributes:
         null_space_threshold: directions in which C's eigenvalue, the mean square of keys, is below it may be written
-            to (nullspace_threshold: 2e-2 in the code, 1e-2 in the paper). In the unit of squared keys, so
-            that it depends on the model.
-        ridge: of the update's own norm, also in that unit (L2: 10 in the code, 1 in the paper).
+            to (nullspace_threshold: 2e-2 for GPT-J and Llama 3 8B). In the unit of squared keys, so that it depends
+            on the model.
+        ridge: of the update's own norm, also in that unit (L2: 10 for both).
     """
 
     null_space_threshold: float = 2e-2
