@@ -67,7 +67,7 @@ def test_evaluate_gives_a_row_for_each_record_method_and_metric(tiny, weights_of
     before = weights_of(tiny)
     records = [RECORD, rl.EditRecord(RECORD.request, "Seattle", case_id=6)]
     frame = rl.evaluate(tiny, records, method=lambda record: made_up(tiny), name="noise", progress=False)
-    assert list(frame.columns) == ["case_id", "method", "metric", "value"]
+    assert list(frame.columns) == ["case_id", "method", "metric", "value", "error"]
     assert frame.groupby(["case_id", "method"]).size().to_dict() == {
         (5, "base"): 6,
         (5, "noise"): 6,
