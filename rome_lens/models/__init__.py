@@ -16,6 +16,7 @@ from rome_lens.models.running import (
     sample_text,
     sample_tokens,
 )
+from rome_lens.models.tree import run_tree
 from rome_lens.models.weights import (
     architecture_digest,
     bos_token,
@@ -59,6 +60,7 @@ __all__ = [
     "run_and_read",
     "run_block",
     "run_blocks",
+    "run_tree",
     "run_with_past",
     "sample_text",
     "sample_tokens",
