@@ -557,6 +557,34 @@ def test_a_sample_for_each_row_without_its_prompt(tiny_model):
     assert not any(sample.startswith("The capital") for sample in samples)
 
 
+@every_family
+@torch.no_grad()
+def test_written_tokens_are_drawn_from_the_most_probable_at_their_chances(tiny_model, tokens, family):
+    """Against a plain loop over whole passes, for rows that are given to different lengths."""
+    model, top_k = tiny_model(family), 3
+    given = (torch.arange(12) < torch.tensor([4, 9, 1])[:, None]).long()
+    chances = torch.rand(3, 12, generator=torch.Generator().manual_seed(1))
+    written = models.write_on(model, tokens, given, chances=chances, top_k=top_k)
+    for row, start in enumerate((4, 9, 1)):
+        ids = tokens[row, :start].tolist()
+        for place in range(start, 12):
+            best = model(torch.tensor([ids]))[0, -1].topk(top_k)
+            below = best.values.softmax(-1).cumsum(-1)
+            ids.append(best.indices[int((below[:-1] <= chances[row, place]).sum())].item())
+        assert written[row].tolist() == ids
+
+
+def test_written_tokens_have_the_models_frequencies(tiny):
+    """A thousand draws of one token come in the shares of the two most probable."""
+    tokens, given = torch.tensor([[5, 0]]).expand(1000, 2), torch.tensor([[1, 0]]).expand(1000, 2)
+    chances = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0))
+    written = models.write_on(tiny, tokens, given, chances=chances, top_k=2)[:, 1]
+    best = tiny(torch.tensor([[5]]))[0, -1].topk(2)
+    assert set(written.tolist()) == set(best.indices.tolist())
+    share = (written == best.indices[0]).double().mean().item()
+    assert share == pytest.approx(best.values.softmax(-1)[0].item(), abs=0.05)
+
+
 @torch.no_grad()
 def test_top_one_sampling_is_greedy(tiny, tokens):
     greedy = tokens
