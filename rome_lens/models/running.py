@@ -146,33 +146,3 @@ def logits(model: HookedTransformer, residual: Float[Tensor, "n d_model"]) -> Fl
     if model.cfg.normalization_type is not None:
         states = model.ln_final(states)
     return apply_softcap(model.unembed(states), model.cfg.output_logits_soft_cap)[0].float()
-
-
-def sample_tokens(
-    model: HookedTransformer,
-    tokens: Int[Tensor, "batch pos"],
-    *,
-    new_tokens: int,
-    seed: int,
-    top_k: int | None = None,
-) -> Int[Tensor, "batch pos_and_new"]:
-    """Equally long token rows, each with a sampled continuation. Torch's random state is put back."""
-    device = tokens.device
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type):
-        torch.manual_seed(seed)
-        return model.generate(
-            tokens, max_new_tokens=new_tokens, top_k=top_k, stop_at_eos=False, verbose=False, return_type="tokens"
-        )
-
-
-def sample_text(
-    model: HookedTransformer,
-    tokens: Int[Tensor, "batch pos"],
-    *,
-    new_tokens: int,
-    seed: int,
-    top_k: int | None = None,
-) -> list[str]:
-    """What `sample_tokens` appends, as texts without special tokens."""
-    sampled = sample_tokens(model, tokens, new_tokens=new_tokens, seed=seed, top_k=top_k)
-    return model.tokenizer.batch_decode(sampled[:, tokens.shape[1] :], skip_special_tokens=True)

@@ -1,12 +1,14 @@
 """The paper's scores: against hand-computed cases, and with the weights put back after each record."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 
 import rome_lens as rl
+from analyses.plain_evaluation import one_batch, one_pass_each, plain_scores
 from rome_lens.evaluate.scores import Continuation, mean_log_probabilities
 from tests.edit.test_weights import made_up
 
@@ -56,6 +58,16 @@ def test_record_scores_are_those_computed_by_hand(tiny):
     for group, gain in gains.items():
         assert scores[f"{group}S"] == sum(g > 0 for g in gain) / len(gain)
         assert scores[f"{group}M"] == pytest.approx(sum(gain) / len(gain), abs=1e-6)
+
+
+@pytest.mark.parametrize(("family", "bos"), [("gpt2", False), ("llama", True)])
+@pytest.mark.parametrize("plain", [one_pass_each, one_batch])
+@pytest.mark.parametrize("true", ["Paris", "Seattle, in the city"])
+def test_record_scores_are_those_of_whole_forward_passes(tiny_model, family, bos, plain, true):
+    """What the benchmark compares with: the authors' one padded batch, and a pass for each prompt and target."""
+    model = tiny_model(family, bos=bos)
+    record = replace(RECORD, target_true=true)
+    assert rl.score_record(model, record) == pytest.approx(plain_scores(model, record, plain), abs=1e-5)
 
 
 def test_metrics_without_prompts_are_left_out(tiny):
