@@ -268,4 +268,4 @@ def _summary(scores: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """The columns of `summarize`, for the scores of some records."""
     long = [(i, "", metric, value) for i, each in enumerate(scores) for metric, value in each.items()]
     (row,) = summarize(pd.DataFrame(long, columns=["case_id", "method", "metric", "value"])).to_dict("records")
-    return {str(name): value for name, value in row.items() if name not in ("method", "failed")}
+    return {str(name): value for name, value in row.items() if name != "method"}
