@@ -11,13 +11,15 @@ from rome_lens.evaluate.sequence import Method
 
 PRESETS: dict[str, Callable[[], rl.RomeConfig]] = {"consistent": rl.RomeConfig, "reference": rl.RomeConfig.reference}
 FINETUNING = {"ft": rl.FinetuneConfig(), "ft+l": rl.FinetuneConfig.constrained(max_change=2e-3)}  # see there
-CHOICES = (*PRESETS, *FINETUNING)
+CHOICES = (*PRESETS, *FINETUNING, "kn")
 
 
 def chosen_method(name: str, model: HookedTransformer, covariance: rl.KeyCovariance | None) -> Method:
-    """ROME with contexts that are sampled once, before the first edit; or fine-tuning."""
+    """ROME with contexts that are sampled once, before the first edit; or one of the baselines."""
     if name in FINETUNING:
         return partial(rl.finetune, config=FINETUNING[name], on_unhealthy="ignore", progress=False)
+    if name == "kn":
+        return partial(rl.kn, on_unhealthy="ignore", progress=False)
     config = PRESETS[name]()
     config = replace(config, contexts=rl.sample_contexts(model, config.context_lengths, seed=config.seed))
     return partial(rl.rome, covariance=covariance, config=config, on_unhealthy="ignore", progress=False)

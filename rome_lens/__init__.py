@@ -20,6 +20,8 @@ from rome_lens.edit.finetune import FinetuneConfig, finetune
 from rome_lens.edit.forecast import forecast_bleed_over, strongest_bleed_over
 from rome_lens.edit.forensics import recover_updates, weight_changes
 from rome_lens.edit.health import EditHealth
+from rome_lens.edit.kn import kn
+from rome_lens.edit.neurons import KnowledgeNeurons, KnowledgeNeuronsConfig, knowledge_neurons
 from rome_lens.edit.rome import rome
 from rome_lens.edit.targets import MemitTargets, memit_targets
 from rome_lens.edit.texts import Texts, texts_from_dataset, texts_from_file, texts_from_model
@@ -89,6 +91,8 @@ __all__ = [
     "FormatError",
     "GaussianNoise",
     "KeyCovariance",
+    "KnowledgeNeurons",
+    "KnowledgeNeuronsConfig",
     "MemitConfig",
     "MemitTargets",
     "ModelComparison",
@@ -118,6 +122,8 @@ __all__ = [
     "finetune",
     "forecast_bleed_over",
     "generate_texts",
+    "kn",
+    "knowledge_neurons",
     "load_attribute_snippets",
     "load_builtin_records",
     "load_counterfact",

@@ -145,9 +145,8 @@ def _write(
         targets.check_use(requests, layers[-1], asked.config)
         targets.check_model(model)
     factors = spread(model, targets, layers, covariances, asked.form, method=asked.method, progress=progress)
-    norms = [update_norms(left @ right, output_matrix(model, layer)) for layer, (left, right) in factors.items()]
     health = EditHealth(
-        **{name: max(each[name] for each in norms) for name in norms[0]},
+        **update_norms((left @ right, output_matrix(model, layer)) for layer, (left, right) in factors.items()),
         **search_figures(targets.values),
         condition_number=max(covariances[layer].condition_number for layer in layers) if asked.inverts else None,
     )

@@ -128,12 +128,11 @@ def finetune(
                     if config.max_change is not None:
                         changes[layer].clamp_(-config.max_change, config.max_change)
                     weight.copy_((originals[layer].float() + changes[layer]).to(weight.dtype))
-    norms = [update_norms(change, originals[layer]) for layer, change in changes.items()]
     worst = losses.max().item()
     bound = config.max_change
     clamped = None if bound is None else any(bool((change.abs() >= bound).any()) for change in changes.values())
     health = EditHealth(
-        **{name: max(each[name] for each in norms) for name in norms[0]},
+        **update_norms((change, originals[layer]) for layer, change in changes.items()),
         target_probability=torch.tensor(-worst).exp().item(),
         nll=worst,
         steps=step,

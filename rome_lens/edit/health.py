@@ -1,6 +1,7 @@
 """Is an edit likely to harm the model? The figures that tell, and where they become alarming."""
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -92,10 +93,13 @@ class EditHealth:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def update_norms(change: Tensor, weight: Tensor) -> dict[str, Any]:
-    """The first two figures of EditHealth, for a change [d_mlp, d_model] of a weight."""
-    norm = change.float().norm()
-    return {"update_norm": norm.item(), "relative_update_norm": (norm / weight.detach().float().norm()).item()}
+def update_norms(changes: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """The first two figures of EditHealth, for (change, weight) pairs, all [d_mlp, d_model]: the largest of each."""
+    norms = [(change.float().norm(), weight.detach().float().norm()) for change, weight in changes]
+    return {
+        "update_norm": max(change.item() for change, _ in norms),
+        "relative_update_norm": max((change / weight).item() for change, weight in norms),
+    }
 
 
 def report_problems(health: EditHealth, on_unhealthy: OnUnhealthy, *, edit: object, stacklevel: int = 3) -> None:

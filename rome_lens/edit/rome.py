@@ -92,7 +92,7 @@ def rome(
             "a covariance from more text."
         )
     health = EditHealth(
-        **update_norms(left[:, None] @ right[None], weight),
+        **update_norms([(left[:, None] @ right[None], weight)]),
         **search_figures([value]),
         key_share=(divisor / (mean_key @ left)).item(),
         key_dot_u=(divisor / key.norm()).item(),
