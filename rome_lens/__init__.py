@@ -40,6 +40,7 @@ from rome_lens.evaluate.sequence import EditSequence, StopRule, load_sequence, r
 from rome_lens.evaluate.specificity import neighborhood_log_probabilities, score_specificity
 from rome_lens.evaluate.summary import summarize
 from rome_lens.evaluate.zsre import score_zsre
+from rome_lens.explorer import Explorer
 from rome_lens.facts import Continuation, EditRecord, EditRequest, Fact, QuestionRecord
 from rome_lens.loading import load_model
 from rome_lens.locate.corruption import (
@@ -51,7 +52,7 @@ from rome_lens.locate.corruption import (
     same_length_subject,
 )
 from rome_lens.locate.effects import average_effects, average_total_effect
-from rome_lens.locate.restoring import State, restore_states
+from rome_lens.locate.restoring import State, predict_restored, restore_states
 from rome_lens.locate.robustness import robustness_report
 from rome_lens.locate.store import TracedFacts, load_traces, trace_facts
 from rome_lens.locate.trace import CausalTrace
@@ -86,6 +87,7 @@ __all__ = [
     "EditSequence",
     "EditWarning",
     "EmmetConfig",
+    "Explorer",
     "Fact",
     "FinetuneConfig",
     "FormatError",
@@ -148,6 +150,7 @@ __all__ = [
     "plot_scores",
     "plot_sequence",
     "plot_trace",
+    "predict_restored",
     "recover_updates",
     "restore_states",
     "robustness_report",

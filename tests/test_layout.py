@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "edit": BASE | {"edit"},
     "evaluate": BASE | {"edit", "evaluate", "plots"},
     "plots": set(),
+    "explorer": BASE | {"locate", "edit", "evaluate", "plots"},
     "models": set(),
     "files": {"errors"},
     "errors": set(),

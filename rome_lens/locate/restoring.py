@@ -4,14 +4,16 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from rome_lens.facts import Fact
 from rome_lens.locate.corruption import Corruption, GaussianNoise
 from rome_lens.locate.metrics import MetricName, make_metric
-from rome_lens.locate.question import tokenize_question, warn_if_not_predicted
+from rome_lens.locate.question import Question, tokenize_question, warn_if_not_predicted
 from rome_lens.locate.runs import answer_logits, put_in_place
 from rome_lens.models import EMBEDDING, Kind, check_layer, embed, run, state_name
 
@@ -26,7 +28,6 @@ class State:
     head: int | None = None
 
 
-@torch.no_grad()
 def restore_states(
     model: HookedTransformer,
     fact: Fact,
@@ -43,8 +44,41 @@ def restore_states(
     Raises:
         ValueError: a state does not exist; and as `causal_trace`.
     """
+    question = _question(model, fact, states)
+    values = make_metric(metric, question.answer, None, question.clean.logits)
+    return values(_restored_logits(model, fact, question, states, samples, corruption)).mean().item()
+
+
+def predict_restored(
+    model: HookedTransformer,
+    fact: Fact,
+    states: Sequence[State],
+    *,
+    samples: int = 10,
+    corruption: Corruption | None = None,
+    top: int = 5,
+) -> pd.DataFrame:
+    """What the model would say next when these states of the corrupted run are put back, as `restore_states` does it.
+
+    Returns:
+        A row for each of the `top` most probable tokens after the prompt: token, probability (mean over the samples).
+
+    Raises:
+        ValueError: as `restore_states`; or `top` is below 1 or above the vocabulary's size.
+    """
+    if not 1 <= top <= model.cfg.d_vocab:
+        raise ValueError(f"top is {top}, expected a number from 1 to {model.cfg.d_vocab}.")
+    question = _question(model, fact, states)
+    logits = _restored_logits(model, fact, question, states, samples, corruption)
+    best = logits[:, 0].softmax(-1).mean(0).topk(top)
+    tokens = [model.tokenizer.decode([token]) for token in best.indices.tolist()]
+    return pd.DataFrame({"token": tokens, "probability": best.values.tolist()})
+
+
+def _question(model: HookedTransformer, fact: Fact, states: Sequence[State]) -> Question:
+    """Raises ValueError if the model has no such states."""
     question = tokenize_question(model, fact, kinds={state.kind for state in states})
-    warn_if_not_predicted(model, fact, question, stacklevel=3)
+    warn_if_not_predicted(model, fact, question, stacklevel=4)
     for state in states:
         check_layer(model, state.layer)
         if not 0 <= state.position < len(question.tokens):
@@ -53,8 +87,19 @@ def restore_states(
             raise ValueError(
                 f"{state}: expected a head from 0 to {model.cfg.n_heads - 1} with kind 'head' and no other."
             )
-    length = len(question.answer)
-    values = make_metric(metric, question.answer, None, question.clean.logits)
+    return question
+
+
+@torch.no_grad()
+def _restored_logits(
+    model: HookedTransformer,
+    fact: Fact,
+    question: Question,
+    states: Sequence[State],
+    samples: int,
+    corruption: Corruption | None,
+) -> Float[Tensor, "sample answer vocab"]:
+    """Where the answer is predicted."""
     subject = question.subject
     clean_subject = embed(model, question.tokens)[subject.start : subject.stop]
     embedded = (corruption or GaussianNoise()).corrupted(model, fact, clean_subject, samples)
@@ -75,4 +120,4 @@ def restore_states(
 
     hooks = [(EMBEDDING, put_in_place(subject, embedded)), *((name, restore(here)) for name, here in by_name.items())]
     residual = run(model, question.tokens.expand(len(embedded), -1), hooks=hooks)
-    return values(answer_logits(model, residual, length)).mean().item()
+    return answer_logits(model, residual, len(question.answer))

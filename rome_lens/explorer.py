@@ -1,0 +1,240 @@
+"""A widget for notebooks: trace a fact, click a state to restore it, rewrite the fact, and take that back."""
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from transformer_lens import HookedTransformer
+
+from rome_lens.edit.config import RomeConfig
+from rome_lens.edit.covariance import KeyCovariance
+from rome_lens.edit.rome import rome
+from rome_lens.edit.weights import AppliedEdit, Edit
+from rome_lens.errors import UnavailableError
+from rome_lens.evaluate.compare import compare_models
+from rome_lens.facts import EditRequest, Fact
+from rome_lens.locate.corruption import GaussianNoise
+from rome_lens.locate.restoring import State, predict_restored
+from rome_lens.locate.trace import CausalTrace
+from rome_lens.locate.tracing import causal_trace
+from rome_lens.plots import plot_trace
+
+if TYPE_CHECKING:
+    import ipywidgets
+
+_KINDS = {"residual state": "resid", "MLP": "mlp", "attention": "attn"}
+
+
+class Explorer:
+    """One fact of one model under the microscope; in a notebook, the last line of a cell shows it.
+
+    The buttons do what the methods do, which may be called as well. The model's weights are changed by `apply` until
+    `undo`, and by nothing else.
+
+    Attributes:
+        model: the model.
+        widget: what a notebook shows.
+        trace: the last trace, or None.
+        edit: the last edit that was computed, or None; it stays when it is undone.
+    """
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        fact: Fact,
+        *,
+        target: str = "",
+        prompts: Sequence[str] = (),
+        samples: int = 3,
+        window: int = 10,
+        config: RomeConfig | None = None,
+        covariance: KeyCovariance | None = None,
+    ):
+        """Builds the widget; nothing is run before a button is clicked or a method called.
+
+        Args:
+            model: is run; changed by `apply` until `undo`.
+            fact: what to begin with; prompt and subject can be changed in the widget.
+            target: what to write in its place.
+            prompts: other prompts to watch; the fact's own is always there.
+            samples: corrupted runs of a trace.
+            window: of MLPs and attentions.
+            config: of the edit, its layer included; None: that of `rome`.
+            covariance: of the edit; None: the one that ships for the model.
+
+        Raises:
+            UnavailableError: ipywidgets or anywidget is not installed.
+        """
+        widgets, go = _libraries()
+        self.model, self.trace, self.edit = model, None, None
+        self._config, self._covariance, self._options = config, covariance, {"samples": samples, "window": window}
+        self._corruption = GaussianNoise()
+        self._applied: AppliedEdit | None = None
+        wide = widgets.Layout(width="34em")
+        self._prompt = widgets.Text(fact.prompt, description="prompt", layout=wide)
+        self._subject = widgets.Text(fact.subject, description="subject", layout=wide)
+        self._kind = widgets.Dropdown(options=_KINDS, value="resid", description="restore")
+        self._target = widgets.Text(target, description="new object")
+        self._watched = widgets.Textarea("\n".join(prompts), description="also watch", layout=wide, rows=3)
+        self._figure = go.FigureWidget()
+        self._figure.update_layout(height=120, xaxis={"visible": False}, yaxis={"visible": False})
+        self._figure.add_annotation(text="No trace yet.", showarrow=False)
+        self._restored, self._predictions, self._status = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self._buttons = {
+            name: widgets.Button(description=name, button_style=style)
+            for name, style in (("Trace", "primary"), ("Apply", "danger"), ("Undo", ""))
+        }
+        self._buttons["Undo"].disabled = True
+        for name, work in (("Trace", self.run_trace), ("Apply", self.apply), ("Undo", self.undo)):
+            self._buttons[name].on_click(self._clicked(work))
+        self._figure_box = widgets.VBox([self._figure])
+        self.widget: ipywidgets.Widget = widgets.VBox(
+            [
+                widgets.VBox([self._prompt, self._subject]),
+                widgets.HBox([self._kind, self._buttons["Trace"]]),
+                self._figure_box,
+                self._restored,
+                widgets.HBox([self._target, self._buttons["Apply"], self._buttons["Undo"]]),
+                self._watched,
+                self._predictions,
+                self._status,
+            ]
+        )
+
+    @property
+    def fact(self) -> Fact:
+        """The prompt and subject as they stand in the widget; its answer is the model's own."""
+        return Fact(self._prompt.value, self._subject.value)
+
+    def run_trace(self) -> CausalTrace:
+        """Traces the fact and shows its heatmap, whose cells can be clicked.
+
+        Raises:
+            ValueError: as `causal_trace`.
+        """
+        _, go = _libraries()
+        self.trace = causal_trace(
+            self.model, self.fact, kind=self._kind.value, corruption=self._corruption, progress=False, **self._options
+        )
+        self._figure = go.FigureWidget(plot_trace(self.trace.to_frame(), answer=self.trace.answer))
+        self._figure.data[0].on_click(self._cell_clicked)
+        self._figure_box.children = [self._figure]
+        self._restored.value = (
+            f"{_quoted(self.trace.answer)}: {self.trace.clean:.3f} clean, {self.trace.corrupted:.3f} corrupted. "
+            "Click a cell to restore that state alone."
+        )
+        return self.trace
+
+    def restore(self, position: int, layer: int) -> pd.DataFrame:
+        """Shows what the model says when the state at this token and layer is restored in the corrupted run.
+
+        One state is restored, without the window that the heatmap of MLPs and attentions has.
+
+        Returns:
+            As `predict_restored`.
+
+        Raises:
+            ValueError: there is no trace yet, or no such state.
+        """
+        if self.trace is None:
+            raise ValueError("There is no trace yet. Trace first.")
+        state = State(self.trace.kind, position, layer)
+        fact, samples = self.fact, self._options["samples"]
+        found = predict_restored(self.model, fact, [state], samples=samples, corruption=self._corruption)
+        where = f"{_quoted(self.trace.tokens[position])}, layer {layer}"
+        self._restored.value = f"Restored at {where}:" + _table(found)
+        return found
+
+    def apply(self) -> Edit:
+        """Computes the edit, writes it into the model's weights, and shows what it changed. An edit that is applied is
+        taken back first.
+
+        Raises:
+            EditError, CovarianceError, ValueError: as `rome`.
+        """
+        self.undo()
+        fact = self.fact
+        request = EditRequest(fact.prompt, fact.subject, self._target.value.strip())
+        options = {
+            "config": self._config,
+            "covariance": self._covariance,
+            "on_unhealthy": "ignore",
+        }  # it is shown below
+        edit = rome(self.model, request, progress=False, **options)
+        prompts = [fact.text, *filter(None, map(str.strip, self._watched.value.splitlines()))]
+        compared = compare_models(self.model, edit, prompts, progress=False)
+        self.edit, self._applied = edit, edit.apply(self.model)
+        self._buttons["Undo"].disabled = False
+        problems = "; ".join(edit.health.problems) if edit.health else ""
+        self._predictions.value = "The model is edited. " + (f"Health: {escape(problems)}." if problems else "")
+        columns = ["prompt", "token", "before", "after"]
+        self._predictions.value += _table(compared.tokens[columns]) + "KL(before || after) by prompt:"
+        self._predictions.value += _table(compared.divergence)
+        return edit
+
+    def undo(self) -> None:
+        """Puts the weights back, bit for bit. Without an applied edit it does nothing.
+
+        Raises:
+            EditError: the matrix was changed by something else meanwhile.
+        """
+        if self._applied is not None:
+            self._applied.revert()
+            self._applied = None
+            self._predictions.value = "The model is as it was."
+        self._buttons["Undo"].disabled = True
+
+    def _cell_clicked(self, heatmap: Any, points: Any, state: object) -> None:
+        for position, layer in zip(points.ys, points.xs, strict=True):
+            self._clicked(lambda position=position, layer=layer: self.restore(position, layer))()
+
+    def _clicked(self, work: Callable[[], object]) -> Callable[..., None]:
+        """Does the work while the buttons rest, and shows an error in its place."""
+
+        def run(*_: object) -> None:
+            with self._busy():
+                try:
+                    work()
+                except Exception as error:  # a widget's errors go to a log that nobody sees
+                    self._status.value = f"<b>{type(error).__name__}</b>: {escape(str(error))}"
+
+        return run
+
+    @contextmanager
+    def _busy(self):  # type: ignore[no-untyped-def]
+        self._status.value = "Running ..."
+        for button in self._buttons.values():
+            button.disabled = True
+        try:
+            yield
+        finally:
+            for name, button in self._buttons.items():
+                button.disabled = name == "Undo" and self._applied is None
+            if self._status.value == "Running ...":
+                self._status.value = ""
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        return self.widget._repr_mimebundle_(**options)
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        import anywidget  # noqa: F401 (plotly's FigureWidget needs it)
+        import ipywidgets
+        import plotly.graph_objects as go
+    except ImportError as error:
+        raise UnavailableError(
+            "The explorer needs ipywidgets and anywidget: pip install 'rome-lens[notebook]'."
+        ) from error
+    return ipywidgets, go
+
+
+def _quoted(token: str) -> str:
+    return f"<code>{escape(repr(token))}</code>"
+
+
+def _table(frame: pd.DataFrame) -> str:
+    shown = frame.assign(**{name: frame[name].map(repr) for name in ("token",) if name in frame})
+    return shown.to_html(index=False, float_format=lambda value: f"{value:.3f}", border=0)

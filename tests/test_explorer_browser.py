@@ -1,0 +1,92 @@
+"""The explorer in a real browser: the page loads, a click on a cell restores a state, an edit is applied and undone."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium on the PATH")
+
+CELL = """
+import rome_lens as rl
+from tests.edit.test_rome import CONTEXTS, covariance_of
+
+model = rl.load_model({folder!r}, device="cpu")
+rl.Explorer(
+    model,
+    rl.Fact("{{}} is located in the city of", "The Eiffel Tower"),
+    target="Rome",
+    samples=2,
+    window=1,
+    config=rl.RomeConfig(layer=1, contexts=CONTEXTS, steps=3),
+    covariance=covariance_of(model),
+)
+"""
+
+
+@pytest.fixture
+def page_address(tiny_folder, tmp_path: Path) -> Iterator[str]:
+    """Voila serving a notebook with the explorer on a tiny model."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL.format(folder=str(tiny_folder("gpt2"))))])
+    nbformat.write(notebook, tmp_path / "explorer.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = Path(__file__).parents[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "voila", str(tmp_path / "explorer.ipynb"), f"--port={port}", "--no-browser"],
+        cwd=root,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    address = f"http://127.0.0.1:{port}/"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}voila/static/voila.js", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, server.stderr.read().decode()
+                time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+
+
+def test_the_explorer_is_clicked_in_a_browser(page_address, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1000, "height": 1100})
+        page.set_default_timeout(120_000)
+        page.goto(page_address)
+
+        page.get_by_role("button", name="Trace").click()
+        page.get_by_text("Click a cell to restore that state alone.").wait_for()
+        heatmap = page.locator(".nsewdrag").last
+        heatmap.wait_for()
+        box = heatmap.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.get_by_text("Restored at").wait_for()
+
+        undo = page.get_by_role("button", name="Undo")
+        assert undo.is_disabled()
+        page.get_by_role("button", name="Apply").click()
+        page.get_by_text("The model is edited.").wait_for()
+        page.screenshot(path=tmp_path / "explorer.png", full_page=True)
+        assert not undo.is_disabled()
+        undo.click()
+        page.get_by_text("The model is as it was.").wait_for()
+        browser.close()
