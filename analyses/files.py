@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -32,11 +33,24 @@ def chosen_records(options: argparse.Namespace) -> list[EditRecord]:
     return records[options.skip : options.skip + options.count]
 
 
+def add_run_arguments(arguments: argparse.ArgumentParser, out: str) -> None:
+    """Where an evaluation keeps its rows, and where it runs."""
+    arguments.add_argument("--out", type=Path, default=Path(out), help="a folder: a run goes on from what it holds")
+    arguments.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: see docs/cluster.md")
+    arguments.add_argument("--workers", type=int, default=1, help="of ray, each with a model of its own")
+    arguments.add_argument("--gpus-per-worker", type=float, default=0.0, help="of ray")
+
+
+def run_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options of `add_run_arguments` are for `run_evaluation`."""
+    return {name: getattr(options, name) for name in ("out", "engine", "workers", "gpus_per_worker")}
+
+
 def write_scores(frame: pd.DataFrame, out: Path) -> None:
-    """Writes scores to OUT.records.csv and their summary to `out`, and prints the summary's means."""
+    """Writes the summary of scores to OUT.csv and the scores to OUT.records.csv, and prints the summary's means."""
     summary = summarize(frame)
-    write_csv(frame, out.with_suffix(".records.csv"))
-    write_csv(summary, out)
+    write_csv(frame, Path(f"{out}.records.csv"))
+    write_csv(summary, Path(f"{out}.csv"))
     print(summary.loc[:, ~summary.columns.str.endswith(("_low", "_high"))].round(3).to_string(index=False))
 
 

@@ -1,44 +1,47 @@
-"""Paper table 4: the scores of an editing method on CounterFact records, beside those of the model before the edit.
+"""Paper table 4: the scores of editing methods on CounterFact records, beside those of the model before the edit.
 
 Each record is edited alone, and the weights are put back after it. `--records` reads CounterFact's own file; without it
-the facts that ship with the package are used. `--snippets` adds what the edited model writes: GE, RS and essence.
+the facts that ship with the package are used. `--snippets` adds what the edited model writes: GE, RS and essence. Rows
+are kept in the folder `--out` as they are measured, so that a run that was stopped goes on where it was; the table
+stands beside it as OUT.csv, and the rows as OUT.records.csv.
 """
 
+from functools import partial
 from pathlib import Path
 
 from transformer_lens import HookedTransformer
 
 import rome_lens as rl
-from analyses.files import add_record_arguments, chosen_records, parser, write_scores
+from analyses.files import add_record_arguments, add_run_arguments, chosen_records, parser, run_options, write_scores
 from analyses.methods import CHOICES, chosen_method
+
+
+def score_with_texts(
+    model: HookedTransformer, record: rl.EditRecord, *, references: rl.ReferenceTexts
+) -> dict[str, float]:
+    """The scores of the prompts, and of what the model writes."""
+    return rl.score_record(model, record) | rl.score_generation(model, record, references=references)
 
 
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
-    arguments.add_argument("--preset", choices=CHOICES, default="consistent", help="ROME's two presets, or fine-tuning")
+    arguments.add_argument("--methods", nargs="+", choices=CHOICES, default=["consistent"])
     arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
     arguments.add_argument("--snippets", type=Path, help="texts in attribute_snippets.json's schema; takes far longer")
-    arguments.add_argument("--out", type=Path, default=Path("results/table4_counterfact.csv"))
+    add_run_arguments(arguments, out="results/table4_counterfact")
     add_record_arguments(arguments, count=30)
     options = arguments.parse_args()
 
     model = rl.load_model(options.model)
-    records = chosen_records(options)
     covariance = rl.KeyCovariance.load(options.covariance) if options.covariance else None
-    edit = chosen_method(options.preset, model, covariance)
     references = rl.ReferenceTexts.fit(rl.load_attribute_snippets(options.snippets)) if options.snippets else None
-
-    def score(model: HookedTransformer, record: rl.EditRecord) -> dict[str, float]:
-        written = rl.score_generation(model, record, references=references) if references else {}
-        return rl.score_record(model, record) | written
-
-    frame = rl.evaluate(
-        model,
-        records,
-        score=score,
-        method=lambda record: edit(model, record.request),
-        name=options.preset,
+    frame = rl.run_evaluation(
+        model if options.engine == "local" else options.model,
+        chosen_records(options),
+        {name: chosen_method(name, model, covariance) for name in options.methods},
+        score=partial(score_with_texts, references=references) if references else rl.score_record,
+        **run_options(options),
     )
     write_scores(frame, options.out)
 

@@ -14,20 +14,23 @@ import torch
 import rome_lens as rl
 from rome_lens.engine import open_workers
 from tests import ray_cases
-from tests.evaluate.test_sequence import RECORDS, noise, same
+from tests.evaluate.test_sequence import RECORDS, noise
+from tests.locate.test_store import FACTS, OPTIONS
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Ray with room for two workers, which are told nothing that a user would see."""
+    """Ray with room for two workers, which says nothing."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # Ray drops its processes without waiting for them
-        ray.shutdown()
-        gc.collect()
+        try:
+            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            yield
+        finally:
+            ray.shutdown()
+            gc.collect()
 
 
 @pytest.fixture
@@ -66,38 +69,35 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(tiny, cluster):
             pass
 
 
-def test_each_worker_loads_a_model_by_its_name_and_uses_one_thread(tiny_folder, cluster, monkeypatch):
-    with on_ray(tiny_folder("gpt2")) as spread:
-        found = dict(spread(ray_cases.name_and_threads, "abc"))
-    assert found == {i: (item, "gpt2", int(os.environ.get("OMP_NUM_THREADS", 1))) for i, item in enumerate("abc")}
-
-
-def test_the_items_of_a_worker_that_died_are_done_again_and_none_twice(tiny, cluster, tmp_path):
-    with on_ray(tiny) as spread:
-        found = list(spread(partial(ray_cases.die_on_three, marker=tmp_path / "died"), range(7)))
-    assert (tmp_path / "died").exists()
-    assert sorted(found) == [(i, i * i) for i in range(7)]
-
-
-def test_what_an_item_raises_is_raised_here_and_one_that_always_kills_is_named(tiny, cluster):
-    with on_ray(tiny) as spread:
+def test_a_worker_has_its_own_model_and_one_thread_and_what_it_raises_is_raised_here(tiny, cluster):
+    with on_ray(tiny, workers=1) as spread:
+        found = list(spread(ray_cases.name_and_threads, "abc"))
         with pytest.raises(ValueError, match="no a"):
             list(spread(ray_cases.refuse, ["a"]))
-        with pytest.raises(RuntimeError, match="Item 0 could not be done: its worker died 4 times"):
-            list(spread(ray_cases.die_always, ["b"]))
-    with on_ray("nowhere") as spread, pytest.raises(ValueError, match="There is no model 'nowhere'"):
-        list(spread(ray_cases.refuse, ["a"]))
+    threads = int(os.environ.get("OMP_NUM_THREADS", 1))
+    assert found == [(i, (item, "gpt2", threads)) for i, item in enumerate("abc")]
 
 
 @pytest.mark.usefixtures("cluster", "one_thread")
-def test_an_evaluation_on_two_workers_of_which_one_dies_equals_one_in_this_process(tiny, weights_of, tmp_path):
-    before = weights_of(tiny)
-    methods = {"noise": noise}
-    here = run(tiny, RECORDS, methods, out=tmp_path / "here")
-    dying = {"noise": ray_cases.dying(noise, tmp_path / "died")}
-    there = run(tiny, RECORDS, dying, out=tmp_path / "there", engine="ray", workers=2)
+def test_an_evaluation_on_two_workers_of_which_one_dies_equals_one_in_this_process(tiny, tiny_folder, tmp_path):
+    """Killed with SIGKILL in the middle of a record, it is replaced; nothing is lost and nothing is there twice."""
+    here = run(tiny, RECORDS, {"noise": noise}, out=tmp_path / "here")
+    dying = {"noise": partial(ray_cases.noise_or_death, marker=tmp_path / "died")}
+    there = run(tiny_folder("gpt2"), RECORDS, dying, out=tmp_path / "there", engine="ray", workers=2)
     assert (tmp_path / "died").exists()
     pd.testing.assert_frame_equal(there, here)
     parts = [pd.read_parquet(path) for path in Path(tmp_path / "there").glob("*.parquet")]
     assert sum(map(len, parts)) == len(here)
-    assert same(tiny, before)
+
+
+@pytest.mark.usefixtures("cluster", "one_thread")
+def test_facts_traced_on_two_workers_are_those_traced_in_this_process(tiny, tmp_path):
+    """The same traces in the same order, kept in the store; with a fact that the model gets wrong."""
+    wrong = rl.Fact("The capital of {} is", "Italy", answer="Apple")
+    facts, options = [FACTS[0], wrong, *FACTS[1:]], {"kinds": ["resid", "mlp"], **OPTIONS}
+    here = rl.trace_facts(tiny, facts, **options)
+    there = rl.trace_facts(tiny, facts, store=tmp_path / "traces", engine="ray", workers=2, **options)
+    assert [trace.to_dict() for trace in there.traces] == [trace.to_dict() for trace in here.traces]
+    pd.testing.assert_frame_equal(there.wrong, here.wrong)
+    assert len(there.wrong) == 1
+    assert len(rl.load_traces(tmp_path / "traces")) == len(here.traces) == 6

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
+from rome_lens.engine import EngineName, ModelSource, open_workers
 from rome_lens.facts import Fact
 from rome_lens.files import append_line, read_lines
 from rome_lens.locate.corruption import GaussianNoise
@@ -36,26 +38,30 @@ class TracedFacts:
 
 
 def trace_facts(
-    model: HookedTransformer,
+    model: ModelSource,
     facts: Sequence[Fact],
     *,
     kinds: Sequence[Kind] = ("resid", "mlp", "attn"),
     metrics: Sequence[MetricName] = ("prob",),
     store: str | os.PathLike[str] | None = None,
     only_predicted: bool = True,
+    engine: EngineName = "local",
+    workers: int = 1,
+    gpus_per_worker: float = 0.0,
     progress: bool = True,
     **options: Any,
 ) -> TracedFacts:
     """Traces facts of any lengths, for several kinds of states.
 
     Args:
-        model: is run, not changed.
+        model: is run, not changed: a model, or what `load_model` takes.
         facts: what to trace.
         kinds: of the states to restore.
         metrics: what is read; all are read off the same runs.
         store: a file of JSON lines. Each trace is appended as soon as it is made; a trace that is there already, with
             the same fact, model and options, is read and not made again. A line that a kill cut off is made again.
         only_predicted: leave out facts whose answer the model does not predict, and report them in `wrong`.
+        engine, workers, gpus_per_worker: where facts are traced, as in `run_evaluation`.
         progress: shows a bar.
         options: the other arguments of `causal_trace`, for all facts.
 
@@ -70,27 +76,58 @@ def trace_facts(
     if not facts:
         raise ValueError("facts is empty, expected one Fact or more.")
     shared = replace(TraceOptions(**options), corruption=options.get("corruption") or GaussianNoise())
+    wrong: dict[Fact, str] = {}
+    with open_workers(model, engine=engine, workers=workers, gpus_per_worker=gpus_per_worker) as spread:
+        ((_, grids),) = spread(partial(_grids, facts=facts, kinds=kinds, metrics=metrics), [shared])
+        made = _read(store) if store is not None else {}
+        tasks = [(fact, {key: one for key, one in grid.items() if key not in made}) for fact, grid in grids]
+        with tqdm(total=len(tasks), desc=f"trace {len(facts)} facts", unit="grid", disable=not progress) as bar:
+            for index, found in spread(partial(_traced, only_predicted=only_predicted), tasks):
+                fact, missing = tasks[index]
+                if isinstance(found, str):
+                    wrong[fact] = found
+                else:
+                    new = dict(zip(missing, found, strict=True))
+                    made |= new
+                    if store is not None:
+                        for key, trace in new.items():
+                            append_line(store, {"key": key, "trace": trace.to_dict()})
+                bar.update()
+    left_out = [(fact.prompt, fact.subject, fact.answer, wrong[fact]) for fact in facts if fact in wrong]
+    return TracedFacts(
+        [made[key] for fact, grid in grids if fact not in wrong for key in grid],
+        pd.DataFrame(left_out, columns=["prompt", "subject", "answer", "predicted"]),
+    )
+
+
+Grid = tuple[Fact, dict[str, TraceOptions]]  # the traces that come from the same runs, by what they depend on
+
+
+def _grids(
+    model: HookedTransformer,
+    shared: TraceOptions,
+    *,
+    facts: Sequence[Fact],
+    kinds: Sequence[Kind],
+    metrics: Sequence[MetricName],
+) -> list[Grid]:
+    """What to trace: a grid for each fact and kind. Raises ValueError if the options do not fit the model."""
+    shared = replace(shared, corruption=resolved(shared.corruption or GaussianNoise(), model))
     each = [[replace(shared, kind=kind, metric=metric) for metric in metrics] for kind in kinds]
     for one in (one for alike in each for one in alike):
         one.check(model)
-    made = _read(store) if store is not None else {}
-    traces, wrong = [], []
-    for fact in tqdm(facts, desc=f"trace {len(facts)} facts", unit="fact", disable=not progress):
-        question = tokenize_question(model, fact, kinds=kinds)
-        if only_predicted and int(question.answer[0]) != question.predicted:
-            predicted = model.tokenizer.decode([question.predicted]).strip()
-            wrong.append((fact.prompt, fact.subject, fact.answer, predicted))
-            continue
-        for alike in each:
-            keys = {one.metric: _key(model, fact, one) for one in alike}
-            missing = [metric for metric, key in keys.items() if key not in made]
-            new = trace_question(model, fact, question, alike[0], missing, progress=False) if missing else []
-            for metric, trace in zip(missing, new, strict=True):
-                made[keys[metric]] = trace
-                if store is not None:
-                    append_line(store, {"key": keys[metric], "trace": trace.to_dict()})
-            traces += [made[key] for key in keys.values()]
-    return TracedFacts(traces, pd.DataFrame(wrong, columns=["prompt", "subject", "answer", "predicted"]))
+    return [(fact, {_key(model, fact, one): one for one in alike}) for fact in facts for alike in each]
+
+
+def _traced(model: HookedTransformer, grid: Grid, *, only_predicted: bool) -> list[CausalTrace] | str:
+    """The traces of a grid; or what the model predicts in place of the fact's answer."""
+    fact, options = grid[0], list(grid[1].values())
+    question = tokenize_question(model, fact, kinds={one.kind for one in options})
+    if only_predicted and int(question.answer[0]) != question.predicted:
+        return model.tokenizer.decode([question.predicted]).strip()
+    if not options:
+        return []
+    return trace_question(model, fact, question, options[0], [one.metric for one in options], progress=False)
 
 
 def load_traces(store: str | os.PathLike[str]) -> list[CausalTrace]:
@@ -107,8 +144,7 @@ def load_traces(store: str | os.PathLike[str]) -> list[CausalTrace]:
 
 def _key(model: HookedTransformer, fact: Fact, options: TraceOptions) -> str:
     """What a trace depends on."""
-    corruption = resolved(options.corruption or GaussianNoise(), model)
-    settings = {**vars(options), "corruption": repr(corruption), "tokens_per_batch": None}
+    settings = {**vars(options), "corruption": repr(options.corruption), "tokens_per_batch": None}
     return json.dumps([str(model.cfg.model_name), asdict(fact), settings], sort_keys=True)
 
 

@@ -1,0 +1,65 @@
+"""What one record of an evaluation costs, and how long many records would take on a larger model: an estimate.
+
+Floating-point operations of whole records (scores before, edit, scores after) are counted on `--model` with torch's
+counter and divided by its parameters. A larger model is taken to need so many operations for each parameter of its own,
+which holds for matrix products and leaves out attention's own, and its device is taken to reach the same share of its
+peak as this machine reaches of a large matrix product's speed. Both are guesses: small batches use a GPU less well.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from torch.utils.flop_counter import FlopCounterMode
+from transformer_lens import HookedTransformer
+
+import rome_lens as rl
+from analyses.files import add_record_arguments, chosen_records, parser, write_csv
+from analyses.measuring import matrix_product_speed, measured
+from analyses.methods import CHOICES, chosen_method
+from rome_lens.evaluate.sequence import Method
+
+
+def record_cost(model: HookedTransformer, records: Sequence[rl.EditRecord], method: Method) -> tuple[float, float]:
+    """Floating-point operations and seconds of a record, on average."""
+
+    def work() -> None:
+        rl.evaluate(model, records, method=lambda record: method(model, record.request), progress=False)
+
+    _, plain = measured(work)
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / len(records), plain.seconds / len(records)
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", default="smollm2-135m")
+    arguments.add_argument("--method", choices=CHOICES, default="consistent")
+    arguments.add_argument("--parameters", type=float, default=6.05e9, help="of the larger model; GPT-J's")
+    arguments.add_argument("--total", type=int, default=21_919, help="records to evaluate; CounterFact's")
+    arguments.add_argument("--peak", type=float, default=19.5e12, help="operations a second; an A100's in float32")
+    arguments.add_argument("--out", type=Path, default=Path("results/record_cost.csv"))
+    add_record_arguments(arguments, count=5)
+    options = arguments.parse_args()
+
+    model = rl.load_model(options.model)
+    operations, seconds = record_cost(model, chosen_records(options), chosen_method(options.method, model, None))
+    parameters = sum(parameter.numel() for parameter in {p.data_ptr(): p for p in model.parameters()}.values())
+    larger = operations / parameters * options.parameters
+    share = operations / seconds / matrix_product_speed()
+    row = {
+        "operations_per_record": operations,
+        "seconds_per_record": seconds,
+        "share_of_peak": share,
+        "parameters": parameters,
+        "larger_operations_per_record": larger,
+        "larger_seconds_per_record": larger / (share * options.peak),
+        "larger_days_of_one_worker": larger / (share * options.peak) * options.total / 86_400,
+    }
+    write_csv(pd.DataFrame([row]), options.out)
+    print(pd.Series(row).to_string(float_format="{:.4g}".format))
+
+
+if __name__ == "__main__":
+    main()
