@@ -22,6 +22,7 @@ def main() -> None:
     arguments.add_argument("--model", default="smollm2-135m")
     arguments.add_argument("--presets", nargs="+", choices=CHOICES, default=["consistent"])
     arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
+    arguments.add_argument("--mend-editor", type=Path, help="what analyses.train_mend saved; for mend")
     arguments.add_argument("--skip", type=int, default=0, help="how many records to leave out at the start")
     arguments.add_argument("--count", type=int, default=30, help="how many records")
     arguments.add_argument("--out", type=Path, default=Path("results/table1_zsre.csv"))
@@ -33,7 +34,7 @@ def main() -> None:
     covariance = rl.KeyCovariance.load(options.covariance) if options.covariance else None
     frames = []
     for preset in options.presets:
-        make = chosen_method(preset, model, covariance)
+        make = chosen_method(preset, model, covariance, options.mend_editor)
 
         def edit(record: rl.QuestionRecord, make: Method = make) -> rl.Edit:
             return make(model, record.request)

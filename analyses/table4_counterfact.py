@@ -18,6 +18,7 @@ def main() -> None:
     arguments.add_argument("--model", default="smollm2-135m")
     arguments.add_argument("--preset", choices=CHOICES, default="consistent", help="ROME's two presets, or fine-tuning")
     arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
+    arguments.add_argument("--mend-editor", type=Path, help="what analyses.train_mend saved; for mend")
     arguments.add_argument("--snippets", type=Path, help="texts in attribute_snippets.json's schema; takes far longer")
     arguments.add_argument("--out", type=Path, default=Path("results/table4_counterfact.csv"))
     add_record_arguments(arguments, count=30)
@@ -26,7 +27,7 @@ def main() -> None:
     model = rl.load_model(options.model)
     records = chosen_records(options)
     covariance = rl.KeyCovariance.load(options.covariance) if options.covariance else None
-    edit = chosen_method(options.preset, model, covariance)
+    edit = chosen_method(options.preset, model, covariance, options.mend_editor)
     references = rl.ReferenceTexts.fit(rl.load_attribute_snippets(options.snippets)) if options.snippets else None
 
     def score(model: HookedTransformer, record: rl.EditRecord) -> dict[str, float]:

@@ -78,15 +78,22 @@ def run_blocks(
     *,
     past: Mapping[int, PastState] | None = None,
     mask: Int[Tensor, "batch past_and_pos"] | None = None,
+    hooks: HookList = (),
 ) -> Float[Tensor, "batch pos d_model"]:
     """Runs blocks `start` to `stop` (exclusive) on residual states whose earlier positions, if any, are in `past`.
 
     `mask` is 0 where `past` is left-padded or `residual` is right-padded. Differentiable.
     """
     cache: Any = past
-    return model(
-        residual, start_at_layer=start, stop_at_layer=stop, past_kv_cache=cache, attention_mask=mask, return_type=None
-    )
+    with model.hooks(fwd_hooks=list(hooks)):
+        return model(
+            residual,
+            start_at_layer=start,
+            stop_at_layer=stop,
+            past_kv_cache=cache,
+            attention_mask=mask,
+            return_type=None,
+        )
 
 
 def run_block(
