@@ -30,7 +30,7 @@ def main() -> None:
     arguments.add_argument("--texts", type=Path, help="a text file, for the covariances that are not there yet")
     arguments.add_argument("--tokens", type=int, default=100_000, help="tokens of it to use")
     arguments.add_argument(
-        "--covariance-weight", type=float, default=1400.0, help="15,000 of GPT-J's d_mlp, scaled to SmolLM2's; of MEMIT"
+        "--covariance-weight", type=float, help="of MEMIT; 15,000 of GPT-J's d_mlp, scaled to the model's, if absent"
     )
     arguments.add_argument("--null-space-threshold", type=float, default=rl.AlphaEditConfig.null_space_threshold)
     arguments.add_argument("--ridge", type=float, default=rl.AlphaEditConfig.ridge, help="of AlphaEdit")
@@ -79,7 +79,7 @@ def kept_covariances(model: HookedTransformer, options: argparse.Namespace) -> d
 def described(method: str, options: argparse.Namespace) -> str:
     """The method with its numbers: what its rows are known by."""
     numbers = {
-        "memit": f", weight {options.covariance_weight:g}",
+        "memit": f", weight {options.covariance_weight:g}" if options.covariance_weight else "",
         "emmet": "",
         "alphaedit": f", threshold {options.null_space_threshold:g}, ridge {options.ridge:g}",
     }

@@ -38,6 +38,7 @@ from rome_lens.evaluate.knowedit import score_knowedit
 from rome_lens.evaluate.perplexity import perplexity
 from rome_lens.evaluate.predictions import Prediction, locality_predictions
 from rome_lens.evaluate.records import evaluate, score_records
+from rome_lens.evaluate.running import load_evaluation, run_evaluation
 from rome_lens.evaluate.sequence import EditSequence, StopRule, load_sequence, rome_sequence
 from rome_lens.evaluate.specificity import neighborhood_log_probabilities, score_specificity
 from rome_lens.evaluate.summary import summarize
@@ -131,6 +132,7 @@ __all__ = [
     "load_attribute_snippets",
     "load_builtin_records",
     "load_counterfact",
+    "load_evaluation",
     "load_knowedit",
     "load_known_facts",
     "load_model",
@@ -157,6 +159,7 @@ __all__ = [
     "robustness_report",
     "rome",
     "rome_sequence",
+    "run_evaluation",
     "same_length_subject",
     "sample_contexts",
     "score_generation",

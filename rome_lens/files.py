@@ -194,6 +194,12 @@ def load_json(path: str | os.PathLike[str]) -> Any:
         raise FormatError(f"{path} is damaged or is not JSON ({error}). Fetch it again.") from error
 
 
+def changed(begun: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The entries of `asked` that were others when something was begun: as they were then, and as they are."""
+    names = [name for name in asked if begun.get(name) != asked[name]]
+    return {name: begun.get(name) for name in names}, {name: asked[name] for name in names}
+
+
 def append_line(path: str | os.PathLike[str], entry: Mapping[str, Any]) -> None:
     """Adds an object to a file of JSON lines, in one write that reaches the disk."""
     with Path(path).open("ab") as opened:

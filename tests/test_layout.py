@@ -10,7 +10,8 @@ import pytest
 import rome_lens
 
 PACKAGE = Path(rome_lens.__file__).parent
-BASE = {"errors", "files", "models", "tokens", "facts", "loading", "datasets", "intervals", "memory", "version"}
+BASE = {"errors", "files", "models", "tokens", "facts", "loading", "engine", "datasets", "intervals", "memory"}
+BASE |= {"version"}
 MAY_IMPORT = {
     "locate": BASE | {"locate", "plots"},
     "edit": BASE | {"edit"},
@@ -25,6 +26,7 @@ MAY_IMPORT = {
     "tokens": {"models"},
     "facts": {"tokens", "models", "errors"},
     "loading": {"errors", "models", "files"},
+    "engine": {"errors", "loading"},
     "downloads": {"errors", "files"},
     "datasets": {"downloads", "errors", "facts", "files", "tokens", "models"},
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformer_lens import HookedTransformer
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rome_lens as rl
@@ -239,6 +239,45 @@ def test_a_pad_token_at_the_start_of_a_row_is_read_as_any_token(tiny_model):
     assert not torch.allclose(changed[0, 1], together[0, 1])
 
 
+@every_family
+@pytest.mark.parametrize("largest", [1, 17, 256])
+@torch.no_grad()
+def test_rows_run_as_a_tree_get_what_they_get_alone(tiny_model, monkeypatch, family, largest):
+    """Whatever else is in the tree, wherever a row branches off, and however many trees there are."""
+    monkeypatch.setattr("rome_lens.models.tree._LARGEST", largest)
+    model = tiny_model(family)
+    rows = [(5, 6, 7, 8), (5, 6, 7), (5, 6, 9, 3, 3), (9,), (8,), (5, 6, 9), (7, 5, 6, 7, 8), (5, 6, 7, 8), (5, 4)]
+    for row, states in zip(rows, models.run_tree(model, rows), strict=True):
+        torch.testing.assert_close(states, models.run(model, torch.tensor([row]))[0], atol=2e-5, rtol=1e-5)
+    assert not any(hook.fwd_hooks for hook in model.hook_dict.values())
+
+
+@torch.no_grad()
+def test_a_tree_holds_each_beginning_once(tiny, monkeypatch):
+    """Eight rows of 25 tokens with 15 distinct beginnings, and at most one filler where a row branches off."""
+    ran = []
+    plain = models.tree.run
+    monkeypatch.setattr(models.tree, "run", lambda model, tokens, **o: ran.append(tokens) or plain(model, tokens, **o))
+    models.run_tree(tiny, [(5, 6, 7, 8), (5, 6, 7), (5, 6, 9, 3, 3), (9,), (8,), (7, 5, 6, 7, 8), (5, 6, 7, 8), (5, 4)])
+    assert ran[0].shape[0] == 1
+    assert 15 <= ran[0].shape[1] <= 15 + 3
+
+
+@torch.no_grad()
+def test_a_tree_is_no_larger_than_a_local_window_and_alibi_rows_stay_apart():
+    """Where attention counts the tokens between two by itself, a branch must not stand between them."""
+    rows = [(1, 2, 3, 4, 5), (1, 2, 6), (1, 7, 8, 9), (2, 3)]
+    for options in (
+        {"use_local_attn": True, "window_size": 6, "attn_types": ["local", "global"]},
+        {"positional_embedding_type": "alibi"},
+    ):
+        torch.manual_seed(0)
+        cfg = {"n_layers": 2, "d_model": 16, "d_head": 8, "n_ctx": 32, "d_vocab": 12, "act_fn": "gelu", "device": "cpu"}
+        model = HookedTransformer(HookedTransformerConfig(**cfg, **options)).eval()
+        for row, states in zip(rows, models.run_tree(model, rows), strict=True):
+            torch.testing.assert_close(states, models.run(model, torch.tensor([row]))[0], atol=2e-5, rtol=1e-5)
+
+
 @torch.no_grad()
 def test_run_stops_before_a_layer(tiny_model, tokens):
     model = tiny_model("neox")
@@ -421,7 +460,6 @@ def test_one_block_calls_the_hooks_that_the_whole_block_calls(tiny_model, tokens
     """Hooks that a user has put on the model act in a trace as in a run."""
     model = tiny_model(family)
     rest = residual_before(model, tokens, 1)
-    past = models.run_with_past(model, tokens)[1][1].upto(0)
 
     def called(work):
         names = []
@@ -429,8 +467,8 @@ def test_one_block_calls_the_hooks_that_the_whole_block_calls(tiny_model, tokens
             work()
         return set(names)
 
-    ours = called(lambda: models.run_block(model, rest, 1, past=past, last=1))
-    assert ours == called(lambda: models.run_blocks(model, rest, 1, 2, past={1: past}))
+    ours = called(lambda: models.run_block(model, rest, 1, last=1))
+    assert ours == called(lambda: model(rest, start_at_layer=1, stop_at_layer=2))
 
 
 def test_a_past_is_not_changed_by_the_runs_it_serves(tiny, tokens):
@@ -516,6 +554,34 @@ def test_a_sample_for_each_row_without_its_prompt(tiny_model):
     samples = models.sample_text(model, prompt, new_tokens=3, seed=0)
     assert len(samples) == 5
     assert not any(sample.startswith("The capital") for sample in samples)
+
+
+@every_family
+@torch.no_grad()
+def test_written_tokens_are_drawn_from_the_most_probable_at_their_chances(tiny_model, tokens, family):
+    """Against a plain loop over whole passes, for rows that are given to different lengths."""
+    model, top_k = tiny_model(family), 3
+    given = (torch.arange(12) < torch.tensor([4, 9, 1])[:, None]).long()
+    chances = torch.rand(3, 12, generator=torch.Generator().manual_seed(1))
+    written = models.write_on(model, tokens, given, chances=chances, top_k=top_k)
+    for row, start in enumerate((4, 9, 1)):
+        ids = tokens[row, :start].tolist()
+        for place in range(start, 12):
+            best = model(torch.tensor([ids]))[0, -1].topk(top_k)
+            below = best.values.softmax(-1).cumsum(-1)
+            ids.append(best.indices[int((below[:-1] <= chances[row, place]).sum())].item())
+        assert written[row].tolist() == ids
+
+
+def test_written_tokens_have_the_models_frequencies(tiny):
+    """A thousand draws of one token come in the shares of the two most probable."""
+    tokens, given = torch.tensor([[5, 0]]).expand(1000, 2), torch.tensor([[1, 0]]).expand(1000, 2)
+    chances = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0))
+    written = models.write_on(tiny, tokens, given, chances=chances, top_k=2)[:, 1]
+    best = tiny(torch.tensor([[5]]))[0, -1].topk(2)
+    assert set(written.tolist()) == set(best.indices.tolist())
+    share = (written == best.indices[0]).double().mean().item()
+    assert share == pytest.approx(best.values.softmax(-1)[0].item(), abs=0.05)
 
 
 @torch.no_grad()

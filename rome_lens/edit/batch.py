@@ -62,7 +62,7 @@ def memit(
         ValueError: no or contradicting requests, a bad layer, targets of another edit, or a model that norms its MLPs'
             outputs.
     """
-    config = MemitConfig() if config is None else config
+    config = (MemitConfig() if config is None else config).scaled(model.cfg.d_mlp)
     form = partial(memit_factor, weight=config.covariance_weight)
     problem = _Batch("memit", form, True, requests, covariances, config)
     return _write(model, problem, targets, on_unhealthy, progress)

@@ -1,11 +1,13 @@
 """The numbers of the edits, each with its source."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformer_lens import HookedTransformer
 
 from rome_lens.edit.contexts import check_contexts, sample_contexts
+
+_WEIGHT_A_NEURON = 15_000 / 16_384  # of MEMIT's authors for GPT-J, by its d_mlp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +99,22 @@ class MemitConfig(BatchConfig):
     Attributes:
         covariance_weight: lambda, how much C weighs against one request (mom2_update_weight: 15,000 for GPT-J and
             Llama 3, 20,000 for GPT-2 XL). A key is answered to the share g / (lambda + g) with g = k C^-1 k, whose mean
-            over the keys of C is d_mlp (16,384 on GPT-J): a narrower model wants less in proportion.
+            over the keys of C is d_mlp. None: 15,000 for each 16,384 of d_mlp, GPT-J's, so that such a key is answered
+            to the same share in a model of any width.
     """
 
-    covariance_weight: float = 15_000.0
+    covariance_weight: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive(self, "covariance_weight")
+        if self.covariance_weight is not None:
+            _check_positive(self, "covariance_weight")
+
+    def scaled(self, d_mlp: int) -> "MemitConfig":
+        """With the weight for this width, unless one was given."""
+        if self.covariance_weight is not None:
+            return self
+        return replace(self, covariance_weight=_WEIGHT_A_NEURON * d_mlp)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +132,9 @@ class AlphaEditConfig(BatchConfig):
 
     Attributes:
         null_space_threshold: directions in which C's eigenvalue, the mean square of keys, is below it may be written
-            to (nullspace_threshold: 2e-2 in the code, 1e-2 in the paper). In the unit of squared keys, so
-            that it depends on the model.
-        ridge: of the update's own norm, also in that unit (L2: 10 in the code, 1 in the paper).
+            to (nullspace_threshold: 2e-2 for GPT-J and Llama 3 8B). In the unit of squared keys, so that it depends
+            on the model.
+        ridge: of the update's own norm, also in that unit (L2: 10 for both).
     """
 
     null_space_threshold: float = 2e-2

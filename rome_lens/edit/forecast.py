@@ -9,6 +9,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from rome_lens.edit.key import mlp_keys, subject_activations
+from rome_lens.edit.matrices import matrix_for
 from rome_lens.edit.weights import Edit
 from rome_lens.facts import PLACE, check_prompts
 from rome_lens.models import key_name
@@ -39,9 +40,12 @@ def forecast_bleed_over(
         edit is of several requests, the request with the largest |share| is compared with.
 
     Raises:
+        EditError: an update does not fit the model.
         ValueError: no prompts; a prompt is blank or too long; the edit adds nothing at its own prompt.
     """
     check_prompts(prompts)
+    for update in edit.updates:
+        matrix_for(model, update)  # raises unless the update fits
     texts = {text.ids: text for text in (tokenize(model, prompt) for prompt in prompts)}
     layers = list(dict.fromkeys(update.layer for update in edit.updates))
     there = {layer: _at_edited_prompts(model, edit, layer) for layer in layers}

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.errors import CovarianceError, FormatError
-from rome_lens.files import load_tensors, save_tensors
+from rome_lens.files import changed, load_tensors, save_tensors
 
 _KIND = "rome_lens partial covariance 1"
 _FACTS = {"asked": dict, "tokens": list, "pieces": int, "sha256": str}
@@ -72,9 +72,8 @@ class PartialSums:
             partial, kept = cls(tensors["sums"], list(facts["tokens"])), tensors["probe"]
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"{path} lacks a part of a checkpoint ({error!r}). Delete it to begin anew.") from error
-        others = [name for name in asked if begun.get(name) != asked[name]]
-        if others:
-            before, now = ({name: given.get(name) for name in others} for given in (begun, asked))
+        before, now = changed(begun, asked)
+        if now:
             raise ValueError(
                 f"The checkpoint {Path(path)} was begun with {before}, but {now} was given. Give the same again, or "
                 "another checkpoint."

@@ -1,5 +1,7 @@
 """What a model writes, and expects to read, about a subject (paper section 3.4): fluency, consistency, essence."""
 
+import hashlib
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -9,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformer_lens import HookedTransformer
 
 from rome_lens.datasets import AttributeSnippets
 from rome_lens.errors import UnavailableError
 from rome_lens.evaluate.perplexity import perplexity
 from rome_lens.facts import EditRecord, check_prompts
-from rome_lens.models import sample_tokens
-from rome_lens.tokens import tokenize
+from rome_lens.models import write_on
+from rome_lens.tokens import pad, tokenize
 
 _ENTROPY_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 _ESSENCE_TOKENS = 100
@@ -114,8 +118,8 @@ def generate_texts(
 
     As the authors' code has it (util/generate.py of kmeng01/rome): a text is `length` tokens with its prompt, drawn
     from the `top_k` most probable ones at temperature 1, going on over end-of-text tokens, which are then taken out;
-    the text is brought into Unicode's form NFKD, and empty lines become spaces. Prompts of the same length are sampled
-    together, so a text depends on the other prompts, but not on their number of tokens.
+    the text is brought into Unicode's form NFKD, and empty lines become spaces. Each prompt draws with random numbers
+    of its own, so its text depends on the seed and not on the other prompts; a prompt that occurs again is drawn again.
 
     Args:
         model: is run, not changed; torch's random state is left as it is.
@@ -141,23 +145,32 @@ def generate_texts(
                 f"The prompt {prompt[:60]!r}... has {len(row)} tokens, expected fewer than length ({length}), or there "
                 "is nothing to generate. Raise length or leave the prompt out."
             )
-    size = max(1, tokens_per_batch // length)
     texts = [""] * len(rows)
-    for i, batch in enumerate(_equally_long(rows, size)):
-        tokens = torch.tensor([rows[number] for number in batch], device=model.cfg.device)
-        sampled = sample_tokens(model, tokens, new_tokens=length - tokens.shape[1], seed=seed + i, top_k=top_k)
-        for number, text in zip(batch, model.tokenizer.batch_decode(sampled, skip_special_tokens=True), strict=True):
+    for batch in _batches(rows, max(1, tokens_per_batch // length)):
+        tokens, given = (
+            nn.functional.pad(each, (0, length - each.shape[1])).to(model.cfg.device)
+            for each in pad([rows[number] for number in batch])
+        )
+        chances = torch.stack(
+            [_chances(seed, rows[number], rows[:number].count(rows[number]), length) for number in batch]
+        )
+        written = write_on(model, tokens, given, chances=chances.to(model.cfg.device), top_k=top_k)
+        for number, text in zip(batch, model.tokenizer.batch_decode(written, skip_special_tokens=True), strict=True):
             texts[number] = unicodedata.normalize("NFKD", text).replace("\n\n", " ")
     return texts
 
 
-def _equally_long(rows: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """The numbers of the rows, in batches of at most `size` rows of one length, in the order of their lengths."""
-    by_length: dict[int, list[int]] = {}
-    for number, row in enumerate(rows):
-        by_length.setdefault(len(row), []).append(number)
-    groups = [by_length[length] for length in sorted(by_length)]
-    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+def _batches(rows: Sequence[tuple[int, ...]], size: int) -> list[list[int]]:
+    """The numbers of the rows, `size` together, those of like lengths."""
+    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _chances(seed: int, row: tuple[int, ...], before: int, length: int) -> Float[Tensor, " length"]:
+    """A row's own random numbers; `before` tells how many rows like it come before it."""
+    digest = hashlib.sha256(json.dumps([seed, row, before]).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    return torch.rand(length, generator=generator)
 
 
 def ngram_entropy(text: str) -> float:

@@ -1,6 +1,8 @@
 """Scores of many records, before and after edits: the rows that `summarize` reads."""
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import pandas as pd
@@ -8,7 +10,9 @@ from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
 from rome_lens.edit.weights import Edit
+from rome_lens.errors import EditError, EditWarning
 from rome_lens.evaluate.counterfact import score_record
+from rome_lens.facts import EditRequest
 
 BASE = "base"
 
@@ -23,6 +27,8 @@ class Record(Protocol):
 
 R = TypeVar("R", bound=Record)
 Scorer = Callable[..., dict[str, float]]
+Method = Callable[[HookedTransformer, EditRequest], Edit]
+Row = tuple[int, str, str, float, str]
 
 
 def score_records(
@@ -48,9 +54,9 @@ def score_records(
     Raises:
         ValueError: there are no records.
     """
-    _check_records(records)
+    check_records(records)
     bar = tqdm(records, desc=f"score {name}", unit="record", disable=not progress)
-    return _frame([row for record in bar for row in _rows(record, name, score(model, record))])
+    return as_frame([row for record in bar for row in _rows(record, name, score(model, record))])
 
 
 def evaluate(
@@ -65,7 +71,10 @@ def evaluate(
 ) -> pd.DataFrame:
     """Scores each record on the model as it is and on the model with the record's own edit.
 
-    After each record the weights are bit for bit what they were, also if `method` or the scoring raises.
+    After each record the weights are bit for bit what they were, also if `method` or the scoring raises. An edit that
+    cannot be computed (EditError) does not end the evaluation: its record has one row with the error in place of the
+    method's scores, `summarize` counts it, and there is an EditWarning at the end. Of many records, or several methods,
+    `run_evaluation` keeps the rows on disk.
 
     Args:
         model: is edited and put back.
@@ -82,34 +91,76 @@ def evaluate(
 
     Returns:
         A row for each record, method ("base" is the model before the edit) and metric, with the columns case_id,
-        method, metric, value. The metrics are those of `score`.
+        method, metric, value, error. The metrics are those of `score`, and error is "". An edit that could not be
+        computed has a row with the error, the metric "" and the value NaN.
 
     Raises:
         ValueError: there are no records, or `name` is "base".
     """
-    _check_records(records)
-    if name == BASE:
-        raise ValueError(f"name is {BASE!r}, which stands for the model before the edit. Choose another name.")
+    check_records(records)
+    check_method_names([name])
     rows: list[Row] = []
     for record in tqdm(records, desc=f"evaluate {name}", unit="record", disable=not progress):
-        noted = {"before": before(model, record)} if before else {}
-        rows += _rows(record, BASE, score(model, record, **noted))
-        with method(record).applied(model):
+        rows += measure(model, record, {BASE: None, name: partial(method, record)}, score=score, before=before)
+    frame = as_frame(rows)
+    warn_of_failures(frame)
+    return frame
+
+
+def measure(
+    model: HookedTransformer,
+    record: Record,
+    states: Mapping[str, Callable[[], Edit] | None],
+    *,
+    score: Scorer,
+    before: Callable[..., Any] | None,
+) -> list[Row]:
+    """The rows of one record, for each state of the model: as it is (None), or with the edit that a function makes.
+
+    `evaluate` says what the rows are, and that the weights are put back.
+    """
+    noted = {"before": before(model, record)} if before else {}
+    rows: list[Row] = []
+    for name, make in states.items():
+        if make is None:
             rows += _rows(record, name, score(model, record, **noted))
-    return _frame(rows)
+            continue
+        try:
+            with make().applied(model):
+                rows += _rows(record, name, score(model, record, **noted))
+        except EditError as error:
+            rows.append((record.case_id, name, "", float("nan"), str(error)))
+    return rows
 
 
-Row = tuple[int, str, str, float]
+def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows as the frame that `evaluate` gives."""
+    return pd.DataFrame(rows, columns=["case_id", "method", "metric", "value", "error"])
 
 
-def _rows(record: Record, method: str, scores: dict[str, float]) -> list[Row]:
-    return [(record.case_id, method, metric, value) for metric, value in scores.items()]
+def warn_of_failures(frame: pd.DataFrame) -> None:
+    """An EditWarning for each method with edits that could not be computed."""
+    for method, failed in frame[frame["error"] != ""].groupby("method", sort=False):
+        first = failed.iloc[0]
+        warnings.warn(
+            f"{len(failed)} edits by {method!r} could not be computed and have no scores; the first is that of record "
+            f"{first['case_id']}: {first['error']}",
+            EditWarning,
+            stacklevel=3,
+        )
 
 
-def _frame(rows: Sequence[Row]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["case_id", "method", "metric", "value"])
-
-
-def _check_records(records: Sequence[Record]) -> None:
+def check_records(records: Sequence[Record]) -> None:
+    """Raises ValueError if there are no records."""
     if not records:
         raise ValueError("records is empty, expected one record or more.")
+
+
+def check_method_names(names: Iterable[str]) -> None:
+    """Raises ValueError if a method has the name of the model before the edit."""
+    if BASE in names:
+        raise ValueError(f"name is {BASE!r}, which stands for the model before the edit. Choose another name.")
+
+
+def _rows(record: Record, method: str, scores: Mapping[str, float]) -> list[Row]:
+    return [(record.case_id, method, metric, value, "") for metric, value in scores.items()]

@@ -1,6 +1,6 @@
 """How probable continuations and next tokens are after prompts."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -8,8 +8,8 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from rome_lens.facts import Continuation
-from rome_lens.models import logits, run
-from rome_lens.tokens import batches, pad, tokenize, tokenize_continuation
+from rome_lens.models import logits, run_tree
+from rome_lens.tokens import batches, tokenize, tokenize_continuation
 
 
 @torch.no_grad()
@@ -41,27 +41,22 @@ def teacher_forced(
 ) -> Iterator[tuple[list[int], list[int], Float[Tensor, "token d_vocab"], Int[Tensor, " token"]]]:
     """What the model predicts for each token of continuations when it has read the prompt and the tokens before it.
 
-    Continuations of the same prompt share a row where one's input is the beginning of the other's; only needed
-    positions are unembedded. Gives, batch by batch: the numbers of the continuations in it, how many tokens each has,
-    and, for all their tokens one after the other, the logits that predict them and the tokens themselves. For callers
-    that ask for no gradient.
+    What continuations begin with alike is computed once, and only needed positions are unembedded. Gives, batch by
+    batch: the numbers of the continuations in it, how many tokens each has, and, for all their tokens one after the
+    other, the logits that predict them and the tokens themselves. For callers that ask for no gradient.
 
     Raises:
         ValueError: a continuation has no tokens, or is longer than the model's context with its prompt.
     """
     encoded = [tokenize_continuation(model, c.prompt, c.text) for c in continuations]
     inputs = [text.ids[:-1] for text, _ in encoded]
-    row_of = _rows_to_run(inputs)
-    for batch in batches(sorted(set(row_of.values()), key=len), tokens_per_batch):
-        numbers = {row: i for i, row in enumerate(batch)}
-        here = [(i, numbers[row_of[ids]]) for i, ids in enumerate(inputs) if row_of[ids] in numbers]
-        tokens, mask = pad(batch)
-        residual = run(model, tokens.to(model.cfg.device), mask=mask.to(model.cfg.device))
-        places = [(row, p) for i, row in here for p in range(encoded[i][1] - 1, len(inputs[i]))]
-        where, positions = torch.tensor(places).unbind(-1)
-        wanted = torch.tensor([t for i, _ in here for t in encoded[i][0].ids[encoded[i][1] :]], device=residual.device)
-        lengths = [len(inputs[i]) + 1 - encoded[i][1] for i, _ in here]
-        yield [i for i, _ in here], lengths, logits(model, residual[where, positions]), wanted
+    for batch in batches(sorted(set(inputs), key=len), tokens_per_batch):
+        states = dict(zip(batch, run_tree(model, batch), strict=True))
+        here = [i for i, ids in enumerate(inputs) if ids in states]
+        needed = torch.cat([states[inputs[i]][encoded[i][1] - 1 :] for i in here])
+        wanted = torch.tensor([t for i in here for t in encoded[i][0].ids[encoded[i][1] :]], device=needed.device)
+        lengths = [len(inputs[i]) + 1 - encoded[i][1] for i in here]
+        yield here, lengths, logits(model, needed), wanted
 
 
 @torch.no_grad()
@@ -76,9 +71,7 @@ def next_token_log_probabilities(
     inputs = [tokenize(model, prompt).ids for prompt in prompts]
     found: dict[tuple[int, ...], Tensor] = {}
     for batch in batches(sorted(set(inputs), key=len), tokens_per_batch):
-        tokens, mask = pad(batch)
-        residual = run(model, tokens.to(model.cfg.device), mask=mask.to(model.cfg.device))
-        last = residual[torch.arange(len(batch)), mask.sum(-1) - 1]
+        last = torch.stack([states[-1] for states in run_tree(model, batch)])
         found |= dict(zip(batch, logits(model, last).log_softmax(-1).cpu(), strict=True))
     return torch.stack([found[ids] for ids in inputs]) if inputs else torch.empty(0, model.cfg.d_vocab)
 
@@ -86,14 +79,3 @@ def next_token_log_probabilities(
 def divergence(before: Float[Tensor, "*n d_vocab"], after: Float[Tensor, "*n d_vocab"]) -> Float[Tensor, "*n"]:
     """KL(before || after) of log-probabilities, in nats."""
     return (before.exp() * (before - after)).sum(-1)
-
-
-def _rows_to_run(inputs: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """For each input the row that is run for it: the input itself, or a longer one that begins with it."""
-    row_of: dict[tuple[int, ...], tuple[int, ...]] = {}
-    longest: tuple[int, ...] = ()
-    for row in sorted(set(inputs), reverse=True):  # a row stands right after the rows that begin with it
-        if longest[: len(row)] != row:
-            longest = row
-        row_of[row] = longest
-    return row_of

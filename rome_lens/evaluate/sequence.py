@@ -21,12 +21,11 @@ from rome_lens.edit.weights import Edit
 from rome_lens.errors import EditError, FormatError
 from rome_lens.evaluate.counterfact import score_record
 from rome_lens.evaluate.perplexity import perplexity
+from rome_lens.evaluate.records import Method
 from rome_lens.evaluate.summary import summarize
 from rome_lens.facts import EditRecord, EditRequest
 from rome_lens.files import append_line, digest, read_lines
 from rome_lens.models import architecture_digest, kept_output_matrix, output_matrix
-
-Method = Callable[[HookedTransformer, EditRequest], Edit]
 
 _ROWS = "rows.jsonl"
 
@@ -268,4 +267,4 @@ def _summary(scores: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """The columns of `summarize`, for the scores of some records."""
     long = [(i, "", metric, value) for i, each in enumerate(scores) for metric, value in each.items()]
     (row,) = summarize(pd.DataFrame(long, columns=["case_id", "method", "metric", "value"])).to_dict("records")
-    return {str(name): value for name, value in row.items() if name != "method"}
+    return {str(name): value for name, value in row.items() if name not in ("method", "failed")}

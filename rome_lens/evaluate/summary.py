@@ -12,15 +12,16 @@ METRICS = ("ES", "EM", "PS", "PM", "NS", "NM")
 def summarize(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Means over records with 95 % bootstrap intervals, and S, the harmonic mean of mean ES, PS and NS (paper Table 4).
 
-    A metric's mean is over the records that have it.
+    A metric's mean is over the records that have it. An edit that could not be computed has no scores: the means are
+    over the others, and `failed` says how many it were.
 
     Args:
         frame: what `evaluate` gives, with whatever scores (several may be put together with pandas.concat).
         seed: of the bootstrap.
 
     Returns:
-        A row for each method, in the frame's order: method, n (records), S and each metric, with columns _low, _high;
-        the metrics of `score_record` first, others in the frame's order.
+        A row for each method, in the frame's order: method, n (records with scores), failed (records without), S and
+        each metric, with columns _low, _high; the metrics of `score_record` first, others in the frame's order.
 
     Raises:
         ValueError: the frame lacks a column, or holds a record's metric twice.
@@ -32,11 +33,16 @@ def summarize(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         raise ValueError("The frame holds a record's metric more than once for a method. Drop the duplicates.")
     rows = []
     for method, part in frame.groupby("method", sort=False):
-        wide = part.pivot(index="case_id", columns="metric", values="value")
+        failed = part["error"].fillna("") != "" if "error" in part else pd.Series(False, part.index)
+        scored = part[~failed]
+        wide = scored.pivot(index="case_id", columns="metric", values="value")
+        row: dict[str, object] = {"method": method, "n": len(wide), "failed": int(failed.sum())}
+        rows.append(row)
+        if scored.empty:
+            continue
         known = [metric for metric in METRICS if metric in wide]
-        metrics = [*known, *(metric for metric in part["metric"].unique() if metric not in known)]
+        metrics = [*known, *(metric for metric in scored["metric"].unique() if metric not in known)]
         values = wide[metrics].to_numpy(dtype=float)
-        row: dict[str, object] = {"method": method, "n": len(wide)}
         if set(SUCCESSES) <= set(metrics):
             places = [metrics.index(metric) for metric in SUCCESSES]
             successes = values[:, places]
@@ -46,7 +52,6 @@ def summarize(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         low, high = bootstrap_interval(values, seed=seed)
         for i, metric in enumerate(metrics):
             row |= {metric: np.nanmean(values[:, i]), f"{metric}_low": low[i], f"{metric}_high": high[i]}
-        rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -102,8 +102,7 @@ def first_restored(
     after = []
     with model.hooks(fwd_hooks=_hooks(clean, corrupted, kind, head, batch)):
         for batch.layer in range(len(clean)):
-            nothing = corrupted.past[batch.layer].upto(0)
-            after.append(run_block(model, corrupted.residual[batch.layer], batch.layer, past=nothing))
+            after.append(run_block(model, corrupted.residual[batch.layer], batch.layer))
     return torch.stack(after)
 
 

@@ -13,9 +13,9 @@ from rome_lens.models.running import (
     run_block,
     run_blocks,
     run_with_past,
-    sample_text,
-    sample_tokens,
 )
+from rome_lens.models.sampling import sample_text, write_on
+from rome_lens.models.tree import run_tree
 from rome_lens.models.weights import (
     architecture_digest,
     bos_token,
@@ -27,6 +27,7 @@ from rome_lens.models.weights import (
     kept_output_matrix,
     mlp_contribution,
     mlp_output,
+    model_identity,
     norms_mlp_output,
     optimize_layout,
     output_matrix,
@@ -51,6 +52,7 @@ __all__ = [
     "logits",
     "mlp_contribution",
     "mlp_output",
+    "model_identity",
     "norms_mlp_output",
     "optimize_layout",
     "output_matrix",
@@ -59,8 +61,9 @@ __all__ = [
     "run_and_read",
     "run_block",
     "run_blocks",
+    "run_tree",
     "run_with_past",
     "sample_text",
-    "sample_tokens",
     "state_name",
+    "write_on",
 ]

@@ -67,13 +67,14 @@ class _RecordingCache:
 class _Continued:
     """Stands in for a cache entry in a block whose first new positions ask nothing."""
 
-    past: PastState
+    past: PastState | None
     unasked: int
 
     @property
     def past_keys(self) -> Tensor:
         """Attention reads off these only how many positions come before the first query."""
-        return torch.empty(1, self.past.past_keys.shape[1] + self.unasked, device="meta")
+        earlier = 0 if self.past is None else self.past.past_keys.shape[1]
+        return torch.empty(1, earlier + self.unasked, device="meta")
 
     def append(self, new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
-        return self.past.append(new_keys, new_values)
+        return (new_keys, new_values) if self.past is None else self.past.append(new_keys, new_values)

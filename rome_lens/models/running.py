@@ -84,16 +84,10 @@ def run_blocks(
 
     `mask` is 0 where `past` is left-padded or `residual` is right-padded. Differentiable.
     """
-    cache: Any = past
     with model.hooks(fwd_hooks=list(hooks)):
-        return model(
-            residual,
-            start_at_layer=start,
-            stop_at_layer=stop,
-            past_kv_cache=cache,
-            attention_mask=mask,
-            return_type=None,
-        )
+        for layer in range(start, stop):
+            residual = run_block(model, residual, layer, past=None if past is None else past[layer], mask=mask)
+    return residual
 
 
 def run_block(
@@ -101,24 +95,37 @@ def run_block(
     residual: Float[Tensor, "batch pos d_model"],
     layer: int,
     *,
-    past: PastState,
+    past: PastState | None = None,
+    mask: Int[Tensor, "batch past_and_pos"] | None = None,
     last: int | None = None,
 ) -> Float[Tensor, "batch last d_model"]:
     """Runs one block as `run_blocks` does, and gives its `last` positions (None: all).
 
-    A block of the usual kind computes only keys and values of the other positions, and norms attention's input once.
+    A block of the usual kind norms attention's input once instead of three times, and computes only keys and values
+    of positions that are not asked for.
     """
     block = model.blocks[layer]
-    last = residual.shape[1] if last is None else last
+    width = residual.shape[1]
+    last = width if last is None else last
     if not _is_usual(block):
-        return run_blocks(model, residual, layer, layer + 1, past={layer: past})[:, -last:]
+        cache: Any = None if past is None else {layer: past}
+        whole = model(
+            residual,
+            start_at_layer=layer,
+            stop_at_layer=layer + 1,
+            past_kv_cache=cache,
+            attention_mask=mask,
+            return_type=None,
+        )
+        return whole[:, -last:]
     residual = block.hook_resid_pre(residual)
     normed, asked = block.ln1(residual), residual[:, -last:]
     attention = block.attn(
         query_input=normed[:, -last:],
         key_input=normed,
         value_input=normed,
-        past_kv_cache_entry=_Continued(past, residual.shape[1] - last),
+        past_kv_cache_entry=past if last == width else _Continued(past, width - last),
+        attention_mask=mask,
     )
     attention = block.hook_attn_out(attention)
     if block.cfg.parallel_attn_mlp:
@@ -141,33 +148,3 @@ def logits(model: HookedTransformer, residual: Float[Tensor, "n d_model"]) -> Fl
     if model.cfg.normalization_type is not None:
         states = model.ln_final(states)
     return apply_softcap(model.unembed(states), model.cfg.output_logits_soft_cap)[0].float()
-
-
-def sample_tokens(
-    model: HookedTransformer,
-    tokens: Int[Tensor, "batch pos"],
-    *,
-    new_tokens: int,
-    seed: int,
-    top_k: int | None = None,
-) -> Int[Tensor, "batch pos_and_new"]:
-    """Equally long token rows, each with a sampled continuation. Torch's random state is put back."""
-    device = tokens.device
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type):
-        torch.manual_seed(seed)
-        return model.generate(
-            tokens, max_new_tokens=new_tokens, top_k=top_k, stop_at_eos=False, verbose=False, return_type="tokens"
-        )
-
-
-def sample_text(
-    model: HookedTransformer,
-    tokens: Int[Tensor, "batch pos"],
-    *,
-    new_tokens: int,
-    seed: int,
-    top_k: int | None = None,
-) -> list[str]:
-    """What `sample_tokens` appends, as texts without special tokens."""
-    sampled = sample_tokens(model, tokens, new_tokens=new_tokens, seed=seed, top_k=top_k)
-    return model.tokenizer.batch_decode(sampled[:, tokens.shape[1] :], skip_special_tokens=True)

@@ -29,6 +29,25 @@ def architecture_digest(model: HookedTransformer) -> str:
     return hashlib.sha256(json.dumps([sizes, kinds]).encode()).hexdigest()
 
 
+def model_identity(model: HookedTransformer) -> dict[str, str]:
+    """What tells a model from others: its name, `architecture_digest`, and a digest of its weights as they are.
+
+    The weights' is the SHA-256 of one row of each parameter: quick on any model, the same on every device, and another
+    after an edit, fine-tuning, folding or in another dtype.
+    """
+    weights = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        row = parameter.detach()
+        while row.ndim > 1:
+            row = row[0]
+        weights.update(name.encode() + row.reshape(-1).cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return {
+        "model": str(model.cfg.model_name),
+        "architecture": architecture_digest(model),
+        "weights": weights.hexdigest(),
+    }
+
+
 def output_matrix(model: HookedTransformer, layer: int) -> nn.Parameter:
     """The MLP output matrix that ROME rewrites, [d_mlp, d_model]: the parameter itself, not a stacked copy.
 

@@ -217,6 +217,16 @@ def test_numbers_that_have_to_be_positive(config, number):
         config(**{number: 0.0})
 
 
+def test_memit_weighs_the_covariance_by_the_width_unless_told(tiny):
+    """GPT-J gets the authors' number; the edit says what was used."""
+    assert rl.MemitConfig().scaled(16_384).covariance_weight == pytest.approx(15_000)
+    assert rl.MemitConfig(covariance_weight=3.0).scaled(16_384).covariance_weight == 3.0
+    config = rl.MemitConfig(**FAR)
+    options = {"covariances": covariances_of(tiny), "targets": found(tiny), "on_unhealthy": "ignore"}
+    edit = rl.memit(tiny, REQUESTS, config=config, progress=False, **options)
+    assert edit.config["covariance_weight"] == pytest.approx(15_000 * tiny.cfg.d_mlp / 16_384)
+
+
 def test_keys_are_means_over_all_contexts(tiny):
     targets = found(tiny)
     keys = mean_keys(tiny, 1, targets)

@@ -85,7 +85,7 @@ def test_the_applied_edit_is_the_trained_weight_bit_for_bit(tiny_folder, tmp_pat
     model = rl.load_model(str(tiny_folder("gpt2")), device="cpu", dtype=dtype)
     weight = model.blocks[1].mlp.W_out
     seen = []
-    hook = model.blocks[1].register_forward_hook(lambda *_: seen.append(weight.detach().clone()))
+    hook = model.blocks[1].hook_resid_post.register_forward_hook(lambda *_: seen.append(weight.detach().clone()))
     edit = rl.finetune(model, REQUESTS, config=rl.FinetuneConfig(steps=4, learning_rate=0.01), **QUIET)
     hook.remove()
     assert len(seen) == 5

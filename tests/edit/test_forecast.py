@@ -104,3 +104,10 @@ def test_no_prompts_a_blank_one_or_an_edit_without_effect_are_refused(tiny):
         rl.forecast_bleed_over(tiny, made_up(tiny), [" "])
     with pytest.raises(ValueError, match="adds nothing at its own prompt in layer 1"):
         rl.forecast_bleed_over(tiny, made_up(tiny, scale=0.0), PROMPTS)
+
+
+def test_an_edit_of_another_width_is_refused_before_any_run(tiny):
+    update = made_up(tiny).updates[0]
+    edit = replace(made_up(tiny), updates=(rl.Update(1, update.left[:-1], update.right),))
+    with pytest.raises(rl.EditError, match="127"):
+        rl.forecast_bleed_over(tiny, edit, PROMPTS)

@@ -1,12 +1,14 @@
 """The paper's scores: against hand-computed cases, and with the weights put back after each record."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 
 import rome_lens as rl
+from analyses.plain_evaluation import one_batch, one_pass_each, plain_scores
 from rome_lens.evaluate.scores import Continuation, mean_log_probabilities
 from tests.edit.test_weights import made_up
 
@@ -58,6 +60,16 @@ def test_record_scores_are_those_computed_by_hand(tiny):
         assert scores[f"{group}M"] == pytest.approx(sum(gain) / len(gain), abs=1e-6)
 
 
+@pytest.mark.parametrize(("family", "bos"), [("gpt2", False), ("llama", True)])
+@pytest.mark.parametrize("plain", [one_pass_each, one_batch])
+@pytest.mark.parametrize("true", ["Paris", "Seattle, in the city"])
+def test_record_scores_are_those_of_whole_forward_passes(tiny_model, family, bos, plain, true):
+    """What the benchmark compares with: the authors' one padded batch, and a pass for each prompt and target."""
+    model = tiny_model(family, bos=bos)
+    record = replace(RECORD, target_true=true)
+    assert rl.score_record(model, record) == pytest.approx(plain_scores(model, record, plain), abs=1e-5)
+
+
 def test_metrics_without_prompts_are_left_out(tiny):
     record = rl.EditRecord(RECORD.request, "Paris")
     assert set(rl.score_record(tiny, record)) == {"ES", "EM"}
@@ -67,7 +79,7 @@ def test_evaluate_gives_a_row_for_each_record_method_and_metric(tiny, weights_of
     before = weights_of(tiny)
     records = [RECORD, rl.EditRecord(RECORD.request, "Seattle", case_id=6)]
     frame = rl.evaluate(tiny, records, method=lambda record: made_up(tiny), name="noise", progress=False)
-    assert list(frame.columns) == ["case_id", "method", "metric", "value"]
+    assert list(frame.columns) == ["case_id", "method", "metric", "value", "error"]
     assert frame.groupby(["case_id", "method"]).size().to_dict() == {
         (5, "base"): 6,
         (5, "noise"): 6,

@@ -89,15 +89,23 @@ def test_the_seed_draws_the_texts_and_torchs_own_state_stays(tiny):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_a_text_does_not_depend_on_the_other_prompts(tiny):
+    """Alone or among longer and shorter ones, in whatever order and batches."""
+    together = rl.generate_texts(tiny, PROMPTS, length=30, seed=4)
+    assert [rl.generate_texts(tiny, [prompt], length=30, seed=4)[0] for prompt in PROMPTS[:3]] == together[:3]
+    assert rl.generate_texts(tiny, PROMPTS[::-1], length=30, seed=4)[1:3] == together[1:3][::-1]
+    assert rl.generate_texts(tiny, PROMPTS, length=30, seed=4, tokens_per_batch=30) == together
+
+
 def test_batches_hold_no_more_than_asked_and_give_every_prompt_its_text(tiny, monkeypatch):
     sizes = []
-    plain = generation.sample_tokens
+    plain = generation.write_on
 
-    def counted(model, tokens, **options):
+    def counted(model, tokens, *rest, **options):
         sizes.append(tuple(tokens.shape))
-        return plain(model, tokens, **options)
+        return plain(model, tokens, *rest, **options)
 
-    monkeypatch.setattr(generation, "sample_tokens", counted)
+    monkeypatch.setattr(generation, "write_on", counted)
     texts = rl.generate_texts(tiny, PROMPTS * 2, length=30, tokens_per_batch=60)
     assert max(rows for rows, _ in sizes) == 2
     assert sum(rows for rows, _ in sizes) == 8

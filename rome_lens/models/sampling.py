@@ -1,0 +1,72 @@
+"""Text that a model writes."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import HookedTransformer
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+from rome_lens.models.running import logits
+
+
+@torch.no_grad()
+def write_on(
+    model: HookedTransformer,
+    tokens: Int[Tensor, "batch pos"],
+    given: Int[Tensor, "batch pos"],
+    *,
+    chances: Float[Tensor, "batch pos"],
+    top_k: int,
+) -> Int[Tensor, "batch pos"]:
+    """Rows of tokens whose places that are not `given` are filled with sampled tokens, from left to right.
+
+    All rows advance together, and one that is given longer reads on while others already write; so a row does not
+    depend on the others, but for rounding.
+
+    Args:
+        model: is run, with a key/value cache.
+        tokens: the rows; what stands where `given` is 0 is not read.
+        given: 1 for the tokens that are there, at the start of each row, and 0 for those to be drawn.
+        chances: numbers from [0, 1): each token is drawn by inverting the distribution at its own.
+        top_k: how many of the most probable tokens are drawn from; 1: the most probable one.
+    """
+    tokens = tokens.clone()
+    cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, len(tokens))
+    read, end = 0, int(given.sum(1).min())
+    while end < tokens.shape[1]:
+        new = tokens[:, read:end]
+        residual = model(
+            new,
+            attention_mask=torch.ones_like(new),
+            past_kv_cache=cache,
+            stop_at_layer=model.cfg.n_layers,
+            return_type=None,
+        )
+        best = logits(model, residual[:, -1]).topk(top_k)
+        below = best.values.double().softmax(-1).cumsum(-1)[:, :-1].contiguous()
+        drawn = torch.searchsorted(below, chances[:, end, None].double(), right=True)
+        chosen = best.indices.gather(-1, drawn)[:, 0]
+        tokens[:, end] = torch.where(given[:, end].bool(), tokens[:, end], chosen)
+        read, end = end, end + 1
+    return tokens
+
+
+def sample_text(
+    model: HookedTransformer,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    new_tokens: int,
+    seed: int,
+    top_k: int | None = None,
+) -> list[str]:
+    """What the model appends to equally long token rows, drawn with one seed for all of them, without special tokens.
+
+    Torch's random state is put back.
+    """
+    device = tokens.device
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type):
+        torch.manual_seed(seed)
+        sampled = model.generate(
+            tokens, max_new_tokens=new_tokens, top_k=top_k, stop_at_eos=False, verbose=False, return_type="tokens"
+        )
+    return model.tokenizer.batch_decode(sampled[:, tokens.shape[1] :], skip_special_tokens=True)

@@ -1,0 +1,249 @@
+"""Evaluations that are kept on disk: the rows of `evaluate`, whatever kills the run, and nothing of somebody else's."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import rome_lens as rl
+from rome_lens.evaluate import stored
+from tests.evaluate.test_sequence import RECORDS, noise, same
+
+run = partial(rl.run_evaluation, progress=False)
+
+
+def louder(model, request) -> rl.Edit:
+    edit = noise(model, request)
+    return edit + edit
+
+
+def failing(model, request) -> rl.Edit:
+    """Cannot edit the second record."""
+    if request == RECORDS[1].request:
+        raise rl.EditError("The loss is not finite.")
+    return noise(model, request)
+
+
+METHODS = {"noise": noise, "louder": louder}
+
+
+def test_rows_are_those_that_evaluate_gives_each_method(tiny, weights_of, tmp_path):
+    """And the weights are as they were, bit for bit, when each record is begun and at the end."""
+    before, states = weights_of(tiny), []
+
+    def watched(model, request):
+        states.append(same(model, before))
+        return noise(model, request)
+
+    frame = run(tiny, RECORDS, {"noise": watched, "louder": louder}, out=tmp_path)
+    assert states == [True] * 3
+    assert same(tiny, before)
+    for name, method in METHODS.items():
+        plain = rl.evaluate(tiny, RECORDS, method=lambda r: method(tiny, r.request), name=name, progress=False)
+        ours = frame[frame["method"].isin(["base", name])].reset_index(drop=True)
+        pd.testing.assert_frame_equal(ours, plain)
+    assert list(frame["method"].unique()) == ["base", "noise", "louder"]
+
+
+def test_what_is_there_is_not_measured_again_and_more_may_be_asked(tiny, tmp_path):
+    """First two records and one method, then all: each state of each record is scored once."""
+    scored, made = [], []
+
+    def score(model, record):
+        scored.append(record.case_id)
+        return rl.score_record(model, record)
+
+    def counted(model, request):
+        made.append(request.subject)
+        return noise(model, request)
+
+    first = run(tiny, RECORDS[:2], {"noise": counted}, out=tmp_path, score=score)
+    whole = run(tiny, RECORDS[::-1], {"louder": louder, "noise": counted}, out=tmp_path, score=score)
+    assert made == [record.request.subject for record in RECORDS]
+    assert sorted(scored) == [0] * 3 + [1] * 3 + [2] * 3
+    assert list(whole["case_id"].unique()) == [2, 1, 0]
+    assert list(whole["method"].unique()) == ["base", "louder", "noise"]
+    again = run(tiny, RECORDS[:2], {"noise": counted}, out=tmp_path, score=score)
+    pd.testing.assert_frame_equal(again, first)
+    loaded = rl.load_evaluation(tmp_path)
+    assert len(scored) == 9
+    pd.testing.assert_frame_equal(loaded, whole.sort_values(["case_id", "method"], kind="stable", ignore_index=True))
+
+
+def test_before_is_noted_on_the_model_without_the_edit_also_when_a_run_goes_on(tiny, tmp_path):
+    score, before = rl.score_specificity, rl.neighborhood_log_probabilities
+    run(tiny, RECORDS, {}, out=tmp_path, score=score, before=before)
+    frame = run(tiny, RECORDS, {"noise": noise}, out=tmp_path, score=score, before=before)
+    plain = rl.evaluate(
+        tiny,
+        RECORDS,
+        method=lambda record: noise(tiny, record.request),
+        score=score,
+        before=before,
+        name="noise",
+        progress=False,
+    )
+    pd.testing.assert_frame_equal(frame, plain)
+
+
+def test_an_edit_that_cannot_be_computed_is_kept_counted_and_told(tiny, weights_of, tmp_path):
+    before = weights_of(tiny)
+    with pytest.warns(rl.EditWarning, match="1 edits by 'failing' could not .* that of record 1: The loss is not"):
+        frame = run(tiny, RECORDS, {"failing": failing, "noise": noise}, out=tmp_path)
+    assert same(tiny, before)
+    failed = frame[frame["error"] != ""]
+    assert failed[["case_id", "method", "metric", "error"]].values.tolist() == [
+        [1, "failing", "", "The loss is not finite."]
+    ]
+    assert failed["value"].isna().all()
+    summary = rl.summarize(frame).set_index("method")
+    assert summary[["n", "failed"]].to_dict("index") == {
+        "base": {"n": 3, "failed": 0},
+        "failing": {"n": 2, "failed": 1},
+        "noise": {"n": 3, "failed": 0},
+    }
+    others = frame[(frame["method"] == "noise") & (frame["case_id"] != 1)]
+    assert summary.loc["failing", "EM"] == others.loc[others["metric"] == "EM", "value"].mean()
+    with pytest.warns(rl.EditWarning):
+        again = run(tiny, RECORDS, {"failing": noise, "noise": noise}, out=tmp_path)  # not tried again
+    pd.testing.assert_frame_equal(again, frame)
+
+
+def test_a_method_that_always_fails_has_no_means(tiny, tmp_path):
+    with pytest.warns(rl.EditWarning):
+        frame = run(tiny, RECORDS[1:2], {"failing": failing}, out=tmp_path)
+    summary = rl.summarize(frame).set_index("method")
+    assert summary.loc["failing", ["n", "failed"]].to_list() == [0, 1]
+    assert summary.loc["failing", ["ES", "S", "NM_low"]].isna().all()
+    assert summary.loc["base", "n"] == 1
+
+
+def test_another_error_ends_the_run_and_what_was_measured_is_kept(tiny, weights_of, tmp_path):
+    before = weights_of(tiny)
+
+    def broken(model, request):
+        if request == RECORDS[2].request:
+            raise ZeroDivisionError
+        return noise(model, request)
+
+    with pytest.raises(ZeroDivisionError):
+        run(tiny, RECORDS, {"noise": broken}, out=tmp_path / "a")
+    assert same(tiny, before)
+    assert set(rl.load_evaluation(tmp_path / "a")["case_id"]) == {0, 1}
+    resumed = run(tiny, RECORDS, {"noise": noise}, out=tmp_path / "a")
+    pd.testing.assert_frame_equal(resumed, run(tiny, RECORDS, {"noise": noise}, out=tmp_path / "b"))
+
+
+def test_merging_is_safe_at_every_step(tiny, tmp_path, monkeypatch):
+    """Killed before the merged file is in place, after it, and between the deletions: the same rows, each once."""
+    whole = run(tiny, RECORDS, METHODS, out=tmp_path / "whole")
+    assert [path.name.split("-")[0] for path in sorted((tmp_path / "whole").glob("*.parquet"))] == ["merged"]
+
+    class Killed(BaseException):
+        pass
+
+    for steps in range(4):
+        out, left = tmp_path / str(steps), iter([None] * steps)
+
+        def unlink_or_die(path, missing_ok=False, left=left):
+            if path.suffix == ".parquet" and next(left, Killed) is Killed:
+                raise Killed
+            os.unlink(path) if path.exists() else None
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", unlink_or_die)
+            if steps < 3:
+                with pytest.raises(Killed):
+                    run(tiny, RECORDS, METHODS, out=out)
+            else:
+                run(tiny, RECORDS, METHODS, out=out)
+        assert len(list(out.glob("*.parquet"))) == 4 - steps
+        pd.testing.assert_frame_equal(rl.load_evaluation(out), rl.load_evaluation(tmp_path / "whole"))
+        pd.testing.assert_frame_equal(run(tiny, RECORDS, METHODS, out=out), whole)
+
+
+def test_records_are_merged_as_they_come(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "_RECORDS_BEFORE_MERGE", 2)
+    counts = []
+
+    def counting(model, request):
+        counts.append(sorted(path.name.split("-")[0] for path in tmp_path.glob("*.parquet")))
+        return noise(model, request)
+
+    records = [replace(RECORDS[0], case_id=i) for i in range(5)]
+    run(tiny, records, {"noise": counting}, out=tmp_path)
+    assert counts == [[], ["record"], ["merged"], ["merged", "record"], ["merged"] * 2]
+
+
+def test_a_folder_of_another_model_score_or_record_is_refused_and_kept(tiny, tiny_model, tmp_path):
+    run(tiny, RECORDS, {"noise": noise}, out=tmp_path)
+    kept = rl.load_evaluation(tmp_path)
+    with pytest.raises(rl.FormatError, match="begun with {'weights': .*Choose another folder"):
+        run(tiny_model("gpt2", seed=1), RECORDS, {"louder": louder}, out=tmp_path)
+    with pytest.raises(rl.FormatError, match="'model': 'gpt2'"):
+        run(tiny_model("llama"), RECORDS, {"louder": louder}, out=tmp_path)
+    with noise(tiny, RECORDS[0].request).applied(tiny), pytest.raises(rl.FormatError, match="edits reverted"):
+        run(tiny, RECORDS, {"louder": louder}, out=tmp_path)
+    with pytest.raises(rl.FormatError, match="'score': 'rome_lens.evaluate.counterfact.score_record'"):
+        run(tiny, RECORDS, {"louder": louder}, out=tmp_path, score=rl.score_specificity)
+    with pytest.raises(rl.FormatError, match="Record 1 was another one"):
+        run(tiny, [replace(RECORDS[1], target_true="Seattle")], {"louder": louder}, out=tmp_path)
+    pd.testing.assert_frame_equal(rl.load_evaluation(tmp_path), kept)
+
+
+def test_a_folder_with_other_files_or_a_damaged_one_is_refused(tiny, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    with pytest.raises(rl.FormatError, match=r"holds \['notes.txt'\] and no evaluation"):
+        run(tiny, RECORDS, {}, out=mine)
+    with pytest.raises(NotADirectoryError):
+        run(tiny, RECORDS, {}, out=mine / "notes.txt")
+    assert [path.name for path in mine.iterdir()] == ["notes.txt"]
+    with pytest.raises(FileNotFoundError, match="expected a folder of run_evaluation"):
+        rl.load_evaluation(mine)
+    (mine / "identity.json").write_text(json.dumps({"kind": "passport"}))
+    with pytest.raises(rl.FormatError, match="is not that of an evaluation"):
+        rl.load_evaluation(mine)
+    whole = run(tiny, RECORDS, {}, out=tmp_path / "whole")
+    (part,) = (tmp_path / "whole").glob("*.parquet")
+    content = part.read_bytes()
+    part.write_bytes(content[: len(content) // 2])
+    with pytest.raises(rl.FormatError, match="Delete it: its records are measured again"):
+        run(tiny, RECORDS, {}, out=tmp_path / "whole")
+    part.unlink()
+    pd.testing.assert_frame_equal(run(tiny, RECORDS, {}, out=tmp_path / "whole"), whole)
+
+
+def test_bad_arguments_are_told_before_any_work(tiny, tmp_path):
+    with pytest.raises(ValueError, match="records is empty"):
+        run(tiny, [], METHODS, out=tmp_path)
+    with pytest.raises(ValueError, match="3 records have 1 case_ids"):
+        run(tiny, [replace(record, case_id=0) for record in RECORDS], METHODS, out=tmp_path)
+    with pytest.raises(ValueError, match="name is 'base'"):
+        run(tiny, RECORDS, {"base": noise}, out=tmp_path)
+
+    assert not any(tmp_path.iterdir())
+
+
+KILLS = 20
+
+
+def test_killed_twenty_times_at_random_moments_the_table_equals_an_unbroken_one(tiny_folder, tmp_path):
+    """tests/evaluate/killing.py forks runs and kills them with SIGKILL; each table that gets finished is compared."""
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.evaluate.killing", str(tiny_folder("gpt2")), str(tmp_path), str(KILLS)]
+    subprocess.run(command, cwd=root, env=environment, check=True)
+    unbroken, broken = rl.load_evaluation(tmp_path / "unbroken"), sorted(tmp_path.glob("broken*"))
+    assert json.loads((tmp_path / "kills.json").read_text()) == KILLS
+    assert set(unbroken.groupby(["case_id", "method"]).size()) == {6}
+    for folder in broken:
+        pd.testing.assert_frame_equal(rl.load_evaluation(folder), unbroken)
+        assert not list(folder.glob(".*.tmp"))
