@@ -21,6 +21,7 @@ def main() -> None:
     arguments.add_argument("--model", default="smollm2-135m")
     arguments.add_argument("--methods", nargs="+", choices=CHOICES, default=["consistent"])
     arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
+    arguments.add_argument("--mend-editor", type=Path, help="what analyses.train_mend saved; for mend")
     arguments.add_argument("--skip", type=int, default=0, help="how many records to leave out at the start")
     arguments.add_argument("--count", type=int, default=30, help="how many records")
     add_run_arguments(arguments, out="results/table1_zsre")
@@ -33,7 +34,7 @@ def main() -> None:
     frame = rl.run_evaluation(
         model if options.engine == "local" else options.model,
         records,
-        {name: chosen_method(name, model, covariance) for name in options.methods},
+        {name: chosen_method(name, model, covariance, options.mend_editor) for name in options.methods},
         score=score,
         before=rl.locality_predictions,
         **run_options(options),

@@ -28,6 +28,7 @@ def main() -> None:
     arguments.add_argument("--model", default="smollm2-135m")
     arguments.add_argument("--methods", nargs="+", choices=CHOICES, default=["consistent"])
     arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
+    arguments.add_argument("--mend-editor", type=Path, help="what analyses.train_mend saved; for mend")
     arguments.add_argument("--snippets", type=Path, help="texts in attribute_snippets.json's schema; takes far longer")
     add_run_arguments(arguments, out="results/table4_counterfact")
     add_record_arguments(arguments, count=30)
@@ -39,7 +40,7 @@ def main() -> None:
     frame = rl.run_evaluation(
         model if options.engine == "local" else options.model,
         chosen_records(options),
-        {name: chosen_method(name, model, covariance) for name in options.methods},
+        {name: chosen_method(name, model, covariance, options.mend_editor) for name in options.methods},
         score=partial(score_with_texts, references=references) if references else rl.score_record,
         **run_options(options),
     )

@@ -21,6 +21,9 @@ from rome_lens.edit.forecast import forecast_bleed_over, strongest_bleed_over
 from rome_lens.edit.forensics import recover_updates, weight_changes
 from rome_lens.edit.health import EditHealth
 from rome_lens.edit.kn import kn
+from rome_lens.edit.mend.config import MendConfig
+from rome_lens.edit.mend.editing import Mend, mend
+from rome_lens.edit.mend.training import train_mend
 from rome_lens.edit.neurons import KnowledgeNeurons, KnowledgeNeuronsConfig, knowledge_neurons
 from rome_lens.edit.rome import rome
 from rome_lens.edit.targets import MemitTargets, memit_targets
@@ -97,6 +100,8 @@ __all__ = [
     "KnowledgeNeuronsConfig",
     "MemitConfig",
     "MemitTargets",
+    "Mend",
+    "MendConfig",
     "ModelComparison",
     "MultivariateGaussianNoise",
     "Prediction",
@@ -139,6 +144,7 @@ __all__ = [
     "locality_predictions",
     "memit",
     "memit_targets",
+    "mend",
     "neighborhood_log_probabilities",
     "optimize_layout",
     "perplexity",
@@ -171,5 +177,6 @@ __all__ = [
     "texts_from_file",
     "texts_from_model",
     "trace_facts",
+    "train_mend",
     "weight_changes",
 ]

@@ -4,8 +4,9 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rome_lens.downloads import downloaded
 from rome_lens.errors import DataWarning, FormatError
@@ -42,15 +43,25 @@ def load_known_facts(path: str | os.PathLike[str] | None = None, *, strict: bool
     return _records(downloaded("known_1000") if path is None else path, _known_fact, strict)
 
 
-def load_zsre(path: str | os.PathLike[str] | None = None, *, strict: bool = True) -> list[QuestionRecord]:
+def load_zsre(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    target: Literal["answers", "alt"] = "answers",
+    strict: bool = True,
+) -> list[QuestionRecord]:
     """Reads zsRE as MEND's and ROME's evaluation use it (paper section 3.3; `zsre_mend_eval.json` of kmeng01/rome).
 
-    A record asks `src`, with the subject's first occurrence as its place (the released code puts {} for each), and the
-    target is the first of `answers`. Its paraphrase is `rephrase`; its locality question, of the kind "nq", is `loc`
-    with a question mark, answered by `loc_ans` (dsets/zsre.py). A record's number is its place in the file. For the
-    arguments and what is raised, see `load_counterfact`.
+    A record asks `src`, with the subject's first occurrence as its place (the released code puts {} for each). Its
+    paraphrase is `rephrase`; its locality question, of the kind "nq", is `loc` with a question mark, answered by
+    `loc_ans` (dsets/zsre.py). A record's number is its place in the file. For the other arguments and what is raised,
+    see `load_counterfact`.
+
+    Args:
+        target: what to write: the first of `answers`, as ROME's evaluation does; or `alt`, a wrong answer that some
+            model gave, as MEND is trained on.
     """
-    return _records(downloaded("zsre_mend_eval") if path is None else path, _zsre_record, strict)
+    read = partial(_zsre_record, target=target)
+    return _records(downloaded("zsre_mend_eval") if path is None else path, read, strict)
 
 
 def load_knowedit(path: str | os.PathLike[str], *, strict: bool = True) -> list[QuestionRecord]:
@@ -156,15 +167,16 @@ def _known_fact(record: Mapping[str, Any], index: int) -> Fact:
     return Fact.from_text(record["prompt"], record["subject"], record["attribute"])
 
 
-def _zsre_record(record: Mapping[str, Any], index: int) -> QuestionRecord:
+def _zsre_record(record: Mapping[str, Any], index: int, *, target: str) -> QuestionRecord:
     subject = record["subject"]
     check_text(record["rephrase"], "paraphrase")
     check_text(record["loc"], "locality question")
     check_text(record["loc_ans"], "locality answer")
     if not record["answers"]:
         raise ValueError("It has no answers.")
+    written = record["alt"] if target == "alt" else record["answers"][0]
     return QuestionRecord(
-        request=EditRequest(template_about(subject, record["src"]), subject, record["answers"][0]),
+        request=EditRequest(template_about(subject, record["src"]), subject, written),
         paraphrase_prompts=(record["rephrase"],),
         locality={"nq": (Continuation(record["loc"] + "?", record["loc_ans"]),)},
         case_id=index,

@@ -5,17 +5,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
 from rome_lens.edit.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.edit.teacher_forcing import run_until
 from rome_lens.edit.weights import Edit, as_json
 from rome_lens.errors import EditError
-from rome_lens.facts import EditRequest
-from rome_lens.models import frozen, kept_output_matrix, logits, output_matrix, run, run_blocks
-from rome_lens.tokens import pad, tokenize_continuation
+from rome_lens.facts import Continuation, EditRequest
+from rome_lens.models import frozen, kept_output_matrix, output_matrix
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,8 @@ def finetune(
     if not requests:
         raise ValueError("requests is empty, expected one EditRequest or more.")
     weights = {layer: output_matrix(model, layer) for layer in config.layers}
-    batch = _prepare(model, requests, min(weights))
+    asked = [Continuation(request.text, request.target) for request in requests]
+    batch = run_until(model, asked, min(weights))
     changes = {layer: torch.zeros_like(weight, dtype=torch.float32) for layer, weight in weights.items()}
     optimizer = torch.optim.Adam(list(changes.values()), lr=config.learning_rate)
     with (
@@ -109,7 +108,7 @@ def finetune(
         for weight in weights.values():
             weight.requires_grad_(True)
         for step in bar:  # the last one only reads the loss
-            losses = _losses(model, batch)
+            losses = batch.losses(model, batch.run(model))
             loss = losses.mean()
             if not loss.isfinite():
                 raise EditError(
@@ -143,39 +142,3 @@ def finetune(
     edit = Edit.of(model, requests, factors, method=method, config=as_json(config), health=health)
     report_problems(health, on_unhealthy, edit=edit)
     return edit
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """What stays the same in every step. A row is a request with its target's tokens but the last (teacher forcing)."""
-
-    first_layer: int
-    residual: Float[Tensor, "row pos d_model"]  # before the first trained block, right-padded
-    mask: Int[Tensor, "row pos"]
-    rows: Int[Tensor, " token"]  # of each target token ...
-    positions: Int[Tensor, " token"]  # ... where it is predicted
-    targets: Int[Tensor, " token"]
-    lengths: tuple[int, ...]  # of the targets
-
-
-@torch.no_grad()
-def _prepare(model: HookedTransformer, requests: Sequence[EditRequest], first_layer: int) -> _Batch:
-    encoded = [tokenize_continuation(model, request.text, request.target) for request in requests]
-    tokens, mask = (each.to(model.cfg.device) for each in pad([text.ids[:-1] for text, _ in encoded]))
-    places = [
-        (row, position - 1, text.ids[position])
-        for row, (text, start) in enumerate(encoded)
-        for position in range(start, len(text.ids))
-    ]
-    rows, positions, targets = torch.tensor(places, device=tokens.device).unbind(-1)
-    lengths = tuple(len(text.ids) - start for text, start in encoded)
-    residual = run(model, tokens, mask=mask, stop_at_layer=first_layer)
-    return _Batch(first_layer, residual, mask, rows, positions, targets, lengths)
-
-
-def _losses(model: HookedTransformer, batch: _Batch) -> Float[Tensor, " request"]:
-    """The mean negative log-probability of each target's tokens."""
-    residual = run_blocks(model, batch.residual, batch.first_layer, model.cfg.n_layers, mask=batch.mask)
-    log_probs = logits(model, residual[batch.rows, batch.positions]).log_softmax(-1)
-    each = log_probs.gather(-1, batch.targets[:, None])[:, 0].split(batch.lengths)
-    return -torch.stack([target.mean() for target in each])

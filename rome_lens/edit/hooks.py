@@ -1,4 +1,6 @@
-"""Updates as hooks on a forward pass: the weights are left alone."""
+"""Changes of MLP outputs as hooks on a forward pass: the weights are left alone."""
+
+from collections.abc import Callable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,10 +12,18 @@ from rome_lens.models import Hook, contribution_change, key_name, mlp_output, no
 
 
 def update_hooks(model: HookedTransformer, update: Update) -> list[tuple[str, Hook]]:
-    """One hook reads the MLP's keys, the other adds to its output what the updated matrix would answer more."""
+    """Hooks that add to the MLP's output what the updated matrix would answer more."""
     device = matrix_for(model, update).values.device
     left, right = update.left.to(device), update.right.to(device)
-    normed = norms_mlp_output(model, update.layer)
+    return output_hooks(model, update.layer, lambda key: (key.float() @ left) @ right)
+
+
+def output_hooks(model: HookedTransformer, layer: int, change: Callable[[Tensor], Tensor]) -> list[tuple[str, Hook]]:
+    """One hook reads the MLP's keys [batch, pos, d_mlp], the other adds `change(keys)` to the MLP's output.
+
+    The sum goes through the norm, where the block norms its MLP's output. Differentiable.
+    """
+    normed = norms_mlp_output(model, layer)
     keys: list[Tensor] = []  # of the pass that is running
 
     def read(key: Float[Tensor, "batch pos d_mlp"], hook: object) -> None:
@@ -21,9 +31,9 @@ def update_hooks(model: HookedTransformer, update: Update) -> list[tuple[str, Ho
 
     def add(output: Float[Tensor, "batch pos d_model"], hook: object) -> Float[Tensor, "batch pos d_model"]:
         key = keys.pop()
-        change = (key.float() @ left) @ right
+        more = change(key)
         if normed:
-            change = contribution_change(model, update.layer, mlp_output(model, update.layer, key), change)
-        return output + change.to(output.dtype)
+            more = contribution_change(model, layer, mlp_output(model, layer, key), more)
+        return output + more.to(output.dtype)
 
-    return [(key_name(update.layer), read), (state_name("mlp", update.layer), add)]
+    return [(key_name(layer), read), (state_name("mlp", layer), add)]

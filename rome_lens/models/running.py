@@ -78,13 +78,15 @@ def run_blocks(
     *,
     past: Mapping[int, PastState] | None = None,
     mask: Int[Tensor, "batch past_and_pos"] | None = None,
+    hooks: HookList = (),
 ) -> Float[Tensor, "batch pos d_model"]:
     """Runs blocks `start` to `stop` (exclusive) on residual states whose earlier positions, if any, are in `past`.
 
     `mask` is 0 where `past` is left-padded or `residual` is right-padded. Differentiable.
     """
-    for layer in range(start, stop):
-        residual = run_block(model, residual, layer, past=None if past is None else past[layer], mask=mask)
+    with model.hooks(fwd_hooks=list(hooks)):
+        for layer in range(start, stop):
+            residual = run_block(model, residual, layer, past=None if past is None else past[layer], mask=mask)
     return residual
 
 
