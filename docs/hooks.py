@@ -1,0 +1,91 @@
+"""What the site needs beside its pages: measured tables, files of the repository, and equations that need no script.
+
+A line `{{ CHANGELOG.md }}` is that file; `{{ analyses/results/NAME.csv: columns }}` is a table of those columns, made when
+the site is built, so that no number is copied. Paths start at the repository's root.
+"""
+
+import html
+import os
+import re
+from pathlib import Path
+
+import latex2mathml.converter
+import pandas as pd
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+DOCS = Path(__file__).parent.resolve()
+ROOT = DOCS.parent
+COPIES = "repository"  # where files that a page links to, but that are no pages, are in the site
+
+_INCLUDED = re.compile(r"^\{\{ (?P<path>\S+\.md) \}\}$", re.MULTILINE)
+_TABLE = re.compile(r"^\{\{ (?P<path>\S+\.csv): (?P<columns>.+) \}\}$", re.MULTILINE)
+_LINK = re.compile(r"\]\((?!\w+:|#|/)(?P<path>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
+_EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</\1>', re.DOTALL)
+_ENDS = (("{}_low", "{}_high"), ("ci_low", "ci_high"))  # of a column's interval
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Puts files and tables in their places, and makes links to files of the repository links in the site."""
+
+    def links(text: str, folder: Path) -> str:
+        return _LINK.sub(lambda link: _in_site(link, folder, page, config, files), text)
+
+    markdown = links(markdown, DOCS / Path(page.file.src_uri).parent)
+    markdown = _INCLUDED.sub(lambda found: links(_read(found["path"]), (ROOT / found["path"]).parent), markdown)
+    return _TABLE.sub(lambda found: _table(found["path"], found["columns"].split()), markdown)
+
+
+def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Makes MathML of the equations."""
+    return _EQUATION.sub(
+        lambda found: latex2mathml.converter.convert(
+            html.unescape(found["tex"]), display="block" if found[1] == "div" else "inline"
+        ),
+        content,
+    )
+
+
+def _in_site(link: re.Match[str], folder: Path, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """The link, to the copy in the site if it leads to a file that is no page. mkdocs warns of one that leads nowhere."""
+    path = (folder / link["path"]).resolve()
+    if not (path.is_file() and path.is_relative_to(ROOT)):
+        return link[0]
+    if path.is_relative_to(DOCS):
+        uri = path.relative_to(DOCS).as_posix()
+    else:
+        uri = f"{COPIES}/{path.relative_to(ROOT).as_posix()}" + (".txt" if path.suffix == ".md" else "")
+        if files.get_file_from_path(uri) is None:
+            files.append(File.generated(config, uri, abs_src_path=str(path)))
+    return f"]({os.path.relpath(uri, Path(page.file.src_uri).parent)}{link['anchor'] or ''})"
+
+
+def _read(path: str) -> str:
+    if not (ROOT / path).is_file():
+        raise PluginError(f"There is no file {path}, expected one of the repository, counted from its root.")
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def _table(path: str, columns: list[str]) -> str:
+    """Columns of a CSV file as a table in Markdown, each with its interval where the file has one."""
+    if not (ROOT / path).is_file():
+        raise PluginError(f"There is no file {path}, expected a table that an analysis wrote.")
+    frame = pd.read_csv(ROOT / path)
+    if missing := [column for column in columns if column not in frame]:
+        raise PluginError(f"{path} lacks the columns {missing}, expected some of {list(frame)}.")
+    shown = pd.DataFrame({column: frame[column].map(_number) for column in columns})
+    for column in columns:
+        for low, high in ((low.format(column), high.format(column)) for low, high in _ENDS):
+            if {low, high} <= set(frame) and column in ("mean", low.removesuffix("_low")):
+                shown[column] += " (" + frame[low].map(_number) + " to " + frame[high].map(_number) + ")"
+    rows = [columns, ["---"] * len(columns), *shown.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _number(value: object) -> str:
+    """Three digits that count; whole numbers and words as they are."""
+    if isinstance(value, float):
+        return "" if pd.isna(value) else f"{value:.3g}"
+    return str(value)
