@@ -33,8 +33,8 @@ def plain_value(
     rows, _ = pad([model.to_tokens(prompt)[0].tolist() for prompt in prompts])
     ends = torch.tensor([model.to_tokens(prompt).shape[1] for prompt in prompts[:-1]])
     predicting = ends[:, None] - len(target) + torch.arange(len(target))
-    until_subject = [p[: p.rindex(request.subject) + len(request.subject)] for p in prompts]
-    subject = [model.to_tokens(text).shape[1] - 1 for text in until_subject]
+    edited = [_edited_position(model, p, request.subject, config.token, len(given)) for p in prompts[:-1]]
+    edited.append(_edited_position(model, prompts[-1], request.subject, config.token, 0))
     where = torch.arange(len(prompts))
     delta = torch.zeros(model.cfg.d_model, requires_grad=True)
     initial = torch.empty(0)
@@ -43,15 +43,15 @@ def plain_value(
 
     def add(value: Tensor, hook: object) -> Tensor:
         nonlocal initial
-        initial = value[0, subject[0]].detach().clone() if len(initial) == 0 else initial
+        initial = value[0, edited[0]].detach().clone() if len(initial) == 0 else initial
         value = value.clone()
-        value[where, subject] += delta
+        value[where, edited] += delta
         return value
 
     with frozen(model):
         for step in tqdm(range(config.steps), desc="plain v*", unit="step", disable=not progress):
             logits = model.run_with_hooks(rows, fwd_hooks=[(state_name(at, layer), add)]).log_softmax(-1)
-            now = logits[-1, subject[-1]]
+            now = logits[-1, edited[-1]]
             essence = now.detach() if essence is None else essence
             nll = -logits[where[:-1, None], predicting, target].mean()
             kl = nn.functional.kl_div(essence, now, log_target=True, reduction="sum")
@@ -64,3 +64,16 @@ def plain_value(
             with torch.no_grad():
                 delta *= min(1.0, config.clamp_norm_factor * initial.norm() / delta.norm())
     return (initial + delta).detach()
+
+
+def _edited_position(model: HookedTransformer, prompt: str, subject: str, token: str, after: int) -> int:
+    """Counted in tokens of what comes before; `after` characters follow the prompt."""
+    start = prompt.rindex(subject)
+    until = {
+        "subject_first": prompt[:start].rstrip(),
+        "subject_last": prompt[: start + len(subject)],
+        "subject_first_after_last": prompt[: start + len(subject)],
+        "last": prompt[: len(prompt) - after],
+    }[token]
+    read = len(model.tokenizer(until, add_special_tokens=False)["input_ids"]) + model.cfg.default_prepend_bos
+    return read if "first" in token else read - 1

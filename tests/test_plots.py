@@ -12,6 +12,7 @@ from rome_lens.plots import (
     plot_bleed_over,
     plot_comparison,
     plot_convergence,
+    plot_layers_and_tokens,
     plot_scores,
     plot_sequence,
     plot_trace,
@@ -27,6 +28,7 @@ ROLES = [
     "last token",
 ]
 CORRUPTED = 0.125
+ENDS = {"": 0.0, "_low": -0.02, "_high": 0.05}
 LAYERS = 4
 
 
@@ -219,6 +221,31 @@ def test_scores_leave_out_what_the_records_could_not_tell(summary: pd.DataFrame)
     (before, _) = plot_scores(summary.drop(columns=["S", "S_low", "S_high", "NS", "NS_low", "NS_high"])).data
 
     assert list(before.x) == ["ES", "PS"]
+
+
+def test_layers_and_tokens_have_a_panel_for_each_success_and_a_line_for_each_token() -> None:
+    places = [("", -1), ("subject_last", 4), ("subject_first", 2), ("subject_last", 2), ("subject_first", 4)]
+    rows = [
+        {"token": token, "layer": layer}
+        | {f"{metric}{end}": 0.1 * i + by for metric in ("ES", "PS", "NS") for end, by in ENDS.items()}
+        for i, (token, layer) in enumerate(places)
+    ]
+    figure = plot_layers_and_tokens(pd.DataFrame(rows))
+
+    assert [note.text for note in figure.layout.annotations] == [
+        "efficacy (ES)",
+        "paraphrases (PS)",
+        "neighbourhood (NS)",
+    ]
+    legend = ["first subject token", "last subject token", "before the edits"]
+    assert [line.name for line in figure.data] == legend * 3
+    assert [line.name for line in figure.data if line.showlegend] == legend
+    first, last, base = figure.data[:3]
+    assert (list(first.x), list(first.y)) == ([2, 4], pytest.approx([0.2, 0.4]))
+    assert (list(last.x), list(last.y)) == ([2, 4], pytest.approx([0.3, 0.1]))
+    assert (list(base.x), list(base.y)) == ([2, 4], [0, 0])
+    assert list(first.error_y.array) == pytest.approx([0.05] * 2)
+    assert list(first.error_y.arrayminus) == pytest.approx([0.02] * 2)
 
 
 def test_a_sequence_has_a_panel_for_each_measure_and_a_line_for_each_method(sequence: pd.DataFrame) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from transformer_lens import HookedTransformer
 
-from rome_lens.edit.contexts import check_contexts, sample_contexts
+from rome_lens.edit.contexts import EditedToken, check_contexts, check_token, sample_contexts
 
 _WEIGHT_A_NEURON = 15_000 / 16_384  # of MEMIT's authors for GPT-J, by its d_mlp
 
@@ -15,6 +15,8 @@ class SearchConfig:
     """The numbers of the search for v* (Eq. 4): those of the authors' GPT-2 XL runs (kmeng01/rome@0874014, hparams).
 
     Attributes:
+        token: where the fact is looked up, and so which token k* and v* belong to (fact_token): the subject's last one
+            as in the paper, its first one, the first one after it, or the prompt's last one (compared in figure 5).
         contexts: context templates, "{}" first; None: sampled from the model.
         context_lengths: (tokens, how many) of the contexts to sample.
         seed: of that sampling.
@@ -26,6 +28,7 @@ class SearchConfig:
         early_stop_loss: the search stops below this loss (5e-2 in compute_v).
     """
 
+    token: EditedToken = "subject_last"
     contexts: Sequence[str] | None = None
     context_lengths: Sequence[tuple[int, int]] = ((10, 5),)
     seed: int = 0
@@ -37,6 +40,7 @@ class SearchConfig:
     early_stop_loss: float = 0.05
 
     def __post_init__(self) -> None:
+        check_token(self.token)
         if self.contexts is not None:
             check_contexts(self.contexts)
         _check_positive(self, "steps", "learning_rate", "clamp_norm_factor")

@@ -1,12 +1,22 @@
 """Contexts that stand before the prompt while k* and v* are computed (paper section 3.1, the random texts x_j)."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from transformer_lens import HookedTransformer
 
 from rome_lens.edit.texts import sample_texts
 from rome_lens.facts import PLACE, EditRequest, check_template, fill
 from rome_lens.tokens import TokenizedText, tokenize
+
+EditedToken = Literal["subject_first", "subject_last", "subject_first_after_last", "last"]
+"""Which of the prompt's tokens k* and v* belong to, by the names of the authors' code (fact_token)."""
+
+
+def check_token(token: str) -> None:
+    """Raises ValueError unless this is an EditedToken."""
+    if token not in get_args(EditedToken):
+        raise ValueError(f"token is {token!r}, expected one of {', '.join(get_args(EditedToken))}.")
 
 
 def check_contexts(contexts: Sequence[str]) -> None:
@@ -38,10 +48,29 @@ def sample_contexts(
 
 
 def in_context(
-    model: HookedTransformer, request: EditRequest, context: str, after: str = ""
+    model: HookedTransformer,
+    request: EditRequest,
+    context: str,
+    after: str = "",
+    *,
+    token: EditedToken = "subject_last",
 ) -> tuple[TokenizedText, int]:
-    """Context, prompt and `after` as tokens, and the position of the subject's last token."""
+    """Context, prompt and `after` as tokens, and the position of the edited one.
+
+    Raises:
+        ValueError: the prompt has no token after its subject, and that is the one to edit; and as `tokenize`.
+    """
     template = fill(context, request.prompt)
-    text = tokenize(model, fill(template, request.subject) + after)
+    prompt = fill(template, request.subject)
+    text = tokenize(model, prompt + after)
     start = template.index(PLACE)
-    return text, text.covering(start, start + len(request.subject))[-1]
+    subject = text.covering(start, start + len(request.subject))
+    last = text.covering(0, len(prompt))[-1]
+    places = {"subject_first": subject[0], "subject_last": subject[-1], "subject_first_after_last": subject[-1] + 1}
+    position = places.get(token, last)
+    if position > last:
+        raise ValueError(
+            f"The prompt {request.text!r} has no token after its subject {request.subject!r}. Edit another token, such "
+            "as token='subject_last'."
+        )
+    return text, position

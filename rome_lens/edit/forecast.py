@@ -23,8 +23,8 @@ def forecast_bleed_over(
     """How much of what an edit adds at its own prompt it will add at other prompts.
 
     An update adds k @ left @ right to the MLP's output where the key is k. With rank one that is `right` times k . u,
-    so k . u over k* . u tells how much (k* being the key at the subject's last token in the edited prompt, the bare
-    one). For any rank, what is added is compared as a vector.
+    so k . u over k* . u tells how much (k* being the key at the edited token of the edited prompt, the bare one). For
+    any rank, what is added is compared as a vector.
 
     Args:
         model: the model without the edit; it is run, not changed. So an update's effect on the keys of later layers
@@ -91,9 +91,10 @@ def _added(edit: Edit, layer: int, keys: Float[Tensor, "pos d_mlp"]) -> Float[Te
 
 
 def _at_edited_prompts(model: HookedTransformer, edit: Edit, layer: int) -> Float[Tensor, "request d_model"]:
-    """What the edit adds at the subject's last token of each prompt that it was made for."""
+    """What the edit adds at the edited token of each prompt that it was made for."""
     asked = [(request, PLACE) for request in edit.requests]
-    added = _added(edit, layer, subject_activations(model, key_name(layer), layer, asked))
+    token = edit.config.get("token", "subject_last")
+    added = _added(edit, layer, subject_activations(model, key_name(layer), layer, asked, token=token))
     if not (added.norm(dim=-1) > 0).all():
         raise ValueError(
             f"The edit (made on {edit.model}) adds nothing at its own prompt in layer {layer} of "

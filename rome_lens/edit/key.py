@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from rome_lens.edit.contexts import in_context
+from rome_lens.edit.contexts import EditedToken, in_context
 from rome_lens.facts import EditRequest
 from rome_lens.memory import tokens_that_fit
 from rome_lens.models import key_name, run_and_read
@@ -28,10 +28,15 @@ def mlp_keys(
 
 @torch.no_grad()
 def subject_activations(
-    model: HookedTransformer, name: str, layer: int, asked: Sequence[tuple[EditRequest, str]]
+    model: HookedTransformer,
+    name: str,
+    layer: int,
+    asked: Sequence[tuple[EditRequest, str]],
+    *,
+    token: EditedToken = "subject_last",
 ) -> Float[Tensor, "asked width"]:
-    """What passes a hook point of a block at the subject's last token, in float32, for each (request, context)."""
-    located = [in_context(model, request, context) for request, context in asked]
+    """What passes a hook point of a block at the edited token, in float32, for each (request, context)."""
+    located = [in_context(model, request, context, token=token) for request, context in asked]
     rows = [text.ids[: position + 1] for text, position in located]
     device = model.cfg.device
     found: dict[tuple[int, ...], Tensor] = {}
@@ -44,10 +49,15 @@ def subject_activations(
 
 
 def subject_keys(
-    model: HookedTransformer, layer: int, request: EditRequest, contexts: Sequence[str]
+    model: HookedTransformer,
+    layer: int,
+    request: EditRequest,
+    contexts: Sequence[str],
+    *,
+    token: EditedToken = "subject_last",
 ) -> Float[Tensor, "context d_mlp"]:
-    """The MLP's inner activation at the subject's last token, in float32, for the prompt in each context.
+    """The MLP's inner activation at the edited token, in float32, for the prompt in each context.
 
     k* is their mean (Eq. 3).
     """
-    return subject_activations(model, key_name(layer), layer, [(request, context) for context in contexts])
+    return subject_activations(model, key_name(layer), layer, [(request, context) for context in contexts], token=token)

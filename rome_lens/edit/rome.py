@@ -78,7 +78,7 @@ def rome(
     covariance.check(model, layer)
     contexts = config.contexts_for(model)
 
-    keys = subject_keys(model, layer, request, contexts)
+    keys = subject_keys(model, layer, request, contexts, token=config.token)
     mean_key = keys.mean(0)
     direction = covariance.solve(mean_key)
     left = direction / direction.norm()

@@ -47,7 +47,7 @@ def spread(
         so_far = Edit(tuple(Update(edited, *pair) for edited, pair in factors.items()), targets.requests)
         with so_far.applied(model):
             keys = mean_keys(model, layer, targets)
-            missing = sought - subject_states(model, layers[-1], targets.requests)
+            missing = sought - subject_states(model, layers[-1], targets.requests, token=targets.search["token"])
         share = (missing / (len(layers) - done)).cpu()
         factor = form(keys.cpu().double(), covariances[layer]).float()
         if not (factor.isfinite().all() and share.isfinite().all()):
@@ -62,4 +62,5 @@ def spread(
 def mean_keys(model: HookedTransformer, layer: int, targets: MemitTargets) -> Float[Tensor, "request d_mlp"]:
     """k* of each request: its key's mean over the contexts."""
     asked = [(request, context) for request in targets.requests for context in targets.contexts]
-    return subject_activations(model, key_name(layer), layer, asked).unflatten(0, (len(targets.requests), -1)).mean(1)
+    keys = subject_activations(model, key_name(layer), layer, asked, token=targets.search["token"])
+    return keys.unflatten(0, (len(targets.requests), -1)).mean(1)

@@ -1,7 +1,7 @@
-"""What a vector that is added at the subject's last token can change: the rows from that token on, after its block.
+"""What a vector that is added at the edited token can change: the rows from that token on, after its block.
 
-The blocks up to the edited one, and keys and values of the positions before the subject's last token, are computed
-once; logits only where a target token or the essence is predicted.
+The blocks up to the edited one, and keys and values of the positions before the edited token, are computed once;
+logits only where a target token or the essence is predicted.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from rome_lens.edit.contexts import in_context
+from rome_lens.edit.contexts import EditedToken, in_context
 from rome_lens.facts import PLACE, EditRequest
 from rome_lens.models import (
     Hook,
@@ -40,10 +40,10 @@ class Prompts:
 
     Attributes:
         rows: the prompt in each context, and the essence prompt if none of them begins with it.
-        subject: the position of the subject's last token in each row.
+        subject: the position of the edited token, as a rule the subject's last one, in each row.
         target: the target's tokens.
         contexts: how many of the rows predict the target.
-        essence: the row whose prediction after the subject is the essence's.
+        essence: the row whose prediction at the edited token is the essence's.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -58,15 +58,19 @@ class Prompts:
         return len(self.rows) * max(map(len, self.rows))
 
 
-def tokenize_prompts(model: HookedTransformer, request: EditRequest, contexts: Sequence[str]) -> Prompts:
+def tokenize_prompts(
+    model: HookedTransformer, request: EditRequest, contexts: Sequence[str], *, token: EditedToken = "subject_last"
+) -> Prompts:
     """Raises ValueError if the prompt in a context is longer than the model's context."""
     whole, start = tokenize_continuation(model, request.text, request.target)
     target = whole.ids[start:]
     before_last = whole.text[len(request.text) : whole.offsets[-1][0] if len(target) > 1 else len(request.text)]
-    located = [in_context(model, request, context, after=before_last) for context in contexts]
+    located = [in_context(model, request, context, after=before_last, token=token) for context in contexts]
     rows = [text.ids for text, _ in located]
     subject = [position for _, position in located]
-    about, position = in_context(model, EditRequest(ESSENCE_PROMPT, request.subject, request.target), PLACE)
+    about, position = in_context(
+        model, EditRequest(ESSENCE_PROMPT, request.subject, request.target), PLACE, token=token
+    )
     essence = about.ids[: position + 1]
     alike = [i for i, row in enumerate(rows) if subject[i] == position and row[: position + 1] == essence]
     if not alike:
@@ -77,11 +81,11 @@ def tokenize_prompts(model: HookedTransformer, request: EditRequest, contexts: S
 
 @dataclass(frozen=True, eq=False)
 class Tails:
-    """The rows of several requests from the subject's last token on, and all that stays the same in every step.
+    """The rows of several requests from the edited token on, and all that stays the same in every step.
 
     Attributes:
         residual: states after the edited block, right-padded.
-        original: the vector, in float32, that is sought anew: of the subject's last token, in each row.
+        original: the vector, in float32, that is sought anew: of the edited token, in each row.
         past: keys and values of earlier positions at later blocks, left-padded.
         mask: 0 where either is padded.
         request: of each row, its number.

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
 from rome_lens.edit.config import BatchConfig, SearchConfig
+from rome_lens.edit.contexts import EditedToken
 from rome_lens.edit.key import subject_activations
 from rome_lens.edit.value import Value, optimise_values
 from rome_lens.errors import EditError, FormatError
@@ -51,7 +52,7 @@ class MemitTargets:
         """Raises EditError unless the model's states are those that the search began with."""
         if not self.requests:
             return
-        states = subject_states(model, self.layer, self.requests)
+        states = subject_states(model, self.layer, self.requests, token=self.search["token"])
         initial = torch.stack([value.initial for value in self.values]).to(states)
         difference = ((states - initial).norm(dim=-1) / initial.norm(dim=-1)).max().item()
         if not difference < _MOST_DIFFERENCE:
@@ -167,10 +168,11 @@ def memit_targets(
 
 
 def subject_states(
-    model: HookedTransformer, layer: int, requests: Sequence[EditRequest]
+    model: HookedTransformer, layer: int, requests: Sequence[EditRequest], *, token: EditedToken = "subject_last"
 ) -> Float[Tensor, "request d_model"]:
-    """The residual stream after a block at the subject's last token of each bare prompt."""
-    return subject_activations(model, state_name("resid", layer), layer, [(request, PLACE) for request in requests])
+    """The residual stream after a block at the edited token of each bare prompt."""
+    asked = [(request, PLACE) for request in requests]
+    return subject_activations(model, state_name("resid", layer), layer, asked, token=token)
 
 
 def check_requests(requests: Sequence[EditRequest]) -> None:

@@ -71,7 +71,7 @@ def optimise_values(
     tokens_per_batch: int | None = None,
     progress: bool = True,
 ) -> list[Value]:
-    """Finds each request's v* by Adam on a vector that is added at the subject's last token.
+    """Finds each request's v* by Adam on a vector that is added at `config.token`, as a rule the subject's last.
 
     No parameter of the model gets a gradient or is changed.
 
@@ -96,7 +96,7 @@ def optimise_values(
         ValueError: no such layer, or a prompt in a context is longer than the model's context.
     """
     check_layer(model, layer)
-    prompts = [tokenize_prompts(model, request, contexts) for request in requests]
+    prompts = [tokenize_prompts(model, request, contexts, token=config.token) for request in requests]
     if tokens_per_batch is None:
         on_cpu = torch.device(model.cfg.device).type == "cpu"
         tokens_per_batch = 1 if on_cpu else tokens_that_fit(model, blocks_kept=model.cfg.n_layers)

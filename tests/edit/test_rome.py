@@ -43,6 +43,29 @@ def test_after_the_edit_the_mlp_answers_v_star_to_k_star(tiny_model, family, bos
     assert (answer - value).norm() < 1e-4 * value.norm()
 
 
+@pytest.mark.parametrize("token", ["subject_first", "subject_first_after_last", "last"])
+def test_an_edit_at_another_token_answers_there(tiny, token):
+    """k* and v* are both of the token that the config names, and the edit says which."""
+    key = subject_keys(tiny, 1, REQUEST, CONTEXTS, token=token).mean(0)
+    assert (key - subject_keys(tiny, 1, REQUEST, CONTEXTS).mean(0)).norm() > 0.1 * key.norm()
+    config = rl.RomeConfig(token=token, contexts=CONTEXTS)
+    value = optimise_value(tiny, 1, REQUEST, CONTEXTS, config, progress=False).vector
+    edit = edit_of(tiny, token=token)
+    assert edit.config["token"] == token
+    with edit.applied(tiny):
+        answer = mlp_output(tiny, 1, key)
+    assert (answer - value).norm() < 1e-4 * value.norm()
+    forecast = rl.forecast_bleed_over(tiny, edit, [REQUEST.text])
+    assert (forecast["share"] - 1).abs().min() < 1e-4, "the forecast compares with that token"
+
+
+def test_a_token_that_is_not_there_is_refused(tiny):
+    with pytest.raises(ValueError, match=r"token is 'subject', expected one of subject_first, subject_last"):
+        rl.RomeConfig(token="subject")
+    with pytest.raises(ValueError, match=r"has no token after its subject 'The Eiffel Tower'\. Edit another token"):
+        edit_of(tiny, AT_THE_END, token="subject_first_after_last")
+
+
 @pytest.mark.parametrize(("family", "bos"), FAMILIES)
 def test_the_edited_model_says_the_target(tiny_model, family, bos):
     model = tiny_model(family, bos=bos)

@@ -37,6 +37,22 @@ def test_v_star_equals_that_of_whole_forward_passes(tiny_model, family, bos, tar
     assert distance(ours, plain_value(model, 1, request, CONTEXTS, config, at=at)) < 1e-4
 
 
+@pytest.mark.parametrize("token", ["subject_first", "subject_first_after_last", "last"])
+@pytest.mark.parametrize("target", ["Rome", "Antarctica tongue"])
+@pytest.mark.parametrize(("family", "bos"), [("gpt2", False), ("llama", True)])
+def test_v_star_at_another_token_equals_that_of_whole_forward_passes(tiny_model, family, bos, target, token):
+    """Figure 5's other tokens: each moves the position, in the contexts and in the essence prompt, and nothing else."""
+    model = tiny_model(family, bos=bos)
+    config = rl.RomeConfig(token=token, steps=6, learning_rate=0.2)
+    request = rl.EditRequest("{} is in", "The Eiffel Tower", target=target)
+    ours = optimise_value(model, 1, request, CONTEXTS, config, progress=False).vector
+    assert distance(ours, plain_value(model, 1, request, CONTEXTS, config)) < 1e-4
+    assert (
+        distance(ours, optimise_value(model, 1, request, CONTEXTS, rl.RomeConfig(steps=6), progress=False).vector)
+        > 0.01
+    )
+
+
 @pytest.mark.parametrize("tokens_per_batch", [None, 150, 10_000])
 @pytest.mark.parametrize("at", ["mlp", "resid"])
 @pytest.mark.parametrize(("family", "bos"), FAMILIES)
