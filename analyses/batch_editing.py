@@ -15,20 +15,14 @@ from transformer_lens import HookedTransformer
 
 import rome_lens as rl
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
-
-METHODS = ("memit", "emmet", "alphaedit")
+from analyses.methods import BATCH, add_covariances_arguments, kept_covariances
 
 
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
-    arguments.add_argument("--methods", choices=METHODS, nargs="+", default=METHODS)
-    arguments.add_argument("--layers", type=int, nargs="+", default=[2, 3, 4, 5, 6])
-    arguments.add_argument(
-        "--covariances", type=Path, default=Path("results/covariances"), help="layer4.safetensors..."
-    )
-    arguments.add_argument("--texts", type=Path, help="a text file, for the covariances that are not there yet")
-    arguments.add_argument("--tokens", type=int, default=100_000, help="tokens of it to use")
+    arguments.add_argument("--methods", choices=BATCH, nargs="+", default=list(BATCH))
+    add_covariances_arguments(arguments, layers=[2, 3, 4, 5, 6])
     arguments.add_argument(
         "--covariance-weight", type=float, help="of MEMIT; 15,000 of GPT-J's d_mlp, scaled to the model's, if absent"
     )
@@ -62,20 +56,6 @@ def main() -> None:
     print(summary[["method", "n", "S", "ES", "PS", "NS", "EM", "PM", "NM"]].round(3).to_string(index=False))
 
 
-def kept_covariances(model: HookedTransformer, options: argparse.Namespace) -> dict[int, rl.KeyCovariance]:
-    """Those in the folder, and those that are missing there, collected from the text."""
-    paths = {layer: options.covariances / f"layer{layer}.safetensors" for layer in options.layers}
-    missing = [layer for layer, path in paths.items() if not path.exists()]
-    if missing:
-        if options.texts is None:
-            raise SystemExit(f"{options.covariances} has no covariances of the layers {missing}. Give --texts FILE.")
-        texts = rl.texts_from_file(options.texts)
-        made = rl.collect_covariance(model, missing, texts=texts, tokens=options.tokens)
-        for layer in missing:
-            made[layer].save(paths[layer])
-    return {layer: rl.KeyCovariance.load(path) for layer, path in paths.items()}
-
-
 def described(method: str, options: argparse.Namespace) -> str:
     """The method with its numbers: what its rows are known by."""
     numbers = {
@@ -94,16 +74,14 @@ def computed(
     targets: rl.MemitTargets,
 ) -> rl.Edit:
     """The edit of the method, with the options' numbers."""
-    requests, layers = targets.requests, options.layers
-    if method == "memit":
-        memit = rl.MemitConfig(layers=layers, covariance_weight=options.covariance_weight)
-        return rl.memit(model, requests, covariances=covariances, targets=targets, config=memit)
-    if method == "emmet":
-        emmet = rl.EmmetConfig(layers=layers)
-        return rl.emmet(model, requests, covariances=covariances, targets=targets, config=emmet)
-    threshold, ridge = options.null_space_threshold, options.ridge
-    alphaedit = rl.AlphaEditConfig(layers=layers, null_space_threshold=threshold, ridge=ridge)
-    return rl.alphaedit(model, requests, covariances=covariances, targets=targets, config=alphaedit)
+    numbers = {
+        "memit": {"covariance_weight": options.covariance_weight},
+        "emmet": {},
+        "alphaedit": {"null_space_threshold": options.null_space_threshold, "ridge": options.ridge},
+    }
+    edit, config = BATCH[method]
+    config = config(layers=options.layers, **numbers[method])
+    return edit(model, targets.requests, covariances=covariances, targets=targets, config=config)
 
 
 if __name__ == "__main__":

@@ -1,38 +1,96 @@
 """The editing methods that analyses compare, by name."""
 
-from collections.abc import Callable
-from dataclasses import replace
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformer_lens import HookedTransformer
 
 import rome_lens as rl
-from rome_lens.evaluate.sequence import Method
+from rome_lens.evaluate.records import Method
 
 PRESETS: dict[str, Callable[[], rl.RomeConfig]] = {"consistent": rl.RomeConfig, "reference": rl.RomeConfig.reference}
 FINETUNING = {"ft": rl.FinetuneConfig(), "ft+l": rl.FinetuneConfig.constrained(max_change=2e-3)}  # see there
-CHOICES = (*PRESETS, *FINETUNING, "kn", "mend")
+BATCH: dict[str, tuple[Callable[..., rl.Edit], Callable[..., Any]]] = {
+    "memit": (rl.memit, rl.MemitConfig),
+    "emmet": (rl.emmet, rl.EmmetConfig),
+    "alphaedit": (rl.alphaedit, rl.AlphaEditConfig),
+}
+QUIET: dict[str, Any] = {"on_unhealthy": "ignore", "progress": False}
+CHOICES = (*PRESETS, *FINETUNING, "kn", "mend", *BATCH)
 
 
-def chosen_method(
-    name: str, model: HookedTransformer, covariance: rl.KeyCovariance | None, mend_editor: Path | None = None
-) -> Method:
-    """ROME with contexts that are sampled once, before the first edit; or one of the baselines.
+def add_method_arguments(arguments: argparse.ArgumentParser, default: Sequence[str] = ("consistent",)) -> None:
+    """Which methods an analysis compares, and what they need."""
+    arguments.add_argument("--methods", nargs="+", choices=CHOICES, default=list(default))
+    arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance for ROME; the shipped one if absent")
+    arguments.add_argument("--mend-editor", type=Path, help="what analyses.train_mend saved; for mend")
+    add_covariances_arguments(arguments, layers=[2, 3, 4, 5, 6])
 
-    Raises:
-        ValueError: the method is "mend", and no editor's file is given.
-    """
+
+def add_covariances_arguments(arguments: argparse.ArgumentParser, layers: list[int]) -> None:
+    """The layers for methods that need a covariance of each, and where these are."""
+    arguments.add_argument("--layers", type=int, nargs="+", default=layers)
+    arguments.add_argument(
+        "--covariances", type=Path, default=Path("results/covariances"), help="layer4.safetensors..."
+    )
+    arguments.add_argument("--texts", type=Path, help="a text file, for the covariances that are not there yet")
+    arguments.add_argument("--tokens", type=int, default=100_000, help="tokens of it to use")
+
+
+def kept_covariances(model: HookedTransformer, options: argparse.Namespace) -> dict[int, rl.KeyCovariance]:
+    """Those in the folder, and those that are missing there, collected from the text."""
+    paths = {layer: options.covariances / f"layer{layer}.safetensors" for layer in options.layers}
+    missing = [layer for layer, path in paths.items() if not path.exists()]
+    if missing:
+        if options.texts is None:
+            raise SystemExit(f"{options.covariances} has no covariances of the layers {missing}. Give --texts FILE.")
+        texts = rl.texts_from_file(options.texts)
+        made = rl.collect_covariance(model, missing, texts=texts, tokens=options.tokens)
+        for layer in missing:
+            made[layer].save(paths[layer])
+    return {layer: rl.KeyCovariance.load(path) for layer, path in paths.items()}
+
+
+def chosen_methods(model: HookedTransformer, options: argparse.Namespace) -> dict[str, Method]:
+    """The methods that the options of `add_method_arguments` name."""
+    methods = {name: _method(name, model, options) for name in options.methods if name not in BATCH}
+    if not set(options.methods) <= set(methods):
+        single = _OneAtATime(kept_covariances(model, options))
+        methods |= {name: partial(single, name) for name in options.methods if name in BATCH}
+    return {name: methods[name] for name in options.methods}
+
+
+def _method(name: str, model: HookedTransformer, options: argparse.Namespace) -> Method:
     if name in FINETUNING:
-        return partial(rl.finetune, config=FINETUNING[name], on_unhealthy="ignore", progress=False)
+        return partial(rl.finetune, config=FINETUNING[name], **QUIET)
     if name == "kn":
-        return partial(rl.kn, on_unhealthy="ignore", progress=False)
+        return partial(rl.kn, **QUIET)
     if name == "mend":
-        if mend_editor is None:
-            raise ValueError(
-                "MEND needs a trained editor. Train one (analyses.train_mend) and give --mend-editor PATH."
-            )
-        return partial(rl.mend, editor=rl.Mend.load(mend_editor, device=model.cfg.device), on_unhealthy="ignore")
-    config = PRESETS[name]()
+        if options.mend_editor is None:
+            raise SystemExit("mend needs a trained editor. Train one (analyses.train_mend) and give --mend-editor.")
+        return partial(
+            rl.mend, editor=rl.Mend.load(options.mend_editor, device=model.cfg.device), on_unhealthy="ignore"
+        )
+    covariance = rl.KeyCovariance.load(options.covariance) if options.covariance else None
+    config = PRESETS[name]()  # its contexts are sampled once, before the first edit
     config = replace(config, contexts=rl.sample_contexts(model, config.context_lengths, seed=config.seed))
-    return partial(rl.rome, covariance=covariance, config=config, on_unhealthy="ignore", progress=False)
+    return partial(rl.rome, covariance=covariance, config=config, **QUIET)
+
+
+@dataclass
+class _OneAtATime:
+    """The methods for batches, each with a batch of one. What they share is searched for once for a request."""
+
+    covariances: Mapping[int, rl.KeyCovariance]
+    last: dict[rl.EditRequest, rl.MemitTargets] = field(default_factory=dict)
+
+    def __call__(self, name: str, model: HookedTransformer, request: rl.EditRequest) -> rl.Edit:
+        if request not in self.last:
+            self.last = {request: rl.memit_targets(model, [request], layer=max(self.covariances), progress=False)}
+        edit, config = BATCH[name]
+        given = {"covariances": self.covariances, "targets": self.last[request]}
+        return edit(model, [request], config=config(layers=sorted(self.covariances)), **given, **QUIET)

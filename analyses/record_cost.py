@@ -16,8 +16,8 @@ from transformer_lens import HookedTransformer
 import rome_lens as rl
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
 from analyses.measuring import matrix_product_speed, measured
-from analyses.methods import CHOICES, chosen_method
-from rome_lens.evaluate.sequence import Method
+from analyses.methods import add_method_arguments, chosen_methods
+from rome_lens.evaluate.records import Method
 
 
 def record_cost(model: HookedTransformer, records: Sequence[rl.EditRecord], method: Method) -> tuple[float, float]:
@@ -35,7 +35,7 @@ def record_cost(model: HookedTransformer, records: Sequence[rl.EditRecord], meth
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
-    arguments.add_argument("--method", choices=CHOICES, default="consistent")
+    add_method_arguments(arguments)
     arguments.add_argument("--parameters", type=float, default=6.05e9, help="of the larger model; GPT-J's")
     arguments.add_argument("--total", type=int, default=21_919, help="records to evaluate; CounterFact's")
     arguments.add_argument("--peak", type=float, default=19.5e12, help="operations a second; an A100's in float32")
@@ -44,21 +44,25 @@ def main() -> None:
     options = arguments.parse_args()
 
     model = rl.load_model(options.model)
-    operations, seconds = record_cost(model, chosen_records(options), chosen_method(options.method, model, None))
+    records, speed = chosen_records(options), matrix_product_speed()
     parameters = sum(parameter.numel() for parameter in {p.data_ptr(): p for p in model.parameters()}.values())
-    larger = operations / parameters * options.parameters
-    share = operations / seconds / matrix_product_speed()
-    row = {
-        "operations_per_record": operations,
-        "seconds_per_record": seconds,
-        "share_of_peak": share,
-        "parameters": parameters,
-        "larger_operations_per_record": larger,
-        "larger_seconds_per_record": larger / (share * options.peak),
-        "larger_days_of_one_worker": larger / (share * options.peak) * options.total / 86_400,
-    }
-    write_csv(pd.DataFrame([row]), options.out)
-    print(pd.Series(row).to_string(float_format="{:.4g}".format))
+    rows = []
+    for name, method in chosen_methods(model, options).items():
+        operations, seconds = record_cost(model, records, method)
+        larger, share = operations / parameters * options.parameters, operations / seconds / speed
+        row = {
+            "method": name,
+            "operations_per_record": operations,
+            "seconds_per_record": seconds,
+            "share_of_peak": share,
+            "parameters": parameters,
+            "larger_operations_per_record": larger,
+            "larger_seconds_per_record": larger / (share * options.peak),
+            "larger_days_of_one_worker": larger / (share * options.peak) * options.total / 86_400,
+        }
+        rows.append(row)
+    write_csv(pd.DataFrame(rows), options.out)
+    print(pd.DataFrame(rows).T.to_string(header=False))
 
 
 if __name__ == "__main__":

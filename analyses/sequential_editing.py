@@ -1,6 +1,6 @@
 """Many edits on top of each other: what is left of the earlier ones, of their neighbours and of the language model.
 
-Every preset has a folder below --out that keeps its edits and rows; a run that was stopped goes on from there. Presets
+Every method has a folder below --out that keeps its edits and rows; a run that was stopped goes on from there. Methods
 may run in several processes at once, and the table and the figure are made of all that is in --out.
 """
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 import rome_lens as rl
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
-from analyses.methods import CHOICES, PRESETS, chosen_method
+from analyses.methods import PRESETS, add_method_arguments, chosen_methods
 from rome_lens.files import new_file
 
 
@@ -31,9 +31,8 @@ def write_results(out: Path) -> pd.DataFrame:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
-    arguments.add_argument("--presets", nargs="*", choices=CHOICES, default=list(PRESETS), help="none: only the table")
-    arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
-    arguments.add_argument("--texts", type=Path, help="a text file for the perplexity, which is left out if absent")
+    add_method_arguments(arguments, default=list(PRESETS))
+    arguments.add_argument("--perplexity-texts", type=Path, help="a text file; without it there is no perplexity")
     arguments.add_argument("--perplexity-tokens", type=int, default=20_000, help="how much of it to read")
     arguments.add_argument("--checkpoints", type=int, nargs="+", default=[1, 10, 25, 50, 100])
     arguments.add_argument("--stop-factor", type=float, help="stop when the perplexity is so many times the first one")
@@ -41,22 +40,20 @@ def main() -> None:
     add_record_arguments(arguments, count=100)
     options = arguments.parse_args()
 
-    if options.presets:
-        model = rl.load_model(options.model)
-        covariance = rl.KeyCovariance.load(options.covariance) if options.covariance else None
-        text = options.texts.read_text(encoding="utf-8") if options.texts else None
-    for preset in options.presets:
+    model = rl.load_model(options.model)
+    text = "".join(rl.texts_from_file(options.perplexity_texts)) if options.perplexity_texts else None
+    for name, method in chosen_methods(model, options).items():
         sequence = rl.rome_sequence(
             model,
             chosen_records(options),
-            out=options.out / preset,
-            method=chosen_method(preset, model, covariance),
+            out=options.out / name,
+            method=method,
             checkpoints=options.checkpoints,
             text=text,
             perplexity_tokens=options.perplexity_tokens,
             stop=rl.StopRule(perplexity_factor=options.stop_factor),
         )
-        print(f"{preset}: {sequence.stopped or 'all edits were made'}")
+        print(f"{name}: {sequence.stopped or 'all edits were made'}")
     columns = ["method", "edits", "n", "S", "ES", "PS", "NS", "base_NS", "perplexity", "norm_growth"]
     print(write_results(options.out)[columns].round(3).to_string(index=False))
 

@@ -5,11 +5,9 @@ kept in the folder `--out` as they are measured, so that a run that was stopped 
 beside it as OUT.csv, and the rows as OUT.records.csv.
 """
 
-from pathlib import Path
-
 import rome_lens as rl
 from analyses.files import add_run_arguments, parser, run_options, write_scores
-from analyses.methods import CHOICES, chosen_method
+from analyses.methods import add_method_arguments, chosen_methods
 
 BENCHMARKS = {"zsre": (rl.load_zsre, rl.score_zsre), "knowedit": (rl.load_knowedit, rl.score_knowedit)}
 
@@ -19,9 +17,7 @@ def main() -> None:
     arguments.add_argument("records", help="a file of the benchmark; wiki_recent and wiki_counterfact are downloaded")
     arguments.add_argument("--benchmark", choices=BENCHMARKS, default="zsre", help="which schema and scores")
     arguments.add_argument("--model", default="smollm2-135m")
-    arguments.add_argument("--methods", nargs="+", choices=CHOICES, default=["consistent"])
-    arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
-    arguments.add_argument("--mend-editor", type=Path, help="what analyses.train_mend saved; for mend")
+    add_method_arguments(arguments)
     arguments.add_argument("--skip", type=int, default=0, help="how many records to leave out at the start")
     arguments.add_argument("--count", type=int, default=30, help="how many records")
     add_run_arguments(arguments, out="results/table1_zsre")
@@ -30,11 +26,10 @@ def main() -> None:
     load, score = BENCHMARKS[options.benchmark]
     records = load(options.records, strict=False)[options.skip : options.skip + options.count]
     model = rl.load_model(options.model)
-    covariance = rl.KeyCovariance.load(options.covariance) if options.covariance else None
     frame = rl.run_evaluation(
         model if options.engine == "local" else options.model,
         records,
-        {name: chosen_method(name, model, covariance, options.mend_editor) for name in options.methods},
+        chosen_methods(model, options),
         score=score,
         before=rl.locality_predictions,
         **run_options(options),

@@ -13,7 +13,7 @@ from transformer_lens import HookedTransformer
 
 import rome_lens as rl
 from analyses.files import add_record_arguments, add_run_arguments, chosen_records, parser, run_options, write_scores
-from analyses.methods import CHOICES, chosen_method
+from analyses.methods import add_method_arguments, chosen_methods
 
 
 def score_with_texts(
@@ -26,21 +26,18 @@ def score_with_texts(
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
-    arguments.add_argument("--methods", nargs="+", choices=CHOICES, default=["consistent"])
-    arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
-    arguments.add_argument("--mend-editor", type=Path, help="what analyses.train_mend saved; for mend")
+    add_method_arguments(arguments)
     arguments.add_argument("--snippets", type=Path, help="texts in attribute_snippets.json's schema; takes far longer")
     add_run_arguments(arguments, out="results/table4_counterfact")
     add_record_arguments(arguments, count=30)
     options = arguments.parse_args()
 
     model = rl.load_model(options.model)
-    covariance = rl.KeyCovariance.load(options.covariance) if options.covariance else None
     references = rl.ReferenceTexts.fit(rl.load_attribute_snippets(options.snippets)) if options.snippets else None
     frame = rl.run_evaluation(
         model if options.engine == "local" else options.model,
         chosen_records(options),
-        {name: chosen_method(name, model, covariance, options.mend_editor) for name in options.methods},
+        chosen_methods(model, options),
         score=partial(score_with_texts, references=references) if references else rl.score_record,
         **run_options(options),
     )

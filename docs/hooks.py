@@ -1,7 +1,7 @@
 """What the site needs beside its pages: measured tables, files of the repository, and equations that need no script.
 
-A line `{{ CHANGELOG.md }}` is that file; `{{ analyses/results/NAME.csv: columns }}` is a table of those columns, made when
-the site is built, so that no number is copied. Paths start at the repository's root.
+A line `{{ CHANGELOG.md }}` is that file; `{{ analyses/results/NAME.csv: columns }}` is a table of those columns, made
+when the site is built, so that no number is copied. Paths start at the repository's root.
 """
 
 import html
@@ -49,7 +49,7 @@ def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Fi
 
 
 def _in_site(link: re.Match[str], folder: Path, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The link, to the copy in the site if it leads to a file that is no page. mkdocs warns of one that leads nowhere."""
+    """The link, to the site's copy of a file that is no page. mkdocs warns of a link that leads nowhere."""
     path = (folder / link["path"]).resolve()
     if not (path.is_file() and path.is_relative_to(ROOT)):
         return link[0]

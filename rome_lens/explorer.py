@@ -1,7 +1,8 @@
 """A widget for notebooks: trace a fact, click a state to restore it, rewrite the fact, and take that back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +69,10 @@ class Explorer:
             UnavailableError: ipywidgets or anywidget is not installed.
         """
         widgets, go = _libraries()
-        self.model, self.trace, self.edit = model, None, None
-        self._config, self._covariance, self._options = config, covariance, {"samples": samples, "window": window}
+        self.model = model
+        self.trace: CausalTrace | None = None
+        self.edit: Edit | None = None
+        self._config, self._covariance, self._samples, self._window = config, covariance, samples, window
         self._corruption = GaussianNoise()
         self._applied: AppliedEdit | None = None
         wide = widgets.Layout(width="34em")
@@ -115,17 +118,24 @@ class Explorer:
             ValueError: as `causal_trace`.
         """
         _, go = _libraries()
-        self.trace = causal_trace(
-            self.model, self.fact, kind=self._kind.value, corruption=self._corruption, progress=False, **self._options
+        trace = causal_trace(
+            self.model,
+            self.fact,
+            kind=self._kind.value,
+            window=self._window,
+            samples=self._samples,
+            corruption=self._corruption,
+            progress=False,
         )
-        self._figure = go.FigureWidget(plot_trace(self.trace.to_frame(), answer=self.trace.answer))
+        self.trace = trace
+        self._figure = go.FigureWidget(plot_trace(trace.to_frame(), answer=trace.answer))
         self._figure.data[0].on_click(self._cell_clicked)
         self._figure_box.children = [self._figure]
         self._restored.value = (
-            f"{_quoted(self.trace.answer)}: {self.trace.clean:.3f} clean, {self.trace.corrupted:.3f} corrupted. "
+            f"{_quoted(trace.answer)}: {trace.clean:.3f} clean, {trace.corrupted:.3f} corrupted. "
             "Click a cell to restore that state alone."
         )
-        return self.trace
+        return trace
 
     def restore(self, position: int, layer: int) -> pd.DataFrame:
         """Shows what the model says when the state at this token and layer is restored in the corrupted run.
@@ -141,8 +151,9 @@ class Explorer:
         if self.trace is None:
             raise ValueError("There is no trace yet. Trace first.")
         state = State(self.trace.kind, position, layer)
-        fact, samples = self.fact, self._options["samples"]
-        found = predict_restored(self.model, fact, [state], samples=samples, corruption=self._corruption)
+        found = predict_restored(
+            self.model, self.trace.fact, [state], samples=self._samples, corruption=self._corruption
+        )
         where = f"{_quoted(self.trace.tokens[position])}, layer {layer}"
         self._restored.value = f"Restored at {where}:" + _table(found)
         return found
@@ -157,12 +168,14 @@ class Explorer:
         self.undo()
         fact = self.fact
         request = EditRequest(fact.prompt, fact.subject, self._target.value.strip())
-        options = {
-            "config": self._config,
-            "covariance": self._covariance,
-            "on_unhealthy": "ignore",
-        }  # it is shown below
-        edit = rome(self.model, request, progress=False, **options)
+        edit = rome(
+            self.model,
+            request,
+            config=self._config,
+            covariance=self._covariance,
+            on_unhealthy="ignore",  # its problems are shown below
+            progress=False,
+        )
         prompts = [fact.text, *filter(None, map(str.strip, self._watched.value.splitlines()))]
         compared = compare_models(self.model, edit, prompts, progress=False)
         self.edit, self._applied = edit, edit.apply(self.model)
@@ -188,7 +201,7 @@ class Explorer:
 
     def _cell_clicked(self, heatmap: Any, points: Any, state: object) -> None:
         for position, layer in zip(points.ys, points.xs, strict=True):
-            self._clicked(lambda position=position, layer=layer: self.restore(position, layer))()
+            self._clicked(partial(self.restore, position, layer))()
 
     def _clicked(self, work: Callable[[], object]) -> Callable[..., None]:
         """Does the work while the buttons rest, and shows an error in its place."""
@@ -203,7 +216,8 @@ class Explorer:
         return run
 
     @contextmanager
-    def _busy(self):  # type: ignore[no-untyped-def]
+    def _busy(self) -> Iterator[None]:
+        """The buttons rest, and the status says that something runs."""
         self._status.value = "Running ..."
         for button in self._buttons.values():
             button.disabled = True

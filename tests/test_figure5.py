@@ -1,9 +1,6 @@
-"""The sweep over layers and tokens: every cell once, whatever was done before."""
-
-from dataclasses import replace
+"""The sweep over layers and tokens edits where its rows say."""
 
 import pandas as pd
-import pytest
 
 import rome_lens as rl
 from analyses import figure5_layers_and_tokens as figure5
@@ -16,33 +13,17 @@ RECORDS = [
 ]
 
 
-def test_a_stopped_sweep_goes_on_and_does_no_edit_twice(tiny, tmp_path, monkeypatch):
-    """Stopped in the middle of the second edit, and run again: the same scores as in one go, one edit for each cell."""
+def test_each_cell_is_edited_where_its_row_says_and_scored_once(tiny, tmp_path):
     covariances = {layer: covariance_of(tiny, layer) for layer in (0, 1)}
-    edits: list[tuple[int, str, str]] = []
-    plain = rl.rome
-
-    def counted(model, request, *, config, **options):
-        if len(edits) == stop:
-            raise KeyboardInterrupt
-        edits.append((config.layer, config.token, request.subject))
-        return plain(model, request, config=replace(config, steps=2), **options)
-
-    monkeypatch.setattr(rl, "rome", counted)
-
-    def swept(name: str) -> pd.DataFrame:
-        return figure5.sweep(tiny, RECORDS, covariances, TOKENS, CONTEXTS, tmp_path / name)
-
-    stop = 1
-    with pytest.raises(KeyboardInterrupt):
-        swept("stopped.csv")
-    stop = -1
-    resumed = swept("stopped.csv")
-    assert len(edits) == len(set(edits)) == 2 * 2 * 2
-    once = swept("once.csv")
-    pd.testing.assert_frame_equal(
-        resumed.reset_index(drop=True), once.reset_index(drop=True), check_dtype=False, atol=1e-5
-    )
-    assert set(once["method"]) == {"base", *(f"{token}, layer {layer}" for token in TOKENS for layer in (0, 1))}
-    assert len(swept("once.csv")) == len(once)
-    assert len(edits) == 2 * 8
+    methods = figure5.methods_of_cells(covariances, TOKENS, CONTEXTS)
+    configs = {name: method(tiny, REQUEST).config for name, method in methods.items()}
+    rows = rl.run_evaluation(tiny, RECORDS, methods, out=tmp_path / "records", progress=False)
+    summary = figure5.with_cells(rl.summarize(rows)).set_index("method")
+    assert list(summary.index) == ["base", *methods]
+    assert (summary.loc["base", "token"], summary.loc["base", "layer"]) == ("", -1)
+    for name, config in configs.items():
+        assert (summary.loc[name, "token"], summary.loc[name, "layer"]) == (config["token"], config["layer"])
+    cells = summary.drop(index="base")[["token", "layer"]]
+    expected = pd.MultiIndex.from_product([(0, 1), TOKENS])
+    assert set(zip(cells["layer"], cells["token"], strict=True)) == set(expected)
+    assert (summary["n"] == len(RECORDS)).all()

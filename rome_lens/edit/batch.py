@@ -62,8 +62,9 @@ def memit(
         ValueError: no or contradicting requests, a bad layer, targets of another edit, or a model that norms its MLPs'
             outputs.
     """
-    config = (MemitConfig() if config is None else config).scaled(model.cfg.d_mlp)
-    form = partial(memit_factor, weight=config.covariance_weight)
+    config = MemitConfig() if config is None else config
+    weight = config.weight(model.cfg.d_mlp)
+    config, form = replace(config, covariance_weight=weight), partial(memit_factor, weight=weight)
     problem = _Batch("memit", form, True, requests, covariances, config)
     return _write(model, problem, targets, on_unhealthy, progress)
 

@@ -1,7 +1,7 @@
 """The numbers of the edits, each with its source."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from transformer_lens import HookedTransformer
 
@@ -114,11 +114,9 @@ class MemitConfig(BatchConfig):
         if self.covariance_weight is not None:
             _check_positive(self, "covariance_weight")
 
-    def scaled(self, d_mlp: int) -> "MemitConfig":
-        """With the weight for this width, unless one was given."""
-        if self.covariance_weight is not None:
-            return self
-        return replace(self, covariance_weight=_WEIGHT_A_NEURON * d_mlp)
+    def weight(self, d_mlp: int) -> float:
+        """The weight that was given, or the one for this width."""
+        return _WEIGHT_A_NEURON * d_mlp if self.covariance_weight is None else self.covariance_weight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -219,8 +219,8 @@ def test_numbers_that_have_to_be_positive(config, number):
 
 def test_memit_weighs_the_covariance_by_the_width_unless_told(tiny):
     """GPT-J gets the authors' number; the edit says what was used."""
-    assert rl.MemitConfig().scaled(16_384).covariance_weight == pytest.approx(15_000)
-    assert rl.MemitConfig(covariance_weight=3.0).scaled(16_384).covariance_weight == 3.0
+    assert rl.MemitConfig().weight(16_384) == pytest.approx(15_000)
+    assert rl.MemitConfig(covariance_weight=3.0).weight(16_384) == 3.0
     config = rl.MemitConfig(**FAR)
     options = {"covariances": covariances_of(tiny), "targets": found(tiny), "on_unhealthy": "ignore"}
     edit = rl.memit(tiny, REQUESTS, config=config, progress=False, **options)
