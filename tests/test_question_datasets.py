@@ -59,6 +59,16 @@ def test_a_zsre_record_takes_the_first_answer_and_asks_the_locality_question(tmp
     assert records[0].case_id == 0
 
 
+def test_a_zsre_record_can_take_the_alternative_that_mend_is_trained_on(tmp_path):
+    path = write(tmp_path, [ZSRE])
+    (answered,), (alternative,) = rl.load_zsre(path), rl.load_zsre(path, target="alt")
+    assert alternative.request.target == "Vueling Holdings"
+    assert alternative.request.text == answered.request.text
+    assert (alternative.paraphrase_prompts, alternative.locality) == (answered.paraphrase_prompts, answered.locality)
+    with pytest.raises(FormatError, match="lacks the field 'alt'"):
+        rl.load_zsre(write(tmp_path, [without(ZSRE, "alt")]), target="alt")
+
+
 def test_a_knowedit_question_has_its_first_alias_and_none_without_an_answer_is_kept(tmp_path):
     (record,) = rl.load_knowedit(write(tmp_path, [KNOWEDIT]))
     assert record.request == EditRequest("The number of children {} has is", "Claire Froggatt", "3")
