@@ -34,6 +34,7 @@ from rome_lens.errors import CovarianceError, DataWarning, EditError, EditWarnin
 from rome_lens.evaluate.compare import ModelComparison, compare_models
 from rome_lens.evaluate.counterfact import score_record
 from rome_lens.evaluate.generation import ReferenceTexts, generate_texts, score_generation
+from rome_lens.evaluate.harness import run_harness
 from rome_lens.evaluate.knowedit import score_knowedit
 from rome_lens.evaluate.perplexity import perplexity
 from rome_lens.evaluate.predictions import Prediction, locality_predictions
@@ -165,6 +166,7 @@ __all__ = [
     "rome",
     "rome_sequence",
     "run_evaluation",
+    "run_harness",
     "same_length_subject",
     "sample_contexts",
     "score_generation",

@@ -49,13 +49,22 @@ def teacher_forced(
         ValueError: a continuation has no tokens, or is longer than the model's context with its prompt.
     """
     encoded = [tokenize_continuation(model, c.prompt, c.text) for c in continuations]
-    inputs = [text.ids[:-1] for text, _ in encoded]
+    rows = [(text.ids, start) for text, start in encoded]
+    yield from teacher_forced_rows(model, rows, tokens_per_batch=tokens_per_batch)
+
+
+def teacher_forced_rows(
+    model: HookedTransformer, rows: Sequence[tuple[tuple[int, ...], int]], *, tokens_per_batch: int = 4096
+) -> Iterator[tuple[list[int], list[int], Float[Tensor, "token d_vocab"], Int[Tensor, " token"]]]:
+    """`teacher_forced` for texts that are tokens already, each with the position where what is asked for starts."""
+    inputs = [ids[:-1] for ids, _ in rows]
     for batch in batches(sorted(set(inputs), key=len), tokens_per_batch):
         states = dict(zip(batch, run_tree(model, batch), strict=True))
         here = [i for i, ids in enumerate(inputs) if ids in states]
-        needed = torch.cat([states[inputs[i]][encoded[i][1] - 1 :] for i in here])
-        wanted = torch.tensor([t for i in here for t in encoded[i][0].ids[encoded[i][1] :]], device=needed.device)
-        lengths = [len(inputs[i]) + 1 - encoded[i][1] for i in here]
+        asked = [rows[i][0][rows[i][1] :] for i in here]
+        needed = torch.cat([states[inputs[i]][rows[i][1] - 1 :] for i in here])
+        wanted = torch.tensor([token for tokens in asked for token in tokens], device=needed.device)
+        lengths = [len(tokens) for tokens in asked]
         yield here, lengths, logits(model, needed), wanted
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import rome_lens as rl
+from rome_lens.edit.contexts import check_token
 from rome_lens.edit.key import subject_keys
 from rome_lens.edit.value import optimise_value
 from rome_lens.models import mlp_output
@@ -61,7 +62,7 @@ def test_an_edit_at_another_token_answers_there(tiny, token):
 
 def test_a_token_that_is_not_there_is_refused(tiny):
     with pytest.raises(ValueError, match=r"token is 'subject', expected one of subject_first, subject_last"):
-        rl.RomeConfig(token="subject")
+        check_token("subject")
     with pytest.raises(ValueError, match=r"has no token after its subject 'The Eiffel Tower'\. Edit another token"):
         edit_of(tiny, AT_THE_END, token="subject_first_after_last")
 
