@@ -20,7 +20,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --cov --cov-report=term-missing
+	$(BIN)/pytest --numprocesses=2 --dist=loadgroup --cov --cov-report=term-missing
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,7 @@
 """Fixtures: tiny random models, and SmolLM2-135M loaded once for all tests that need it."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,16 @@ import rome_lens as rl
 from tests.tiny import save_model
 
 GOLDEN = Path(__file__).parent / "golden"
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of SmolLM2 go to the same process, which loads it once."""
+    for item in items:
+        if item.get_closest_marker("smollm2"):
+            item.add_marker(pytest.mark.xdist_group("smollm2"))
 
 
 @pytest.fixture(autouse=True, scope="session")
