@@ -15,6 +15,7 @@ from rome_lens.evaluate.counterfact import score_record
 from rome_lens.facts import EditRequest
 
 BASE = "base"
+COLUMNS = ["case_id", "method", "metric", "value", "error"]
 
 
 @runtime_checkable
@@ -135,7 +136,7 @@ def measure(
 
 def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
     """Rows as the frame that `evaluate` gives."""
-    return pd.DataFrame(rows, columns=["case_id", "method", "metric", "value", "error"])
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def warn_of_failures(frame: pd.DataFrame) -> None:

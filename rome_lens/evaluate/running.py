@@ -18,6 +18,7 @@ from rome_lens.errors import FormatError
 from rome_lens.evaluate.counterfact import score_record
 from rome_lens.evaluate.records import (
     BASE,
+    COLUMNS,
     Method,
     Row,
     Scorer,
@@ -158,7 +159,7 @@ def _in_order(rows: pd.DataFrame, case_ids: Sequence[int], methods: Sequence[str
         "case_id": {case_id: i for i, case_id in enumerate(case_ids)},
     }
     order = np.lexsort([chosen[name].map(place) for name, place in places.items()])
-    return chosen.iloc[order].reset_index(drop=True)[list(as_frame([]).columns)]
+    return chosen.iloc[order].reset_index(drop=True)[COLUMNS]
 
 
 def _digest(record: EditRecord | QuestionRecord) -> str:

@@ -15,6 +15,7 @@ from uuid import uuid4
 import pandas as pd
 
 from rome_lens.errors import FormatError
+from rome_lens.evaluate.records import COLUMNS
 from rome_lens.files import changed, check_new_file, load_json, new_file
 
 _KIND = "rome_lens evaluation 1"
@@ -22,7 +23,7 @@ _IDENTITY = "identity.json"
 _ONE, _MANY = "record", "merged"
 _RECORDS_BEFORE_MERGE = 200
 _KEY = ["record", "method", "metric"]
-_EMPTY = pd.DataFrame({"case_id": [], "method": [], "metric": [], "value": [], "error": [], "record": []})
+_COLUMNS = [*COLUMNS, "record"]
 
 
 class StoredRows:
@@ -114,7 +115,7 @@ def _read_all(folder: Path) -> pd.DataFrame:
             parts = [_read(path) for path in folder.glob("*.parquet")]
         except FileNotFoundError:  # merged a moment ago, by a run that writes here
             continue
-        return pd.concat(parts or [_EMPTY]).drop_duplicates(_KEY, ignore_index=True)
+        return pd.concat(parts or [pd.DataFrame(columns=_COLUMNS)]).drop_duplicates(_KEY, ignore_index=True)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -126,6 +127,6 @@ def _read(path: Path) -> pd.DataFrame:
         raise FormatError(
             f"{path} is damaged or is not Parquet ({error}). Delete it: its records are measured again."
         ) from error
-    if list(rows.columns) != list(_EMPTY.columns):
-        raise FormatError(f"{path} has the columns {list(rows.columns)}, expected {list(_EMPTY.columns)}.")
+    if list(rows.columns) != _COLUMNS:
+        raise FormatError(f"{path} has the columns {list(rows.columns)}, expected {_COLUMNS}.")
     return rows
