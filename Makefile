@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test format
+.PHONY: install demo docs test format
 
 install: $(INSTALLED)
 
@@ -15,6 +15,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/python -m analyses.demo
+
+docs: install
+	$(BIN)/mkdocs build --strict
 
 test: install
 	$(BIN)/ruff check .

@@ -24,7 +24,6 @@ _INCLUDED = re.compile(r"^\{\{ (?P<path>\S+\.md) \}\}$", re.MULTILINE)
 _TABLE = re.compile(r"^\{\{ (?P<path>\S+\.csv): (?P<columns>.+) \}\}$", re.MULTILINE)
 _LINK = re.compile(r"\]\((?!\w+:|#|/)(?P<path>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 _EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</\1>', re.DOTALL)
-_ENDS = (("{}_low", "{}_high"), ("ci_low", "ci_high"))  # of a column's interval
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -49,7 +48,7 @@ def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Fi
 
 
 def _in_site(link: re.Match[str], folder: Path, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The link, to the site's copy of a file that is no page. mkdocs warns of a link that leads nowhere."""
+    """The link, to a copy in the site if it leads to a file that is no page. mkdocs warns of one that leads nowhere."""
     path = (folder / link["path"]).resolve()
     if not (path.is_file() and path.is_relative_to(ROOT)):
         return link[0]
@@ -75,13 +74,18 @@ def _table(path: str, columns: list[str]) -> str:
     frame = pd.read_csv(ROOT / path)
     if missing := [column for column in columns if column not in frame]:
         raise PluginError(f"{path} lacks the columns {missing}, expected some of {list(frame)}.")
-    shown = pd.DataFrame({column: frame[column].map(_number) for column in columns})
-    for column in columns:
-        for low, high in ((low.format(column), high.format(column)) for low, high in _ENDS):
-            if {low, high} <= set(frame) and column in ("mean", low.removesuffix("_low")):
-                shown[column] += " (" + frame[low].map(_number) + " to " + frame[high].map(_number) + ")"
-    rows = [columns, ["---"] * len(columns), *shown.to_numpy().tolist()]
+    shown = zip(*(_with_interval(frame, column) for column in columns), strict=True)
+    rows = [columns, ["---"] * len(columns), *shown]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _with_interval(frame: pd.DataFrame, column: str) -> pd.Series:
+    """A column's numbers as text, with their intervals if these are the next two columns."""
+    numbers, place = frame[column].map(_number), frame.columns.get_loc(column)
+    low, high = ends = [*frame.columns[place + 1 : place + 3], "", ""][:2]
+    if ends not in ([f"{column}_low", f"{column}_high"], ["ci_low", "ci_high"]):
+        return numbers
+    return numbers + " (" + frame[low].map(_number) + " to " + frame[high].map(_number) + ")"
 
 
 def _number(value: object) -> str:

@@ -86,7 +86,11 @@ def compare_models(
     with tqdm(total=2 * len(texts), desc="compare", unit="run", disable=not progress) as bar:
 
         def observe(model: HookedTransformer, hooks: HookList) -> list[_Observed]:
-            return [_observe(model, text, hooks) for text in texts if not bar.update()]
+            observed = []
+            for text in texts:
+                observed.append(_observe(model, text, hooks))
+                bar.update()
+            return observed
 
         before = observe(model, ())
         with _changed(model, other) as (changed, hooks):

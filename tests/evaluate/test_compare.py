@@ -1,10 +1,13 @@
 """What moves between two conditions of a model: nothing where nothing can, and the same by weights and by hooks."""
 
 import copy
+from functools import partial
+from importlib import import_module
 
 import pandas as pd
 import pytest
 import torch
+from tqdm.auto import tqdm
 
 import rome_lens as rl
 from rome_lens.models import key_name, state_name
@@ -119,3 +122,11 @@ def test_what_does_not_fit_is_refused_before_any_work(tiny, tiny_model):
     other.cfg.n_layers = 2
     with pytest.raises(ValueError, match="layers, dimensions and tokens, expected the same"):
         rl.compare_models(tiny, other, PROMPTS, progress=False)
+
+
+def test_a_bar_that_is_drawn_along_the_way_leaves_no_prompt_out(tiny, monkeypatch):
+    """tqdm's `update` tells whether it drew the bar, which a slow model makes it do at every prompt."""
+    module = import_module("rome_lens.evaluate.compare")  # rl.evaluate is the function
+    monkeypatch.setattr(module, "tqdm", partial(tqdm, mininterval=0))
+    found = rl.compare_models(tiny, tiny, PROMPTS)
+    assert list(found.divergence["prompt"]) == PROMPTS

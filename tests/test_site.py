@@ -1,0 +1,140 @@
+"""The documentation site: it builds without a warning, its links lead somewhere, and its examples run."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import transformers
+
+import rome_lens as rl
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = re.compile(r"^```python(?P<title>.*?)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if EXAMPLES.search(page.read_text(encoding="utf-8"))]
+
+
+class Document(HTMLParser):
+    """What a page offers to links, where its own lead, and what a browser loads with it."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: set[str] = set()
+        self.loaded: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value for name, value in attrs if value is not None}
+        self.ids |= {values[name] for name in ("id", "name") if name in values}
+        if "href" in values:
+            (self.loaded if tag == "link" else self.links).add(values["href"])
+        if "src" in values:
+            self.loaded.add(values["src"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built with warnings as errors."""
+    folder = tmp_path_factory.mktemp("site")
+    # Not quiet: mkdocs then hears no warning to be strict about.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def documents(site: Path) -> dict[Path, Document]:
+    """Its pages."""
+    return {page: Document(page.read_text(encoding="utf-8")) for page in site.rglob("*.html")}
+
+
+def test_every_public_name_is_in_the_reference_once(site, documents):
+    reference = [documents[page] for page in (site / "api").glob("*.html")]
+    found = {name: sum(f"rome_lens.{name}" in page.ids for page in reference) for name in rl.__all__}
+    assert found == dict.fromkeys(rl.__all__, 1)
+
+
+def broken(site: Path, documents: dict[Path, Document]) -> Iterator[str]:
+    """The links and files that lead nowhere."""
+    for page, document in documents.items():
+        for link in document.links | document.loaded:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc or page.name == "404.html":
+                continue
+            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            target = target / "index.html" if target.is_dir() else target
+            if not target.is_file():
+                yield f"{page.relative_to(site)}: {link} is not there"
+            elif parts.fragment and target in documents and unquote(parts.fragment) not in documents[target].ids:
+                yield f"{page.relative_to(site)}: {link} has no such place"
+
+
+def test_no_link_inside_the_site_is_broken(site, documents):
+    assert len(documents) > 15
+    assert list(broken(site, documents)) == []
+
+
+def test_pages_load_nothing_from_elsewhere(documents):
+    loaded = {link for document in documents.values() for link in document.loaded}
+    assert loaded
+    assert [link for link in loaded if urlsplit(link).netloc] == []
+
+
+def test_equations_are_mathml_and_tables_hold_what_was_measured(site):
+    edit = (site / "edit.html").read_text(encoding="utf-8")
+    assert edit.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="block"') >= 4
+    assert "arithmatex" not in edit
+    results = (site / "results.html").read_text(encoding="utf-8")
+    lines = (ROOT / "analyses/results/table4_counterfact_smollm2-135m.csv").read_text().splitlines()
+    names, values = lines[0].split(","), lines[1].split(",")
+    measured = dict(zip(names, values, strict=True))
+    assert f"<td>{float(measured['S']):.3g} ({float(measured['S_low']):.3g} to " in results
+    assert "{{" not in results
+
+
+def test_names_and_modules_on_pages_are_there():
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md"))
+    modules = set(re.findall(r"python -m (analyses\.\w+)", text))
+    assert modules
+    assert [name for name in modules if not (ROOT / (name.replace(".", "/") + ".py")).is_file()] == []
+    assert set(re.findall(r"\brl\.(\w+)", text)) <= set(rl.__all__)
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model with enough layers for the examples, which are written for SmolLM2."""
+    folder = tmp_path_factory.mktemp("stand_in")
+    config = tiny.config("llama")
+    config.num_hidden_layers = 6
+    transformers.set_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tiny.save_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")  # a tiny model knows no fact, and its edits are not healthy
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_examples_of_a_page_run(page, stand_in, tmp_path, monkeypatch):
+    """One after the other as they stand, on a tiny model; a title that begins with "not run" says why one is not."""
+    load_model = rl.load_model
+    monkeypatch.setattr(rl, "load_model", lambda name: load_model(stand_in, device="cpu"))
+    monkeypatch.setattr("rome_lens.edit.rome.shipped_covariance", covariance_of)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for example in EXAMPLES.finditer(page.read_text(encoding="utf-8")):
+        if 'title="not run' not in example["title"]:
+            exec(compile(example["code"], page.name, "exec"), names)
+    assert names["rl"] is rl
+
+
+def covariance_of(model) -> rl.KeyCovariance:
+    """Of the layer that the examples edit."""
+    texts = [tiny.CORPUS]
+    return rl.collect_covariance(model, layers=[4], texts=texts, tokens=120, progress=False)[4].shrunk(0.1)
