@@ -60,7 +60,8 @@ def run_evaluation(
         methods: by name; each makes the edit for a request: `lambda model, request: rome(model, request)`. A method of
             the same name with other settings is not noticed: choose another name, or another folder.
         out: a folder for this evaluation alone (one run at a time); made if it is missing.
-        score, before: as in `evaluate`. Other settings of a function of the same name are not noticed.
+        score: as in `evaluate`. Other settings of a function of the same name are not noticed.
+        before: as in `evaluate`; likewise.
         engine: "local", or "ray": records are spread over the workers of a Ray cluster (docs/cluster.md).
         workers: of "ray": how many, each with a model of its own. One that dies is replaced and its records done again.
         gpus_per_worker: of "ray": that each reserves.

@@ -61,7 +61,9 @@ def trace_facts(
         store: a file of JSON lines. Each trace is appended as soon as it is made; a trace that is there already, with
             the same fact, model and options, is read and not made again. A line that a kill cut off is made again.
         only_predicted: leave out facts whose answer the model does not predict, and report them in `wrong`.
-        engine, workers, gpus_per_worker: where facts are traced, as in `run_evaluation`.
+        engine: "local", or "ray": facts are spread over the workers of a Ray cluster (docs/cluster.md).
+        workers: of "ray": how many, each with a model of its own.
+        gpus_per_worker: of "ray": that each reserves.
         progress: shows a bar.
         options: the other arguments of `causal_trace`, for all facts.
 
