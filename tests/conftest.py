@@ -20,10 +20,14 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of SmolLM2 go to the same process, which loads it once."""
+    """Where tests run in several processes, a file's go to the same one; all of SmolLM2 to one, which loads it once.
+
+    These come first, so that no process is left with them at the end.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("smollm2") is None)
     for item in items:
-        if item.get_closest_marker("smollm2"):
-            item.add_marker(pytest.mark.xdist_group("smollm2"))
+        group = "smollm2" if item.get_closest_marker("smollm2") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True, scope="session")

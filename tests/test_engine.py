@@ -26,7 +26,14 @@ def cluster():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # Ray drops its processes without waiting for them
         try:
-            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            for left in (2, 1, 0):  # Ray gives itself 30 s to start, which a busy machine may not be enough for
+                try:
+                    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+                    break
+                except Exception:
+                    ray.shutdown()
+                    if not left:
+                        raise
             yield
         finally:
             ray.shutdown()
