@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from transformer_lens import HookedTransformer
 
 import rome_lens as rl
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
 from analyses.methods import BATCH, add_covariances_arguments, kept_covariances
+from rome_lens.models import Model
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def described(method: str, options: argparse.Namespace) -> str:
 def computed(
     method: str,
     options: argparse.Namespace,
-    model: HookedTransformer,
+    model: Model,
     covariances: dict[int, rl.KeyCovariance],
     targets: rl.MemitTargets,
 ) -> rl.Edit:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformer_lens import HookedTransformer
 
 import rome_lens as rl
 from analyses.files import parser, write_csv
 from analyses.measuring import measured
 from analyses.plain_covariance import plain_second_moment
 from rome_lens.files import new_file
+from rome_lens.models import Model
 
 LENGTH, BATCH = 256, 4096
 
@@ -29,7 +29,7 @@ def facts_text() -> str:
     return "\n".join(prompt for group in prompts for prompt in group)
 
 
-def compare(model: HookedTransformer, layers: Sequence[int], text: str, tokens: int) -> pd.DataFrame:
+def compare(model: Model, layers: Sequence[int], text: str, tokens: int) -> pd.DataFrame:
     """Seconds of the three ways, how many times those of the one pass, and the largest relative difference to it."""
     ids = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
 
@@ -71,7 +71,7 @@ def compare(model: HookedTransformer, layers: Sequence[int], text: str, tokens: 
     )
 
 
-def convergence(model: HookedTransformer, layers: Sequence[int], text: str, counts: Sequence[int]) -> pd.DataFrame:
+def convergence(model: Model, layers: Sequence[int], text: str, counts: Sequence[int]) -> pd.DataFrame:
     """A report for each layer and number of tokens, the numbers ascending."""
     found = {count: rl.collect_covariance(model, layers, texts=text, tokens=count) for count in counts}
     return pd.DataFrame(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformer_lens import HookedTransformer
 
 import rome_lens as rl
 from analyses.files import parser, write_csv
@@ -18,6 +17,7 @@ from analyses.measuring import matrix_product_speed, measured, operations_per_to
 from analyses.plain_editing import plain_value
 from rome_lens.edit.tails import Prompts, tokenize_prompts
 from rome_lens.edit.value import optimise_value, optimise_values
+from rome_lens.models import Model
 
 REQUESTS = (
     rl.EditRequest("The capital of {} is the city of", "France", target="Lyon"),
@@ -29,7 +29,7 @@ COMPARED = REQUESTS[:2]
 CONTEXT_LENGTHS = ((5, 10), (10, 10))
 
 
-def necessary_operations(model: HookedTransformer, layer: int, prompts: Prompts, steps: int) -> float:
+def necessary_operations(model: Model, layer: int, prompts: Prompts, steps: int) -> float:
     """Of one search: what stands before the tails once, and the tails forward in every step and backward in all but
     the last; a backward pass to the activations alone costs what a forward pass costs.
     """
@@ -42,7 +42,7 @@ def necessary_operations(model: HookedTransformer, layer: int, prompts: Prompts,
 
 
 def compare(
-    model: HookedTransformer,
+    model: Model,
     layer: int,
     request: rl.EditRequest,
     contexts: tuple[str, ...],
@@ -73,7 +73,7 @@ def compare(
 
 
 def batches(
-    model: HookedTransformer, layer: int, contexts: tuple[str, ...], config: rl.RomeConfig, sizes: tuple[int, ...]
+    model: Model, layer: int, contexts: tuple[str, ...], config: rl.RomeConfig, sizes: tuple[int, ...]
 ) -> pd.DataFrame:
     """Seconds for each of the same requests, searched for by so many at once."""
     rows = []

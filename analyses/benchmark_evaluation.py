@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformer_lens import HookedTransformer
 
 import rome_lens as rl
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
 from analyses.measuring import matrix_product_speed, measured, operations_per_token
 from analyses.plain_evaluation import one_batch, one_pass_each, plain_scores
+from rome_lens.models import Model
 
 TOLERANCE = 1e-5
 
 
-def necessary_operations(model: HookedTransformer, record: rl.EditRecord) -> float:
+def necessary_operations(model: Model, record: rl.EditRecord) -> float:
     """Blocks for each distinct beginning of what is read, and the unembedding where a target token is predicted."""
     block, unembedding = operations_per_token(model)
     beginnings, predicting = set(), set()
@@ -32,7 +32,7 @@ def necessary_operations(model: HookedTransformer, record: rl.EditRecord) -> flo
     return len(beginnings) * model.cfg.n_layers * block + len(predicting) * unembedding
 
 
-def compare(model: HookedTransformer, record: rl.EditRecord, speed: float) -> dict[str, object]:
+def compare(model: Model, record: rl.EditRecord, speed: float) -> dict[str, object]:
     """One record, scored three times.
 
     Raises:

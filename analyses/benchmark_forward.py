@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformer_lens import HookedTransformer
 
 import rome_lens as rl
 from analyses.files import parser, write_csv
+from rome_lens.models import Model
 
 PROMPT = "The Eiffel Tower is located in the city of"
 
 
-def stock_copy(model: HookedTransformer) -> HookedTransformer:
+def stock_copy(model: Model) -> Model:
     """The same model as HookedTransformer itself stores it."""
     stock = copy.deepcopy(model)
     for parameter in stock.parameters():
@@ -27,7 +27,7 @@ def stock_copy(model: HookedTransformer) -> HookedTransformer:
 
 
 @torch.no_grad()
-def compare(model: HookedTransformer, prompts: int, repeats: int) -> dict[str, float]:
+def compare(model: Model, prompts: int, repeats: int) -> dict[str, float]:
     """Seconds for one pass over `prompts` copies of the prompt, on both models in turn."""
     stock = stock_copy(model)
     tokens = model.to_tokens([PROMPT] * prompts)

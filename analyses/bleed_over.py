@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pandas as pd
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 import rome_lens as rl
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
 from rome_lens.evaluate.scores import Continuation, divergence, mean_log_probabilities, next_token_log_probabilities
 from rome_lens.files import append_line, new_file, read_lines
+from rome_lens.models import Model
 
 FORECASTS = ("share", "size", "last_share")
 CHANGES = ("kl", "lead_gain", "lead_change")
 
 
-def kept_edit(model: HookedTransformer, record: rl.EditRecord, config: rl.RomeConfig, folder: Path) -> rl.Edit:
+def kept_edit(model: Model, record: rl.EditRecord, config: rl.RomeConfig, folder: Path) -> rl.Edit:
     """The record's edit, from the folder if it is there."""
     path = folder / f"{record.case_id}.safetensors"
     if not path.exists():
@@ -30,7 +30,7 @@ def kept_edit(model: HookedTransformer, record: rl.EditRecord, config: rl.RomeCo
     return rl.Edit.load(path)
 
 
-def leads(model: HookedTransformer, record: rl.EditRecord) -> pd.Series:
+def leads(model: Model, record: rl.EditRecord) -> pd.Series:
     """p(true) - p(new) after each neighbourhood prompt."""
     targets = (record.target_true, record.request.target)
     asked = [Continuation(prompt, target) for prompt in record.neighborhood_prompts for target in targets]
@@ -38,7 +38,7 @@ def leads(model: HookedTransformer, record: rl.EditRecord) -> pd.Series:
     return pd.Series((p[:, 0] - p[:, 1]).numpy())
 
 
-def bleed_over(model: HookedTransformer, record: rl.EditRecord, edit: rl.Edit) -> pd.DataFrame:
+def bleed_over(model: Model, record: rl.EditRecord, edit: rl.Edit) -> pd.DataFrame:
     """A row for each neighbourhood prompt: what was forecast, and what changed."""
     prompts = list(record.neighborhood_prompts)
     forecast = rl.strongest_bleed_over(rl.forecast_bleed_over(model, edit, prompts)).set_index("prompt").loc[prompts]

@@ -14,12 +14,11 @@ import jinja2
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from transformer_lens import HookedTransformer
 
 import rome_lens as rl
 from analyses.files import parser, write_csv
 from rome_lens.files import check_new_file, new_file
-from rome_lens.models import Kind, logits, run, sample_text
+from rome_lens.models import Kind, Model, logits, run, sample_text
 from rome_lens.tokens import tokenize
 
 KINDS: tuple[Kind, ...] = ("resid", "mlp", "attn")
@@ -58,9 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(demo(rl.load_model(), options.out, facts=options.facts, seed=options.seed))
 
 
-def demo(
-    model: HookedTransformer, out: Path, *, facts: int = 10, seed: int = 0, samples: int = 10, new_tokens: int = 30
-) -> Path:
+def demo(model: Model, out: Path, *, facts: int = 10, seed: int = 0, samples: int = 10, new_tokens: int = 30) -> Path:
     """Does the work, writes FILES into `out`, and gives the path of the page. The model stays as it is.
 
     Args:
@@ -156,7 +153,7 @@ def _spread(records: Sequence[rl.EditRecord], count: int, *, after: rl.EditRecor
 
 
 @torch.no_grad()
-def _predict(model: HookedTransformer, record: rl.EditRecord, when: str, top: int = 5) -> pd.DataFrame:
+def _predict(model: Model, record: rl.EditRecord, when: str, top: int = 5) -> pd.DataFrame:
     """The most probable next tokens after the record's own prompt, a paraphrase and two neighbours."""
     rows = []
     for prompt in (record.request.text, *record.paraphrase_prompts[:1], *record.neighborhood_prompts[:2]):
@@ -167,7 +164,7 @@ def _predict(model: HookedTransformer, record: rl.EditRecord, when: str, top: in
     return pd.DataFrame(rows, columns=["when", "prompt", "rank", "token", "probability"])
 
 
-def _write(model: HookedTransformer, record: rl.EditRecord, when: str, new_tokens: int, seed: int) -> pd.DataFrame:
+def _write(model: Model, record: rl.EditRecord, when: str, new_tokens: int, seed: int) -> pd.DataFrame:
     """A sampled continuation of each of the record's open starts."""
     rows = []
     for prompt in record.generation_prompts:

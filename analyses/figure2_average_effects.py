@@ -9,15 +9,15 @@ from itertools import islice
 from pathlib import Path
 
 import pandas as pd
-from transformer_lens import HookedTransformer
 
 import rome_lens as rl
 from analyses.files import parser, write_csv
 from rome_lens.files import new_file
 from rome_lens.locate.question import tokenize_question
+from rome_lens.models import Model
 
 
-def predicted_facts(model: HookedTransformer, facts: Sequence[rl.Fact], count: int) -> list[rl.Fact]:
+def predicted_facts(model: Model, facts: Sequence[rl.Fact], count: int) -> list[rl.Fact]:
     """The first facts whose answer begins with the model's own top token."""
     questions = ((fact, tokenize_question(model, fact)) for fact in facts)
     return list(islice((fact for fact, asked in questions if int(asked.answer[0]) == asked.predicted), count))

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import psutil
 import torch
-from transformer_lens import HookedTransformer
+
+from rome_lens.models import Model
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ def matrix_product_speed(size: int = 2048, repeats: int = 8) -> float:
     return 2 * size**3 / min(seconds[1:])
 
 
-def operations_per_token(model: HookedTransformer) -> tuple[float, float]:
+def operations_per_token(model: Model) -> tuple[float, float]:
     """Floating-point operations of one block and of the unembedding for one token: two for each weight.
 
     Products of queries with keys and of patterns with values are left out; on short prompts they are few.

@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformer_lens import HookedTransformer
-
 import rome_lens as rl
 from rome_lens.evaluate.records import Method
+from rome_lens.models import Model
 
 PRESETS: dict[str, Callable[[], rl.RomeConfig]] = {"consistent": rl.RomeConfig, "reference": rl.RomeConfig.reference}
 FINETUNING = {"ft": rl.FinetuneConfig(), "ft+l": rl.FinetuneConfig.constrained(max_change=2e-3)}  # see there
@@ -41,7 +40,7 @@ def add_covariances_arguments(arguments: argparse.ArgumentParser, layers: list[i
     arguments.add_argument("--tokens", type=int, default=100_000, help="tokens of it to use")
 
 
-def kept_covariances(model: HookedTransformer, options: argparse.Namespace) -> dict[int, rl.KeyCovariance]:
+def kept_covariances(model: Model, options: argparse.Namespace) -> dict[int, rl.KeyCovariance]:
     """Those in the folder, and those that are missing there, collected from the text."""
     paths = {layer: options.covariances / f"layer{layer}.safetensors" for layer in options.layers}
     missing = [layer for layer, path in paths.items() if not path.exists()]
@@ -55,7 +54,7 @@ def kept_covariances(model: HookedTransformer, options: argparse.Namespace) -> d
     return {layer: rl.KeyCovariance.load(path) for layer, path in paths.items()}
 
 
-def chosen_methods(model: HookedTransformer, options: argparse.Namespace) -> dict[str, Method]:
+def chosen_methods(model: Model, options: argparse.Namespace) -> dict[str, Method]:
     """The methods that the options of `add_method_arguments` name."""
     methods = {name: _method(name, model, options) for name in options.methods if name not in BATCH}
     if not set(options.methods) <= set(methods):
@@ -64,7 +63,7 @@ def chosen_methods(model: HookedTransformer, options: argparse.Namespace) -> dic
     return {name: methods[name] for name in options.methods}
 
 
-def _method(name: str, model: HookedTransformer, options: argparse.Namespace) -> Method:
+def _method(name: str, model: Model, options: argparse.Namespace) -> Method:
     if name in FINETUNING:
         return partial(rl.finetune, config=FINETUNING[name], **QUIET)
     if name == "kn":
@@ -88,7 +87,7 @@ class _OneAtATime:
     covariances: Mapping[int, rl.KeyCovariance]
     last: dict[rl.EditRequest, rl.MemitTargets] = field(default_factory=dict)
 
-    def __call__(self, name: str, model: HookedTransformer, request: rl.EditRequest) -> rl.Edit:
+    def __call__(self, name: str, model: Model, request: rl.EditRequest) -> rl.Edit:
         if request not in self.last:
             self.last = {request: rl.memit_targets(model, [request], layer=max(self.covariances), progress=False)}
         edit, config = BATCH[name]

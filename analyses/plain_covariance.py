@@ -9,14 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
-from rome_lens.models import bos_token, key_name
+from rome_lens.models import Model, bos_token, key_name
 
 
 @torch.no_grad()
 def plain_second_moment(
-    model: HookedTransformer,
+    model: Model,
     layer: int,
     ids: Sequence[int],
     length: int,

@@ -8,16 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 import rome_lens as rl
 from rome_lens.edit.tails import Place
-from rome_lens.models import frozen, state_name
+from rome_lens.models import Model, frozen, state_name
 from rome_lens.tokens import pad
 
 
 def plain_value(
-    model: HookedTransformer,
+    model: Model,
     layer: int,
     request: rl.EditRequest,
     contexts: Sequence[str],
@@ -66,7 +65,7 @@ def plain_value(
     return (initial + delta).detach()
 
 
-def _edited_position(model: HookedTransformer, prompt: str, subject: str, token: str, after: int) -> int:
+def _edited_position(model: Model, prompt: str, subject: str, token: str, after: int) -> int:
     """Counted in tokens of what comes before; `after` characters follow the prompt."""
     start = prompt.rindex(subject)
     until = {

@@ -7,21 +7,21 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 import rome_lens as rl
+from rome_lens.models import Model
 from rome_lens.tokens import pad
 
-LogProbabilities = Callable[[HookedTransformer, list[tuple[str, str]]], list[float]]
+LogProbabilities = Callable[[Model, list[tuple[str, str]]], list[float]]
 
 
-def one_pass_each(model: HookedTransformer, asked: list[tuple[str, str]]) -> list[float]:
+def one_pass_each(model: Model, asked: list[tuple[str, str]]) -> list[float]:
     """The mean log-probability of each target's tokens after its prompt, one forward pass for each."""
     return [log_probability for each in asked for log_probability in one_batch(model, [each])]
 
 
 @torch.no_grad()
-def one_batch(model: HookedTransformer, asked: list[tuple[str, str]]) -> list[float]:
+def one_batch(model: Model, asked: list[tuple[str, str]]) -> list[float]:
     """The same by one padded batch, every prompt with every target, as the authors' code has it."""
     rows = [model.to_tokens(f"{prompt} {target}")[0].tolist() for prompt, target in asked]
     starts = [model.to_tokens(prompt).shape[1] for prompt, _ in asked]
@@ -35,9 +35,7 @@ def _mean(log_probs: Tensor, wanted: list[int]) -> float:
     return sum(log_probs[i, token].item() for i, token in enumerate(wanted)) / len(wanted)
 
 
-def plain_scores(
-    model: HookedTransformer, record: rl.EditRecord, log_probabilities: LogProbabilities
-) -> dict[str, float]:
+def plain_scores(model: Model, record: rl.EditRecord, log_probabilities: LogProbabilities) -> dict[str, float]:
     """ES, EM, PS, PM, NS and NM (paper section 3.4)."""
     groups = {"E": [record.request.text], "P": record.paraphrase_prompts, "N": record.neighborhood_prompts}
     asked = [

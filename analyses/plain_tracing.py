@@ -8,14 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
-from rome_lens.models import state_name
+from rome_lens.models import Model, state_name
 
 
 @torch.no_grad()
 def plain_grid(
-    model: HookedTransformer,
+    model: Model,
     tokens: Tensor,
     answer: Tensor,
     subject: range,

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pandas as pd
 from torch.utils.flop_counter import FlopCounterMode
-from transformer_lens import HookedTransformer
 
 import rome_lens as rl
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
 from analyses.measuring import matrix_product_speed, measured
 from analyses.methods import add_method_arguments, chosen_methods
 from rome_lens.evaluate.records import Method
+from rome_lens.models import Model
 
 
-def record_cost(model: HookedTransformer, records: Sequence[rl.EditRecord], method: Method) -> tuple[float, float]:
+def record_cost(model: Model, records: Sequence[rl.EditRecord], method: Method) -> tuple[float, float]:
     """Floating-point operations and seconds of a record, on average."""
 
     def work() -> None:

@@ -9,16 +9,13 @@ stands beside it as OUT.csv, and the rows as OUT.records.csv.
 from functools import partial
 from pathlib import Path
 
-from transformer_lens import HookedTransformer
-
 import rome_lens as rl
 from analyses.files import add_record_arguments, add_run_arguments, chosen_records, parser, run_options, write_scores
 from analyses.methods import add_method_arguments, chosen_methods
+from rome_lens.models import Model
 
 
-def score_with_texts(
-    model: HookedTransformer, record: rl.EditRecord, *, references: rl.ReferenceTexts
-) -> dict[str, float]:
+def score_with_texts(model: Model, record: rl.EditRecord, *, references: rl.ReferenceTexts) -> dict[str, float]:
     """The scores of the prompts, and of what the model writes."""
     return rl.score_record(model, record) | rl.score_generation(model, record, references=references)
 

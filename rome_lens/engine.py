@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
-from transformer_lens import HookedTransformer
-
 from rome_lens.errors import UnavailableError
 from rome_lens.loading import load_model
+from rome_lens.models import Model
 
 EngineName = Literal["local", "ray"]
-ModelSource: TypeAlias = HookedTransformer | str | os.PathLike[str]
+ModelSource: TypeAlias = Model | str | os.PathLike[str]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -25,7 +24,7 @@ class Spread(Protocol):
     """What `open_workers` gives: a map over items, in the order in which they are finished."""
 
     def __call__(
-        self, function: Callable[[HookedTransformer, Item], Result], items: Sequence[Item]
+        self, function: Callable[[Model, Item], Result], items: Sequence[Item]
     ) -> Iterator[tuple[int, Result]]: ...
 
 
@@ -64,18 +63,18 @@ def open_workers(
         raise ValueError(f"engine is {engine!r}, expected 'local' or 'ray'.")
 
 
-def _loaded(model: ModelSource) -> HookedTransformer:
+def _loaded(model: ModelSource) -> Model:
     return load_model(model) if isinstance(model, str | os.PathLike) else model
 
 
 class _InTurn:
     """One item after the other, here."""
 
-    def __init__(self, model: HookedTransformer):
+    def __init__(self, model: Model):
         self._model = model
 
     def __call__(
-        self, function: Callable[[HookedTransformer, Item], Result], items: Sequence[Item]
+        self, function: Callable[[Model, Item], Result], items: Sequence[Item]
     ) -> Iterator[tuple[int, Result]]:
         for index, item in enumerate(items):
             yield index, function(self._model, item)
@@ -116,7 +115,7 @@ class _Crew:
         self._workers = [hired.remote(self._model) for _ in range(workers)]
 
     def __call__(
-        self, function: Callable[[HookedTransformer, Item], Result], items: Sequence[Item]
+        self, function: Callable[[Model, Item], Result], items: Sequence[Item]
     ) -> Iterator[tuple[int, Result]]:
         errors = self._ray.exceptions
         shared = [self._ray.put(function)]  # in a list Ray hands over the reference, and a worker fetches it once
@@ -151,10 +150,10 @@ class _Worker:
 
     def __init__(self, model: ModelSource):
         self._source = model
-        self._functions: dict[Any, Callable[[HookedTransformer, Any], Any]] = {}
+        self._functions: dict[Any, Callable[[Model, Any], Any]] = {}
 
     @cached_property
-    def _model(self) -> HookedTransformer:
+    def _model(self) -> Model:
         """Loaded with the first item, so that what is wrong with it is raised as the item's error."""
         return _loaded(self._source)
 

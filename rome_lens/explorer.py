@@ -7,7 +7,6 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.config import RomeConfig
 from rome_lens.edit.covariance import KeyCovariance
@@ -20,6 +19,7 @@ from rome_lens.locate.corruption import GaussianNoise
 from rome_lens.locate.restoring import State, predict_restored
 from rome_lens.locate.trace import CausalTrace
 from rome_lens.locate.tracing import causal_trace
+from rome_lens.models import Model
 from rome_lens.plots import plot_trace
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Explorer:
 
     def __init__(
         self,
-        model: HookedTransformer,
+        model: Model,
         fact: Fact,
         *,
         target: str = "",

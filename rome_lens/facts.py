@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from transformer_lens import HookedTransformer
-
+from rome_lens.models import Model
 from rome_lens.tokens import TokenizedText, tokenize
 
 PLACE = "{}"
@@ -188,7 +187,7 @@ class QuestionRecord:
     case_id: int = 0
 
 
-def subject_range(model: HookedTransformer, about: Fact | EditRequest) -> tuple[TokenizedText, range]:
+def subject_range(model: Model, about: Fact | EditRequest) -> tuple[TokenizedText, range]:
     """The prompt's tokens, and which of them hold the subject's characters.
 
     The positions come from the tokenizer's character offsets: a BOS token, a leading space, a second occurrence of the

@@ -2,13 +2,14 @@
 
 import psutil
 import torch
-from transformer_lens import HookedTransformer
+
+from rome_lens.models import Model
 
 _SHARE = 0.25  # of what is free
 _LEAST, _MOST = 256, 65_536
 
 
-def tokens_that_fit(model: HookedTransformer, *, blocks_kept: int = 1) -> int:
+def tokens_that_fit(model: Model, *, blocks_kept: int = 1) -> int:
     """How many tokens of residual states may be run through a block at once, in a quarter of the free memory.
 
     A block holds, for each token, some copies of the residual state, of the MLP's inner activations, and of queries,

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
-from rome_lens.models import bos_token
+from rome_lens.models import Model, bos_token
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class TokenizedText:
         return range(positions[0], positions[-1] + 1) if positions else range(0)
 
 
-def tokenize(model: HookedTransformer, text: str) -> TokenizedText:
+def tokenize(model: Model, text: str) -> TokenizedText:
     """Tokenises by the model's own rule: BOS first if and only if `model.cfg.default_prepend_bos`.
 
     Raises:
@@ -56,7 +55,7 @@ def spaced(prompt: str, continuation: str) -> str:
     return continuation if prompt[-1:].isspace() or continuation[:1].isspace() else f" {continuation}"
 
 
-def tokenize_continuation(model: HookedTransformer, prompt: str, continuation: str) -> tuple[TokenizedText, int]:
+def tokenize_continuation(model: Model, prompt: str, continuation: str) -> tuple[TokenizedText, int]:
     """Tokenises prompt and continuation as one text, and tells at which position the continuation's tokens start.
 
     The continuation gets a leading space (see `spaced`). Tokenising both together is what the model would see, with
@@ -72,7 +71,7 @@ def tokenize_continuation(model: HookedTransformer, prompt: str, continuation: s
     return text, positions.start
 
 
-def token_pieces(model: HookedTransformer, texts: Iterable[str], length: int, tokens: int) -> Iterator[list[int]]:
+def token_pieces(model: Model, texts: Iterable[str], length: int, tokens: int) -> Iterator[list[int]]:
     """The texts' tokens strung together and cut into rows of `length`, `tokens` in all; the last may be shorter.
 
     No BOS is among them, and no more text is read than is needed.

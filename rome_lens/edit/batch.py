@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from transformer_lens import HookedTransformer
-
 from rome_lens.edit.closed_forms import alphaedit_factor, emmet_factor, memit_factor
 from rome_lens.edit.config import AlphaEditConfig, BatchConfig, EmmetConfig, MemitConfig
 from rome_lens.edit.covariance import KeyCovariance
@@ -20,11 +18,11 @@ from rome_lens.edit.value import search_figures
 from rome_lens.edit.weights import Edit, as_json, finite_matrix
 from rome_lens.errors import CovarianceError
 from rome_lens.facts import EditRequest
-from rome_lens.models import norms_mlp_output, output_matrix
+from rome_lens.models import Model, norms_mlp_output, output_matrix
 
 
 def memit(
-    model: HookedTransformer,
+    model: Model,
     requests: Sequence[EditRequest],
     *,
     covariances: Mapping[int, KeyCovariance],
@@ -70,7 +68,7 @@ def memit(
 
 
 def emmet(
-    model: HookedTransformer,
+    model: Model,
     requests: Sequence[EditRequest],
     *,
     covariances: Mapping[int, KeyCovariance],
@@ -93,7 +91,7 @@ def emmet(
 
 
 def alphaedit(
-    model: HookedTransformer,
+    model: Model,
     requests: Sequence[EditRequest],
     *,
     covariances: Mapping[int, KeyCovariance],
@@ -130,7 +128,7 @@ class _Batch:
 
 
 def _write(
-    model: HookedTransformer,
+    model: Model,
     asked: _Batch,
     targets: MemitTargets | None,
     on_unhealthy: OnUnhealthy,
@@ -157,7 +155,7 @@ def _write(
     return edit
 
 
-def _check_layers(model: HookedTransformer, layers: Sequence[int], covariances: Mapping[int, KeyCovariance]) -> None:
+def _check_layers(model: Model, layers: Sequence[int], covariances: Mapping[int, KeyCovariance]) -> None:
     """Raises unless each layer can be edited and has its covariance."""
     if not layers:
         raise CovarianceError("covariances is empty, expected {layer: KeyCovariance}, as collect_covariance gives it.")

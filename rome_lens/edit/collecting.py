@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.covariance import KeyCovariance
 from rome_lens.edit.determination import halves_difference, median_cosine
@@ -20,7 +19,7 @@ from rome_lens.edit.probe import probe_keys
 from rome_lens.edit.texts import Texts
 from rome_lens.errors import CovarianceError
 from rome_lens.files import check_new_file
-from rome_lens.models import bos_token, output_matrix
+from rome_lens.models import Model, bos_token, output_matrix
 from rome_lens.tokens import pad, token_pieces
 
 _SECONDS_BETWEEN_SAVES = 60.0
@@ -28,7 +27,7 @@ _SECONDS_BETWEEN_SAVES = 60.0
 
 @torch.no_grad()
 def collect_covariance(
-    model: HookedTransformer,
+    model: Model,
     layers: Sequence[int],
     *,
     texts: str | Iterable[str],
@@ -134,7 +133,7 @@ def _covariance(layer: int, sums: Tensor, tokens: list[int], probe: Tensor, fact
 
 
 def _add_products(
-    model: HookedTransformer, layers: Sequence[int], batch: list[list[int]], halves: list[int], partial: PartialSums
+    model: Model, layers: Sequence[int], batch: list[list[int]], halves: list[int], partial: PartialSums
 ) -> None:
     """Runs the pieces and adds k kT of their tokens to the sums of the half that each belongs to."""
     before = bos_token(model)

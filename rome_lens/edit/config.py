@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformer_lens import HookedTransformer
-
 from rome_lens.edit.contexts import EditedToken, check_contexts, check_token, sample_contexts
+from rome_lens.models import Model
 
 _WEIGHT_A_NEURON = 15_000 / 16_384  # of MEMIT's authors for GPT-J, by its d_mlp
 
@@ -45,7 +44,7 @@ class SearchConfig:
             check_contexts(self.contexts)
         _check_positive(self, "steps", "learning_rate", "clamp_norm_factor")
 
-    def contexts_for(self, model: HookedTransformer) -> tuple[str, ...]:
+    def contexts_for(self, model: Model) -> tuple[str, ...]:
         """The contexts, sampled from the model if they are not given."""
         if self.contexts is None:
             return sample_contexts(model, self.context_lengths, seed=self.seed)

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from transformer_lens import HookedTransformer
-
 from rome_lens.edit.texts import sample_texts
 from rome_lens.facts import PLACE, EditRequest, check_template, fill
+from rome_lens.models import Model
 from rome_lens.tokens import TokenizedText, tokenize
 
 EditedToken = Literal["subject_first", "subject_last", "subject_first_after_last", "last"]
@@ -30,7 +29,7 @@ def check_contexts(contexts: Sequence[str]) -> None:
 
 
 def sample_contexts(
-    model: HookedTransformer, lengths: Sequence[tuple[int, int]] = ((10, 5),), *, seed: int = 0, top_k: int = 5
+    model: Model, lengths: Sequence[tuple[int, int]] = ((10, 5),), *, seed: int = 0, top_k: int = 5
 ) -> tuple[str, ...]:
     """The bare "{}", and texts that the model writes from nothing, each with ". {}" after it.
 
@@ -48,7 +47,7 @@ def sample_contexts(
 
 
 def in_context(
-    model: HookedTransformer,
+    model: Model,
     request: EditRequest,
     context: str,
     after: str = "",

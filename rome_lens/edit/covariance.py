@@ -8,13 +8,12 @@ from functools import cached_property
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.determination import CovarianceReport, condition_number, effective_rank, factor, oas_intensity
 from rome_lens.edit.probe import probe_cosine
 from rome_lens.errors import CovarianceError, FormatError
 from rome_lens.files import load_tensors, save_tensors
-from rome_lens.models import output_matrix
+from rome_lens.models import Model, output_matrix
 
 _KIND = "rome_lens key covariance 2"
 _FACTS = {
@@ -137,7 +136,7 @@ class KeyCovariance:
         matrix = (1 - chosen) * self.second_moment + chosen * mean * torch.eye(len(self.second_moment))
         return replace(self, second_moment=matrix, shrinkage=1 - (1 - self.shrinkage) * (1 - chosen))
 
-    def check(self, model: HookedTransformer, layer: int) -> None:
+    def check(self, model: Model, layer: int) -> None:
         """Raises CovarianceError unless this is the covariance of that layer of that model.
 
         The model is recognised by its keys for a fixed row of tokens, so that another dtype, a folded layer norm or an

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.teacher_forcing import run_until
 from rome_lens.edit.weights import Edit, as_json
 from rome_lens.errors import EditError
 from rome_lens.facts import Continuation, EditRequest
-from rome_lens.models import frozen, kept_output_matrix, output_matrix
+from rome_lens.models import Model, frozen, kept_output_matrix, output_matrix
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class FinetuneConfig:
 
 
 def finetune(
-    model: HookedTransformer,
+    model: Model,
     requests: EditRequest | Sequence[EditRequest],
     *,
     config: FinetuneConfig | None = None,

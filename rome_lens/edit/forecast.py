@@ -6,19 +6,18 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.key import mlp_keys, subject_activations
 from rome_lens.edit.matrices import matrix_for
 from rome_lens.edit.weights import Edit
 from rome_lens.facts import PLACE, check_prompts
-from rome_lens.models import key_name
+from rome_lens.models import Model, key_name
 from rome_lens.tokens import batches, pad, tokenize
 
 
 @torch.no_grad()
 def forecast_bleed_over(
-    model: HookedTransformer, edit: Edit, prompts: Sequence[str], *, tokens_per_batch: int = 4096
+    model: Model, edit: Edit, prompts: Sequence[str], *, tokens_per_batch: int = 4096
 ) -> pd.DataFrame:
     """How much of what an edit adds at its own prompt it will add at other prompts.
 
@@ -90,7 +89,7 @@ def _added(edit: Edit, layer: int, keys: Float[Tensor, "pos d_mlp"]) -> Float[Te
     return torch.stack(changes).sum(0)
 
 
-def _at_edited_prompts(model: HookedTransformer, edit: Edit, layer: int) -> Float[Tensor, "request d_model"]:
+def _at_edited_prompts(model: Model, edit: Edit, layer: int) -> Float[Tensor, "request d_model"]:
     """What the edit adds at the edited token of each prompt that it was made for."""
     asked = [(request, PLACE) for request in edit.requests]
     token = edit.config.get("token", "subject_last")

@@ -7,16 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.update import Update
 from rome_lens.files import digest
-from rome_lens.models import output_matrix_name
+from rome_lens.models import Model, output_matrix_name
 
 _PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def weight_changes(original: HookedTransformer, suspect: HookedTransformer) -> pd.DataFrame:
+def weight_changes(original: Model, suspect: Model) -> pd.DataFrame:
     """Which parameters differ, and by how much more than rounding.
 
     Returns:
@@ -37,7 +36,7 @@ def weight_changes(original: HookedTransformer, suspect: HookedTransformer) -> p
 
 
 def recover_updates(
-    original: HookedTransformer, suspect: HookedTransformer, *, tolerance: float = 2.0, progress: bool = True
+    original: Model, suspect: Model, *, tolerance: float = 2.0, progress: bool = True
 ) -> tuple[Update, ...]:
     """The updates of MLP output matrices that lead from one model to the other, with the rounding noise left out.
 
@@ -90,7 +89,7 @@ def recover_updates(
     return tuple(updates)
 
 
-def _changed(original: HookedTransformer, suspect: HookedTransformer) -> list[str]:
+def _changed(original: Model, suspect: Model) -> list[str]:
     """The names of the parameters in which any entry differs."""
     ours, theirs = dict(original.named_parameters()), dict(suspect.named_parameters())
     shapes = [{name: tuple(p.shape) for name, p in parameters.items()} for parameters in (ours, theirs)]
@@ -102,7 +101,7 @@ def _changed(original: HookedTransformer, suspect: HookedTransformer) -> list[st
     return [name for name in ours if not torch.equal(_values(original, name), _values(suspect, name))]
 
 
-def _values(model: HookedTransformer, name: str) -> Float[Tensor, "*shape"]:
+def _values(model: Model, name: str) -> Float[Tensor, "*shape"]:
     """A parameter in float64, on the CPU."""
     return model.get_parameter(name).detach().cpu().double()
 

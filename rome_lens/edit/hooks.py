@@ -4,21 +4,20 @@ from collections.abc import Callable
 
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.matrices import matrix_for
 from rome_lens.edit.update import Update
-from rome_lens.models import Hook, contribution_change, key_name, mlp_output, norms_mlp_output, state_name
+from rome_lens.models import Hook, Model, contribution_change, key_name, mlp_output, norms_mlp_output, state_name
 
 
-def update_hooks(model: HookedTransformer, update: Update) -> list[tuple[str, Hook]]:
+def update_hooks(model: Model, update: Update) -> list[tuple[str, Hook]]:
     """Hooks that add to the MLP's output what the updated matrix would answer more."""
     device = matrix_for(model, update).values.device
     left, right = update.left.to(device), update.right.to(device)
     return output_hooks(model, update.layer, lambda key: (key.float() @ left) @ right)
 
 
-def output_hooks(model: HookedTransformer, layer: int, change: Callable[[Tensor], Tensor]) -> list[tuple[str, Hook]]:
+def output_hooks(model: Model, layer: int, change: Callable[[Tensor], Tensor]) -> list[tuple[str, Hook]]:
     """One hook reads the MLP's keys [batch, pos, d_mlp], the other adds `change(keys)` to the MLP's output.
 
     The sum goes through the norm, where the block norms its MLP's output. Differentiable.

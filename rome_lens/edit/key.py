@@ -5,17 +5,16 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.contexts import EditedToken, in_context
 from rome_lens.facts import EditRequest
 from rome_lens.memory import tokens_that_fit
-from rome_lens.models import key_name, run_and_read
+from rome_lens.models import Model, key_name, run_and_read
 from rome_lens.tokens import batches, pad
 
 
 def mlp_keys(
-    model: HookedTransformer, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], layers: Sequence[int]
+    model: Model, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], layers: Sequence[int]
 ) -> dict[int, Float[Tensor, "batch pos d_mlp"]]:
     """The MLP's inner activations at every position, for each layer, in the model's dtype."""
     device = model.cfg.device
@@ -28,7 +27,7 @@ def mlp_keys(
 
 @torch.no_grad()
 def subject_activations(
-    model: HookedTransformer,
+    model: Model,
     name: str,
     layer: int,
     asked: Sequence[tuple[EditRequest, str]],
@@ -49,7 +48,7 @@ def subject_activations(
 
 
 def subject_keys(
-    model: HookedTransformer,
+    model: Model,
     layer: int,
     request: EditRequest,
     contexts: Sequence[str],

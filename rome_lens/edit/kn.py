@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 
 import torch
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.neurons import KnowledgeNeuronsConfig, knowledge_neurons
 from rome_lens.edit.weights import Edit, as_json, finite_matrix
 from rome_lens.facts import EditRequest
-from rome_lens.models import embeddings
+from rome_lens.models import Model, embeddings
 from rome_lens.tokens import tokenize_continuation
 
 
 def kn(
-    model: HookedTransformer,
+    model: Model,
     request: EditRequest,
     *,
     true_target: str | None = None,

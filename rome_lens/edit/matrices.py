@@ -6,15 +6,14 @@ from typing import TypeAlias
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens import HookedTransformer
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rome_lens.edit.update import Update
 from rome_lens.errors import EditError
-from rome_lens.models import output_matrix
+from rome_lens.models import Model, output_matrix
 
-EditableModel: TypeAlias = HookedTransformer | PreTrainedModel
+EditableModel: TypeAlias = Model | PreTrainedModel
 
 _MODULES = {
     "transformer.h.{}.mlp.c_proj": ("gpt2", "gpt_bigcode", "gpt_neo"),
@@ -91,7 +90,7 @@ def _in_hugging_face(model: PreTrainedModel, layer: int) -> OutputMatrix:
     if kind not in MODULE_OF:
         raise EditError(
             f"{name_of(model)} is of the type {kind!r}, whose MLP output matrices are not known here (known: "
-            f"{', '.join(sorted(MODULE_OF))}). Apply the edit to a HookedTransformer, or name the module in MODULE_OF."
+            f"{', '.join(sorted(MODULE_OF))}). Apply the edit to a Model, or name the module in MODULE_OF."
         )
     layers = model.config.num_hidden_layers
     if not 0 <= layer < layers:

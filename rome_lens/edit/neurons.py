@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from rome_lens.errors import EditError
 from rome_lens.facts import EditRequest, Fact, check_text
 from rome_lens.models import (
     Hook,
+    Model,
     contribution_change,
     frozen,
     key_name,
@@ -76,7 +76,7 @@ class KnowledgeNeurons:
 
 
 def knowledge_neurons(
-    model: HookedTransformer,
+    model: Model,
     fact: Fact | EditRequest,
     *,
     answer: str | None = None,
@@ -127,7 +127,7 @@ def knowledge_neurons(
 
 
 def token_attributions(
-    model: HookedTransformer, tokens: Sequence[int], answer: int, *, steps: int
+    model: Model, tokens: Sequence[int], answer: int, *, steps: int
 ) -> Float[Tensor, "layer neuron"]:
     """The integrated gradients of a token's probability after `tokens`: the mean over k/steps for k = 1 to `steps`.
 
@@ -184,7 +184,7 @@ def _refined(
 
 
 @torch.no_grad()
-def _answer_tokens(model: HookedTransformer, prompt: str, answer: str | None) -> tuple[int, ...]:
+def _answer_tokens(model: Model, prompt: str, answer: str | None) -> tuple[int, ...]:
     """The answer's tokens, or the one that the model says."""
     if answer is not None:
         whole, start = tokenize_continuation(model, prompt, answer)

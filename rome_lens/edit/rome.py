@@ -4,8 +4,6 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 
-from transformer_lens import HookedTransformer
-
 from rome_lens.edit.config import RomeConfig
 from rome_lens.edit.covariance import KeyCovariance
 from rome_lens.edit.health import EditHealth, OnUnhealthy, report_problems, update_norms
@@ -14,13 +12,13 @@ from rome_lens.edit.value import optimise_value, search_figures
 from rome_lens.edit.weights import Edit, as_json, finite_matrix
 from rome_lens.errors import EditError
 from rome_lens.facts import EditRequest
-from rome_lens.models import mlp_output
+from rome_lens.models import Model, mlp_output
 
 SHIPPED_COVARIANCES = {"smollm2-135m": "smollm2-135m.covariance.safetensors"}
 """Models that `rome` needs no covariance for, by name, and the file in the package's data folder."""
 
 
-def shipped_covariance(model: HookedTransformer) -> KeyCovariance:
+def shipped_covariance(model: Model) -> KeyCovariance:
     """The covariance that comes with this package for a model's default edit layer.
 
     Raises:
@@ -42,7 +40,7 @@ def _read_shipped(name: str) -> KeyCovariance:
 
 
 def rome(
-    model: HookedTransformer,
+    model: Model,
     request: EditRequest,
     *,
     covariance: KeyCovariance | None = None,

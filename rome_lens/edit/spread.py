@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.covariance import KeyCovariance
 from rome_lens.edit.key import subject_activations
@@ -14,7 +13,7 @@ from rome_lens.edit.targets import MemitTargets, subject_states
 from rome_lens.edit.update import Update
 from rome_lens.edit.weights import Edit
 from rome_lens.errors import EditError
-from rome_lens.models import key_name
+from rome_lens.models import Model, key_name
 
 ClosedForm = Callable[[Float[Tensor, "request d_mlp"], KeyCovariance], Float[Tensor, "d_mlp request"]]
 """From keys and C to the left factor of an update; see closed_forms.py."""
@@ -23,7 +22,7 @@ Factors = dict[int, tuple[Float[Tensor, "d_mlp request"], Float[Tensor, "request
 
 
 def spread(
-    model: HookedTransformer,
+    model: Model,
     targets: MemitTargets,
     layers: Sequence[int],
     covariances: Mapping[int, KeyCovariance],
@@ -59,7 +58,7 @@ def spread(
     return factors
 
 
-def mean_keys(model: HookedTransformer, layer: int, targets: MemitTargets) -> Float[Tensor, "request d_mlp"]:
+def mean_keys(model: Model, layer: int, targets: MemitTargets) -> Float[Tensor, "request d_mlp"]:
     """k* of each request: its key's mean over the contexts."""
     asked = [(request, context) for request in targets.requests for context in targets.contexts]
     keys = subject_activations(model, key_name(layer), layer, asked, token=targets.search["token"])

@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.contexts import EditedToken, in_context
 from rome_lens.facts import PLACE, EditRequest
 from rome_lens.models import (
     Hook,
+    Model,
     PastState,
     contribution_change,
     key_name,
@@ -59,7 +59,7 @@ class Prompts:
 
 
 def tokenize_prompts(
-    model: HookedTransformer, request: EditRequest, contexts: Sequence[str], *, token: EditedToken = "subject_last"
+    model: Model, request: EditRequest, contexts: Sequence[str], *, token: EditedToken = "subject_last"
 ) -> Prompts:
     """Raises ValueError if the prompt in a context is longer than the model's context."""
     whole, start = tokenize_continuation(model, request.text, request.target)
@@ -126,7 +126,7 @@ class Tails:
 
 
 @torch.no_grad()
-def run_until_tails(model: HookedTransformer, layer: int, prompts: Sequence[Prompts], at: Place) -> Tails:
+def run_until_tails(model: Model, layer: int, prompts: Sequence[Prompts], at: Place) -> Tails:
     """Runs what comes before the tails, once."""
     device = model.cfg.device
     ids = [row for prompt in prompts for row in prompt.rows]
@@ -182,7 +182,7 @@ def _left_padded(state: PastState, lengths: Sequence[int], width: int) -> PastSt
 
 
 def run_tails(
-    model: HookedTransformer, layer: int, tails: Tails, delta: Float[Tensor, "request d_model"], at: Place
+    model: Model, layer: int, tails: Tails, delta: Float[Tensor, "request d_model"], at: Place
 ) -> tuple[Float[Tensor, " request"], Float[Tensor, "request d_vocab"]]:
     """What Eq. 4 is made of, differentiable: the mean negative log-probability of a target token (over contexts and
     tokens), and the log-probabilities of all tokens after the essence's subject.

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.config import BatchConfig, SearchConfig
 from rome_lens.edit.contexts import EditedToken
@@ -22,7 +21,7 @@ from rome_lens.edit.value import Value, optimise_values
 from rome_lens.errors import EditError, FormatError
 from rome_lens.facts import PLACE, EditRequest
 from rome_lens.files import check_new_file, load_tensors, save_tensors
-from rome_lens.models import check_layer, state_name
+from rome_lens.models import Model, check_layer, state_name
 
 _KIND = "rome_lens memit targets 1"
 _FACTS = {"layer": int, "contexts": list, "search": dict, "ends": list, "requests": list}
@@ -48,7 +47,7 @@ class MemitTargets:
     requests: tuple[EditRequest, ...]
     values: tuple[Value, ...] = field(repr=False)
 
-    def check_model(self, model: HookedTransformer) -> None:
+    def check_model(self, model: Model) -> None:
         """Raises EditError unless the model's states are those that the search began with."""
         if not self.requests:
             return
@@ -120,7 +119,7 @@ _ENDS = tuple(f.name for f in fields(Value) if f.name not in ("vector", "initial
 
 
 def memit_targets(
-    model: HookedTransformer,
+    model: Model,
     requests: Sequence[EditRequest],
     *,
     layer: int,
@@ -168,7 +167,7 @@ def memit_targets(
 
 
 def subject_states(
-    model: HookedTransformer, layer: int, requests: Sequence[EditRequest], *, token: EditedToken = "subject_last"
+    model: Model, layer: int, requests: Sequence[EditRequest], *, token: EditedToken = "subject_last"
 ) -> Float[Tensor, "request d_model"]:
     """The residual stream after a block at the edited token of each bare prompt."""
     asked = [(request, PLACE) for request in requests]

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from rome_lens.facts import Continuation
-from rome_lens.models import HookList, logits, run, run_blocks
+from rome_lens.models import HookList, Model, logits, run, run_blocks
 from rome_lens.tokens import pad, tokenize_continuation
 
 
@@ -35,11 +34,11 @@ class ForcedBatch:
     targets: Int[Tensor, " token"]
     lengths: tuple[int, ...]
 
-    def run(self, model: HookedTransformer, *, hooks: HookList = ()) -> Float[Tensor, "row pos d_model"]:
+    def run(self, model: Model, *, hooks: HookList = ()) -> Float[Tensor, "row pos d_model"]:
         """The residual stream after the last block. Differentiable."""
         return run_blocks(model, self.residual, self.first_layer, model.cfg.n_layers, mask=self.mask, hooks=hooks)
 
-    def losses(self, model: HookedTransformer, final: Float[Tensor, "row pos d_model"]) -> Float[Tensor, " row"]:
+    def losses(self, model: Model, final: Float[Tensor, "row pos d_model"]) -> Float[Tensor, " row"]:
         """The mean negative log-probability of each row's tokens, for what `run` gave. Differentiable."""
         log_probs = logits(model, final[self.rows, self.positions]).log_softmax(-1)
         each = log_probs.gather(-1, self.targets[:, None])[:, 0].split(self.lengths)
@@ -61,7 +60,7 @@ class ForcedBatch:
 
 
 @torch.no_grad()
-def run_until(model: HookedTransformer, continuations: Sequence[Continuation], first_layer: int) -> ForcedBatch:
+def run_until(model: Model, continuations: Sequence[Continuation], first_layer: int) -> ForcedBatch:
     """Runs what comes before a block, once.
 
     Raises:

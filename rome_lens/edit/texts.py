@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformer_lens import HookedTransformer
 
 from rome_lens.errors import FormatError, UnavailableError
-from rome_lens.models import sample_text
+from rome_lens.models import Model, sample_text
 
 _BLOCK = 1 << 20  # characters: tokenised at once, and cut at a line's end, so that few tokens differ from the whole's
 _SHUFFLED = 1_000
@@ -108,9 +107,7 @@ def _reaching(name: str) -> Iterator[None]:
         ) from error
 
 
-def texts_from_model(
-    model: HookedTransformer, *, seed: int = 0, new_tokens: int = 256, texts_at_once: int = 16
-) -> Texts:
+def texts_from_model(model: Model, *, seed: int = 0, new_tokens: int = 256, texts_at_once: int = 16) -> Texts:
     """Texts without end that the model writes from nothing, where there is no text at hand.
 
     They are drawn from the model's own distribution, so they hold what it finds likely, not what people wrote. Writing
@@ -131,9 +128,7 @@ def texts_from_model(
     return Texts(f"written by {model.cfg.model_name}, seed {seed}", read)
 
 
-def sample_texts(
-    model: HookedTransformer, count: int, *, new_tokens: int, seed: int, top_k: int | None = None
-) -> list[str]:
+def sample_texts(model: Model, count: int, *, new_tokens: int, seed: int, top_k: int | None = None) -> list[str]:
     """Texts of equally many tokens that the model writes after nothing but BOS."""
     tokenizer = model.tokenizer
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id

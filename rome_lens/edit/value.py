@@ -13,14 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.config import SearchConfig
 from rome_lens.edit.tails import Place, Prompts, run_tails, run_until_tails, tokenize_prompts
 from rome_lens.errors import EditError
 from rome_lens.facts import EditRequest
 from rome_lens.memory import tokens_that_fit
-from rome_lens.models import check_layer, frozen
+from rome_lens.models import Model, check_layer, frozen
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Value:
 
 
 def optimise_value(
-    model: HookedTransformer,
+    model: Model,
     layer: int,
     request: EditRequest,
     contexts: Sequence[str],
@@ -61,7 +60,7 @@ def optimise_value(
 
 
 def optimise_values(
-    model: HookedTransformer,
+    model: Model,
     layer: int,
     requests: Sequence[EditRequest],
     contexts: Sequence[str],
@@ -121,7 +120,7 @@ def _batches(prompts: Sequence[Prompts], budget: int) -> Iterator[list[Prompts]]
 
 
 def _search(
-    model: HookedTransformer,
+    model: Model,
     layer: int,
     requests: Sequence[EditRequest],
     prompts: Sequence[Prompts],

@@ -10,7 +10,6 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens import HookedTransformer
 from transformers import PreTrainedModel
 
 from rome_lens.edit.applying import AppliedEdit
@@ -23,7 +22,7 @@ from rome_lens.edit.update import Update, one_for_each_layer
 from rome_lens.errors import EditError, EditWarning
 from rome_lens.facts import EditRequest
 from rome_lens.files import digest
-from rome_lens.models import Hook, architecture_digest, output_matrix
+from rome_lens.models import Hook, Model, architecture_digest, output_matrix
 
 _MOST_BYTES = 2 << 30  # six layers of GPT-J at full rank
 
@@ -61,7 +60,7 @@ class Edit:
     @classmethod
     def of(
         cls,
-        model: HookedTransformer,
+        model: Model,
         requests: Sequence[EditRequest],
         factors: Mapping[int, tuple[Float[Tensor, "d_mlp rank"], Float[Tensor, "rank d_model"]]],
         *,
@@ -142,7 +141,7 @@ class Edit:
         finally:
             edit._restore()
 
-    def hooks(self, model: HookedTransformer, *, strict: bool = False) -> list[tuple[str, Hook]]:
+    def hooks(self, model: Model, *, strict: bool = False) -> list[tuple[str, Hook]]:
         """Hooks that make the model answer as if it were edited: `model.run_with_hooks(tokens, fwd_hooks=...)`, or
         `with model.hooks(fwd_hooks=...): model.generate(...)`. The weights are left alone.
 
@@ -179,7 +178,7 @@ class Edit:
             for update in self.updates
             if update.made_for and (found := digest(output_matrix_of(model, update.layer).values)) != update.made_for
         ]
-        known = self.architecture and isinstance(model, HookedTransformer)
+        known = self.architecture and isinstance(model, Model)
         if known and self.architecture != architecture_digest(model):
             differences.insert(0, f"the architecture of {self.model} was another than that of {name_of(model)}")
         if differences:
@@ -221,7 +220,7 @@ class Edit:
         return f"Edit of {self.model}, layer {layers}: {wrote}{more}"
 
 
-def finite_matrix(model: HookedTransformer, layer: int) -> nn.Parameter:
+def finite_matrix(model: Model, layer: int) -> nn.Parameter:
     """The matrix that an edit of a layer changes, as `output_matrix` gives it.
 
     Raises:

@@ -10,12 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.weights import Edit
 from rome_lens.evaluate.scores import divergence
 from rome_lens.facts import check_prompts
-from rome_lens.models import HookList, Kind, logits, run_and_read, state_name
+from rome_lens.models import HookList, Kind, Model, logits, run_and_read, state_name
 from rome_lens.plots import plot_comparison
 from rome_lens.tokens import TokenizedText, tokenize
 
@@ -58,8 +57,8 @@ class _Observed:
 
 @torch.no_grad()
 def compare_models(
-    model: HookedTransformer,
-    other: HookedTransformer | Edit | HookList,
+    model: Model,
+    other: Model | Edit | HookList,
     prompts: Sequence[str],
     *,
     top: int = 5,
@@ -85,7 +84,7 @@ def compare_models(
     texts = [tokenize(model, prompt) for prompt in dict.fromkeys(prompts)]
     with tqdm(total=2 * len(texts), desc="compare", unit="run", disable=not progress) as bar:
 
-        def observe(model: HookedTransformer, hooks: HookList) -> list[_Observed]:
+        def observe(model: Model, hooks: HookList) -> list[_Observed]:
             observed = []
             for text in texts:
                 observed.append(_observe(model, text, hooks))
@@ -110,14 +109,12 @@ def compare_models(
 
 
 @contextmanager
-def _changed(
-    model: HookedTransformer, other: HookedTransformer | Edit | HookList
-) -> Iterator[tuple[HookedTransformer, HookList]]:
+def _changed(model: Model, other: Model | Edit | HookList) -> Iterator[tuple[Model, HookList]]:
     """The condition after: a model, and the hooks to run it with."""
     if isinstance(other, Edit):
         with other.applied(model):
             yield model, ()
-    elif isinstance(other, HookedTransformer):
+    elif isinstance(other, Model):
         shapes = [(each.cfg.n_layers, each.cfg.d_model, each.cfg.d_vocab) for each in (model, other)]
         if shapes[0] != shapes[1]:
             raise ValueError(
@@ -129,7 +126,7 @@ def _changed(
         yield model, other
 
 
-def _observe(model: HookedTransformer, text: TokenizedText, hooks: HookList) -> _Observed:
+def _observe(model: Model, text: TokenizedText, hooks: HookList) -> _Observed:
     layers = range(model.cfg.n_layers)
     names = {kind: [state_name(kind, layer) for layer in layers] for kind in _KINDS}
     tokens = torch.tensor([text.ids], device=model.cfg.device)
@@ -139,9 +136,7 @@ def _observe(model: HookedTransformer, text: TokenizedText, hooks: HookList) -> 
     return _Observed({kind: output.float().cpu() for kind, output in outputs.items()}, log_probs.cpu())
 
 
-def _tokens(
-    model: HookedTransformer, text: TokenizedText, before: _Observed, after: _Observed, top: int
-) -> pd.DataFrame:
+def _tokens(model: Model, text: TokenizedText, before: _Observed, after: _Observed, top: int) -> pd.DataFrame:
     frame = pd.DataFrame({BEFORE: before.log_probs[-1].exp().numpy(), AFTER: after.log_probs[-1].exp().numpy()})
     ranks = frame.rank(ascending=False, method="first").astype(int)
     frame = frame.assign(rank_before=ranks[BEFORE], rank_after=ranks[AFTER])
@@ -152,7 +147,7 @@ def _tokens(
     return frame
 
 
-def _lens(model: HookedTransformer, text: TokenizedText, before: _Observed, after: _Observed) -> pd.DataFrame:
+def _lens(model: Model, text: TokenizedText, before: _Observed, after: _Observed) -> pd.DataFrame:
     answer = int(after.log_probs[-1].argmax())
     parts = []
     for condition, observed in ((BEFORE, before), (AFTER, after)):

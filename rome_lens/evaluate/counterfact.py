@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from transformer_lens import HookedTransformer
-
 from rome_lens.evaluate.scores import mean_log_probabilities
 from rome_lens.facts import Continuation, EditRecord
+from rome_lens.models import Model
 
 
-def score_record(model: HookedTransformer, record: EditRecord) -> dict[str, float]:
+def score_record(model: Model, record: EditRecord) -> dict[str, float]:
     """The scores of a record on the model as it is.
 
     With p the geometric mean of a target's token probabilities after a prompt, and a record's prompts averaged:
@@ -35,7 +34,7 @@ def score_record(model: HookedTransformer, record: EditRecord) -> dict[str, floa
 
 
 def compare_targets(
-    model: HookedTransformer, groups: Mapping[str, tuple[str, str, Sequence[str]]]
+    model: Model, groups: Mapping[str, tuple[str, str, Sequence[str]]]
 ) -> dict[str, tuple[float, float]]:
     """For each group (favoured target, other target, prompts): how often and by how much the first is more probable.
 

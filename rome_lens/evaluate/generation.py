@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens import HookedTransformer
 
 from rome_lens.datasets import AttributeSnippets
 from rome_lens.errors import UnavailableError
 from rome_lens.evaluate.perplexity import perplexity
 from rome_lens.facts import EditRecord, check_prompts
-from rome_lens.models import write_on
+from rome_lens.models import Model, write_on
 from rome_lens.tokens import pad, tokenize
 
 _ENTROPY_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
@@ -59,7 +58,7 @@ class ReferenceTexts:
 
 
 def score_generation(
-    model: HookedTransformer,
+    model: Model,
     record: EditRecord,
     *,
     references: ReferenceTexts | None = None,
@@ -106,7 +105,7 @@ def score_generation(
 
 
 def generate_texts(
-    model: HookedTransformer,
+    model: Model,
     prompts: Sequence[str],
     *,
     length: int = 100,

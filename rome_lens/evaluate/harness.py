@@ -5,13 +5,13 @@ import os
 from collections.abc import Sequence
 
 import pandas as pd
-from transformer_lens import HookedTransformer
 
 from rome_lens.errors import UnavailableError
+from rome_lens.models import Model
 
 
 def run_harness(
-    model: HookedTransformer,
+    model: Model,
     tasks: Sequence[str],
     *,
     tasks_in: str | os.PathLike[str] | None = None,

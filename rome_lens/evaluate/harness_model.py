@@ -8,10 +8,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import nn
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from rome_lens.evaluate.scores import teacher_forced_rows
-from rome_lens.models import bos_token, write_on
+from rome_lens.models import Model, bos_token, write_on
 from rome_lens.tokens import pad
 
 _TEXTS_AT_ONCE = 16
@@ -21,7 +20,7 @@ _NEW_TOKENS = 256
 class HarnessModel(TemplateLM):
     """Answers the harness's three kinds of requests. Texts too long for the model's context lose their start."""
 
-    def __init__(self, model: HookedTransformer, *, progress: bool = True) -> None:
+    def __init__(self, model: Model, *, progress: bool = True) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = model.tokenizer

@@ -3,15 +3,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from transformer_lens import HookedTransformer
-
 from rome_lens.evaluate.generation import generate_texts, ngram_entropy
 from rome_lens.evaluate.predictions import Prediction, locality_predictions, predict_kinds, predict_tokens
 from rome_lens.facts import Continuation, QuestionRecord
+from rome_lens.models import Model
 
 
 def score_knowedit(
-    model: HookedTransformer,
+    model: Model,
     record: QuestionRecord,
     *,
     before: Mapping[str, Sequence[Prediction]] | None = None,

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 
 import torch
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
-from rome_lens.models import bos_token, logits, run
+from rome_lens.models import Model, bos_token, logits, run
 from rome_lens.tokens import batches, pad, token_pieces
 
 
 @torch.no_grad()
 def perplexity(
-    model: HookedTransformer,
+    model: Model,
     text: str | Sequence[int],
     *,
     tokens: int = 20_000,

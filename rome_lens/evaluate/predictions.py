@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformer_lens import HookedTransformer
 
 from rome_lens.evaluate.scores import teacher_forced
 from rome_lens.facts import Continuation, QuestionRecord
+from rome_lens.models import Model
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Prediction:
 
 @torch.no_grad()
 def predict_tokens(
-    model: HookedTransformer, continuations: Sequence[Continuation], *, tokens_per_batch: int = 4096
+    model: Model, continuations: Sequence[Continuation], *, tokens_per_batch: int = 4096
 ) -> list[Prediction]:
     """What the model predicts at each continuation's tokens.
 
@@ -57,7 +57,7 @@ def predict_tokens(
     return [found[i] for i in range(len(continuations))]
 
 
-def locality_predictions(model: HookedTransformer, record: QuestionRecord) -> dict[str, list[Prediction]]:
+def locality_predictions(model: Model, record: QuestionRecord) -> dict[str, list[Prediction]]:
     """What the model predicts at the answers of a record's locality questions, by kind.
 
     Of the model before an edit, this is what `score_zsre` and `score_knowedit` take as `before`.
@@ -65,7 +65,7 @@ def locality_predictions(model: HookedTransformer, record: QuestionRecord) -> di
     return predict_kinds(model, record.locality)
 
 
-def predict_kinds(model: HookedTransformer, kinds: Mapping[str, Sequence[Continuation]]) -> dict[str, list[Prediction]]:
+def predict_kinds(model: Model, kinds: Mapping[str, Sequence[Continuation]]) -> dict[str, list[Prediction]]:
     """`predict_tokens` for continuations by kind, all at once."""
     found = iter(predict_tokens(model, [asked for questions in kinds.values() for asked in questions]))
     return {kind: [next(found) for _ in questions] for kind, questions in kinds.items()}

@@ -7,12 +7,12 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import pandas as pd
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.weights import Edit
 from rome_lens.errors import EditError, EditWarning
 from rome_lens.evaluate.counterfact import score_record
 from rome_lens.facts import EditRequest
+from rome_lens.models import Model
 
 BASE = "base"
 COLUMNS = ["case_id", "method", "metric", "value", "error"]
@@ -28,12 +28,12 @@ class Record(Protocol):
 
 R = TypeVar("R", bound=Record)
 Scorer = Callable[..., dict[str, float]]
-Method = Callable[[HookedTransformer, EditRequest], Edit]
+Method = Callable[[Model, EditRequest], Edit]
 Row = tuple[int, str, str, float, str]
 
 
 def score_records(
-    model: HookedTransformer,
+    model: Model,
     records: Sequence[R],
     *,
     score: Scorer = score_record,
@@ -61,12 +61,12 @@ def score_records(
 
 
 def evaluate(
-    model: HookedTransformer,
+    model: Model,
     records: Sequence[R],
     *,
     method: Callable[[R], Edit],
     score: Scorer = score_record,
-    before: Callable[[HookedTransformer, R], Any] | None = None,
+    before: Callable[[Model, R], Any] | None = None,
     name: str = "rome",
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -109,7 +109,7 @@ def evaluate(
 
 
 def measure(
-    model: HookedTransformer,
+    model: Model,
     record: Record,
     states: Mapping[str, Callable[[], Edit] | None],
     *,

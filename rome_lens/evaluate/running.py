@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from rome_lens.engine import EngineName, ModelSource, open_workers
 from rome_lens.errors import FormatError
@@ -30,7 +29,7 @@ from rome_lens.evaluate.records import (
 )
 from rome_lens.evaluate.stored import StoredRows, stored_rows
 from rome_lens.facts import EditRecord, QuestionRecord
-from rome_lens.models import model_identity
+from rome_lens.models import Model, model_identity
 
 Task = tuple[EditRecord | QuestionRecord, Sequence[str]]
 
@@ -120,12 +119,12 @@ def load_evaluation(folder: str | os.PathLike[str]) -> pd.DataFrame:
     return _in_order(rows, sorted(set(rows["case_id"])), [BASE, *sorted(set(rows["method"]) - {BASE})])
 
 
-def _identify(model: HookedTransformer, _: None) -> dict[str, str]:
+def _identify(model: Model, _: None) -> dict[str, str]:
     return model_identity(model)
 
 
 def _measured(
-    model: HookedTransformer,
+    model: Model,
     task: Task,
     *,
     methods: Mapping[str, Method],

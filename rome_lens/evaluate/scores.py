@@ -5,16 +5,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from rome_lens.facts import Continuation
-from rome_lens.models import logits, run_tree
+from rome_lens.models import Model, logits, run_tree
 from rome_lens.tokens import batches, tokenize, tokenize_continuation
 
 
 @torch.no_grad()
 def mean_log_probabilities(
-    model: HookedTransformer, continuations: Sequence[Continuation], *, tokens_per_batch: int = 4096
+    model: Model, continuations: Sequence[Continuation], *, tokens_per_batch: int = 4096
 ) -> Float[Tensor, " continuation"]:
     """The mean log-probability of each continuation's tokens, in nats a token, by teacher forcing, on the CPU.
 
@@ -37,7 +36,7 @@ def mean_log_probabilities(
 
 
 def teacher_forced(
-    model: HookedTransformer, continuations: Sequence[Continuation], *, tokens_per_batch: int = 4096
+    model: Model, continuations: Sequence[Continuation], *, tokens_per_batch: int = 4096
 ) -> Iterator[tuple[list[int], list[int], Float[Tensor, "token d_vocab"], Int[Tensor, " token"]]]:
     """What the model predicts for each token of continuations when it has read the prompt and the tokens before it.
 
@@ -54,7 +53,7 @@ def teacher_forced(
 
 
 def teacher_forced_rows(
-    model: HookedTransformer, rows: Sequence[tuple[tuple[int, ...], int]], *, tokens_per_batch: int = 4096
+    model: Model, rows: Sequence[tuple[tuple[int, ...], int]], *, tokens_per_batch: int = 4096
 ) -> Iterator[tuple[list[int], list[int], Float[Tensor, "token d_vocab"], Int[Tensor, " token"]]]:
     """`teacher_forced` for texts that are tokens already, each with the position where what is asked for starts."""
     inputs = [ids[:-1] for ids, _ in rows]
@@ -70,7 +69,7 @@ def teacher_forced_rows(
 
 @torch.no_grad()
 def next_token_log_probabilities(
-    model: HookedTransformer, prompts: Sequence[str], *, tokens_per_batch: int = 4096
+    model: Model, prompts: Sequence[str], *, tokens_per_batch: int = 4096
 ) -> Float[Tensor, "prompt d_vocab"]:
     """The log-probabilities of the token after each prompt, in nats, on the CPU.
 

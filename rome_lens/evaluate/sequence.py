@@ -13,7 +13,6 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.health import EditHealth
 from rome_lens.edit.rome import rome
@@ -25,7 +24,7 @@ from rome_lens.evaluate.records import Method
 from rome_lens.evaluate.summary import summarize
 from rome_lens.facts import EditRecord, EditRequest
 from rome_lens.files import append_line, digest, read_lines
-from rome_lens.models import architecture_digest, kept_output_matrix, output_matrix
+from rome_lens.models import Model, architecture_digest, kept_output_matrix, output_matrix
 
 _ROWS = "rows.jsonl"
 
@@ -76,12 +75,12 @@ class EditSequence:
     stopped: str = ""
 
 
-def _rome(model: HookedTransformer, request: EditRequest) -> Edit:
+def _rome(model: Model, request: EditRequest) -> Edit:
     return rome(model, request, progress=False)
 
 
 def rome_sequence(
-    model: HookedTransformer,
+    model: Model,
     records: Sequence[EditRecord],
     *,
     out: str | os.PathLike[str],
@@ -222,7 +221,7 @@ def _saved(path: Path, request: EditRequest, make: Callable[[EditRequest], Edit]
 
 
 def _after(
-    model: HookedTransformer,
+    model: Model,
     record: EditRecord,
     edit: Edit,
     originals: Mapping[int, Float[Tensor, "d_mlp d_model"]],

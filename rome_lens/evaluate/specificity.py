@@ -2,15 +2,15 @@
 
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from rome_lens.evaluate.counterfact import compare_targets
 from rome_lens.evaluate.scores import divergence, next_token_log_probabilities
 from rome_lens.facts import EditRecord
+from rome_lens.models import Model
 
 
 def score_specificity(
-    model: HookedTransformer, record: EditRecord, *, before: Float[Tensor, "prompt d_vocab"] | None = None
+    model: Model, record: EditRecord, *, before: Float[Tensor, "prompt d_vocab"] | None = None
 ) -> dict[str, float]:
     """The scores of CounterFact+ on a record's neighbourhood prompts, on the model as it is (arXiv 2305.17553).
 
@@ -43,7 +43,7 @@ def score_specificity(
     return scores
 
 
-def neighborhood_log_probabilities(model: HookedTransformer, record: EditRecord) -> Float[Tensor, "prompt d_vocab"]:
+def neighborhood_log_probabilities(model: Model, record: EditRecord) -> Float[Tensor, "prompt d_vocab"]:
     """The next token's log-probabilities, in nats, after a record's neighbourhood prompts, first as they are, then
     with the edit stated before them. Of the model before an edit, this is what `score_specificity` takes as `before`.
 

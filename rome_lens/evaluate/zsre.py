@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from transformer_lens import HookedTransformer
-
 from rome_lens.evaluate.predictions import Prediction, predict_kinds
 from rome_lens.facts import Continuation, QuestionRecord
+from rome_lens.models import Model
 
 
 def score_zsre(
-    model: HookedTransformer,
+    model: Model,
     record: QuestionRecord,
     *,
     before: Mapping[str, Sequence[Prediction]] | None = None,

@@ -9,17 +9,16 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from rome_lens.locate.grid import restored_layers
 from rome_lens.locate.metrics import Metric
 from rome_lens.locate.question import Question
 from rome_lens.locate.runs import answer_logits, keep, put_in_place
-from rome_lens.models import EMBEDDING, HookList, Kind, frozen, run, state_name
+from rome_lens.models import EMBEDDING, HookList, Kind, Model, frozen, run, state_name
 
 
 def attributed_values(
-    model: HookedTransformer,
+    model: Model,
     question: Question,
     embedded: Float[Tensor, "sample token d_model"],
     metric: Metric,

@@ -13,11 +13,10 @@ import torch
 from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from rome_lens.datasets import load_builtin_records
 from rome_lens.facts import Fact, subject_range
-from rome_lens.models import embed, embeddings
+from rome_lens.models import Model, embed, embeddings
 from rome_lens.tokens import tokenize
 
 
@@ -26,7 +25,7 @@ class Corruption(Protocol):
     """What `causal_trace` asks of a corruption."""
 
     def corrupted(
-        self, model: HookedTransformer, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
+        self, model: Model, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
     ) -> Float[Tensor, "sample token d_model"]:
         """What stands in place of the clean embeddings of the subject's tokens: a row for each sample, or one row if
         nothing is random.
@@ -48,14 +47,14 @@ class _Noise:
     replace: bool = False
 
     def corrupted(
-        self, model: HookedTransformer, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
+        self, model: Model, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
     ) -> Float[Tensor, "sample token d_model"]:
         """Clean embeddings plus noise, or noise alone; in their dtype and on their device."""
         random = np.random.RandomState(self.seed)
         noise = torch.from_numpy(self._draw(random, model, (samples, *clean.shape))).to(clean)
         return noise if self.replace else clean + noise
 
-    def _draw(self, random: np.random.RandomState, model: HookedTransformer, shape: tuple[int, int, int]) -> np.ndarray:
+    def _draw(self, random: np.random.RandomState, model: Model, shape: tuple[int, int, int]) -> np.ndarray:
         raise TypeError(f"{type(self).__name__} is no noise of its own. Use GaussianNoise or another of its kind.")
 
 
@@ -80,13 +79,13 @@ class _ScaledNoise(_Noise):
                     f"The noise's {name} is {value}, expected a number above 0 (std: or None, for sigmas)."
                 )
 
-    def scale(self, model: HookedTransformer) -> float:
+    def scale(self, model: Model) -> float:
         """The standard deviation of the noise for this model."""
         if self.std is not None:
             return self.std
         return self.sigmas * subject_embeddings(model, self.subjects).std().item()
 
-    def _draw(self, random: np.random.RandomState, model: HookedTransformer, shape: tuple[int, int, int]) -> np.ndarray:
+    def _draw(self, random: np.random.RandomState, model: Model, shape: tuple[int, int, int]) -> np.ndarray:
         return self._unit(random, shape) * self.scale(model)
 
     def _unit(self, random: np.random.RandomState, shape: tuple[int, int, int]) -> np.ndarray:
@@ -140,7 +139,7 @@ class MultivariateGaussianNoise(_Noise):
     scale: float = 1.0
     subjects: Sequence[str] | None = None
 
-    def _draw(self, random: np.random.RandomState, model: HookedTransformer, shape: tuple[int, int, int]) -> np.ndarray:
+    def _draw(self, random: np.random.RandomState, model: Model, shape: tuple[int, int, int]) -> np.ndarray:
         samples = subject_embeddings(model, self.subjects).double().cpu().numpy()
         mean = samples.mean(0)
         # Random mixtures of the centred embeddings have exactly their covariance, also where there are fewer than d.
@@ -161,7 +160,7 @@ class TokenReplacement:
     subject: str
 
     def corrupted(
-        self, model: HookedTransformer, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
+        self, model: Model, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
     ) -> Float[Tensor, "sample token d_model"]:
         """The embeddings of the other subject's tokens in the same prompt.
 
@@ -180,7 +179,7 @@ class TokenReplacement:
         return repeat(embed(model, ids), "token d -> sample token d", sample=1)
 
 
-def same_length_subject(model: HookedTransformer, fact: Fact, others: Iterable[Fact]) -> str:
+def same_length_subject(model: Model, fact: Fact, others: Iterable[Fact]) -> str:
     """The first subject among `others`, facts of the same relation, that can replace the fact's token for token.
 
     Subjects with the fact's own answer are passed over: the answer would not be lost.
@@ -201,9 +200,7 @@ def same_length_subject(model: HookedTransformer, fact: Fact, others: Iterable[F
     )
 
 
-def subject_embeddings(
-    model: HookedTransformer, subjects: Sequence[str] | None = None
-) -> Float[Tensor, "token d_model"]:
+def subject_embeddings(model: Model, subjects: Sequence[str] | None = None) -> Float[Tensor, "token d_model"]:
     """The embeddings of all tokens of the subjects, in float32; None: the subjects of the fact set in the package."""
     if subjects is None:
         subjects = sorted({record.request.subject for record in load_builtin_records()})

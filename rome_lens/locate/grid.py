@@ -14,11 +14,10 @@ import torch
 from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from rome_lens.locate.metrics import Metric
 from rome_lens.locate.runs import CorruptedRun, Sublayer, answer_logits
-from rome_lens.models import Kind, run_block, state_name
+from rome_lens.models import Kind, Model, run_block, state_name
 
 _ROWS_AT_ONCE = 64  # of logits
 
@@ -82,7 +81,7 @@ def _hooks(
 
 
 def first_restored(
-    model: HookedTransformer,
+    model: Model,
     clean: Float[Tensor, "layer pos *state"],
     corrupted: CorruptedRun,
     *,
@@ -107,7 +106,7 @@ def first_restored(
 
 
 def restored_values(
-    model: HookedTransformer,
+    model: Model,
     clean: Float[Tensor, "layer pos *state"],
     corrupted: CorruptedRun,
     entering: Float[Tensor, "layer sample pos d_model"],

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from rome_lens.facts import Fact, subject_range
 from rome_lens.locate.runs import CleanRun, clean_run
-from rome_lens.models import Kind
+from rome_lens.models import Kind, Model
 from rome_lens.tokens import tokenize_continuation
 
 
@@ -37,7 +36,7 @@ class Question:
 
 
 @torch.no_grad()
-def tokenize_question(model: HookedTransformer, fact: Fact, *, kinds: Collection[Kind] = ()) -> Question:
+def tokenize_question(model: Model, fact: Fact, *, kinds: Collection[Kind] = ()) -> Question:
     """Tokenises the fact and runs it once, keeping the states of `kinds`; its answer is the model's own top token if it
     names none.
 
@@ -54,7 +53,7 @@ def tokenize_question(model: HookedTransformer, fact: Fact, *, kinds: Collection
     return Question(tokens, top[None] if answer is None else answer, subject, start, int(top), clean)
 
 
-def warn_if_not_predicted(model: HookedTransformer, fact: Fact, question: Question, *, stacklevel: int) -> None:
+def warn_if_not_predicted(model: Model, fact: Fact, question: Question, *, stacklevel: int) -> None:
     """Says so if the answer that the fact names is not what the model predicts."""
     if int(question.answer[0]) != question.predicted:
         warnings.warn(

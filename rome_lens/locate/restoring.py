@@ -8,14 +8,13 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from rome_lens.facts import Fact
 from rome_lens.locate.corruption import Corruption, GaussianNoise
 from rome_lens.locate.metrics import MetricName, make_metric
 from rome_lens.locate.question import Question, tokenize_question, warn_if_not_predicted
 from rome_lens.locate.runs import answer_logits, put_in_place
-from rome_lens.models import EMBEDDING, Kind, check_layer, embed, run, state_name
+from rome_lens.models import EMBEDDING, Kind, Model, check_layer, embed, run, state_name
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class State:
 
 
 def restore_states(
-    model: HookedTransformer,
+    model: Model,
     fact: Fact,
     states: Sequence[State],
     *,
@@ -50,7 +49,7 @@ def restore_states(
 
 
 def predict_restored(
-    model: HookedTransformer,
+    model: Model,
     fact: Fact,
     states: Sequence[State],
     *,
@@ -75,7 +74,7 @@ def predict_restored(
     return pd.DataFrame({"token": tokens, "probability": best.values.tolist()})
 
 
-def _question(model: HookedTransformer, fact: Fact, states: Sequence[State]) -> Question:
+def _question(model: Model, fact: Fact, states: Sequence[State]) -> Question:
     """Raises ValueError if the model has no such states."""
     question = tokenize_question(model, fact, kinds={state.kind for state in states})
     warn_if_not_predicted(model, fact, question, stacklevel=4)
@@ -92,7 +91,7 @@ def _question(model: HookedTransformer, fact: Fact, states: Sequence[State]) -> 
 
 @torch.no_grad()
 def _restored_logits(
-    model: HookedTransformer,
+    model: Model,
     fact: Fact,
     question: Question,
     states: Sequence[State],

@@ -4,18 +4,17 @@ import os
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
-from transformer_lens import HookedTransformer
 
 from rome_lens.facts import Fact
 from rome_lens.locate.corruption import Corruption, GaussianNoise
 from rome_lens.locate.effects import average_effects
 from rome_lens.locate.metrics import MetricName
 from rome_lens.locate.store import trace_facts
-from rome_lens.models import Kind
+from rome_lens.models import Kind, Model
 
 
 def robustness_report(
-    model: HookedTransformer,
+    model: Model,
     facts: Sequence[Fact],
     *,
     kind: Kind = "mlp",

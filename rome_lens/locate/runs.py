@@ -8,9 +8,19 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
-from rome_lens.models import EMBEDDING, HookList, Kind, PastState, input_name, logits, run, run_with_past, state_name
+from rome_lens.models import (
+    EMBEDDING,
+    HookList,
+    Kind,
+    Model,
+    PastState,
+    input_name,
+    logits,
+    run,
+    run_with_past,
+    state_name,
+)
 
 Sublayer = Literal["mlp", "attn"]
 
@@ -41,16 +51,14 @@ class CorruptedRun:
 
 
 def answer_logits(
-    model: HookedTransformer, residual: Float[Tensor, "row pos d_model"], length: int
+    model: Model, residual: Float[Tensor, "row pos d_model"], length: int
 ) -> Float[Tensor, "row answer vocab"]:
     """The logits of the last `length` positions, which predict the answer's tokens."""
     states = rearrange(residual[:, -length:], "row answer d -> (row answer) d")
     return rearrange(logits(model, states), "(row answer) vocab -> row answer vocab", answer=length)
 
 
-def clean_run(
-    model: HookedTransformer, tokens: Int[Tensor, " pos"], answer_length: int, kinds: Collection[Kind]
-) -> CleanRun:
+def clean_run(model: Model, tokens: Int[Tensor, " pos"], answer_length: int, kinds: Collection[Kind]) -> CleanRun:
     """Runs the prompt as it is, and keeps the states of `kinds`."""
     states: dict[Kind, list[Tensor]] = {kind: [] for kind in kinds}
     hooks = [(state_name(kind, i), keep(states[kind])) for kind in states for i in range(model.cfg.n_layers)]
@@ -71,7 +79,7 @@ def put_in_place(subject: range, embedded: Float[Tensor, "sample token d_model"]
 
 
 def corrupted_run(
-    model: HookedTransformer,
+    model: Model,
     tokens: Int[Tensor, " pos"],
     subject: range,
     embedded: Float[Tensor, "sample token d_model"],

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from rome_lens.engine import EngineName, ModelSource, open_workers
 from rome_lens.facts import Fact
@@ -20,7 +19,7 @@ from rome_lens.locate.metrics import MetricName
 from rome_lens.locate.question import tokenize_question
 from rome_lens.locate.trace import CausalTrace
 from rome_lens.locate.tracing import TraceOptions, resolved, trace_question
-from rome_lens.models import Kind
+from rome_lens.models import Kind, Model
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ Grid = tuple[Fact, dict[str, TraceOptions]]  # the traces that come from the sam
 
 
 def _grids(
-    model: HookedTransformer,
+    model: Model,
     shared: TraceOptions,
     *,
     facts: Sequence[Fact],
@@ -121,7 +120,7 @@ def _grids(
     return [(fact, {_key(model, fact, one): one for one in alike}) for fact in facts for alike in each]
 
 
-def _traced(model: HookedTransformer, grid: Grid, *, only_predicted: bool) -> list[CausalTrace] | str:
+def _traced(model: Model, grid: Grid, *, only_predicted: bool) -> list[CausalTrace] | str:
     """The traces of a grid; or what the model predicts in place of the fact's answer."""
     fact, options = grid[0], list(grid[1].values())
     question = tokenize_question(model, fact, kinds={one.kind for one in options})
@@ -144,7 +143,7 @@ def load_traces(store: str | os.PathLike[str]) -> list[CausalTrace]:
     return list(_read(store).values())
 
 
-def _key(model: HookedTransformer, fact: Fact, options: TraceOptions) -> str:
+def _key(model: Model, fact: Fact, options: TraceOptions) -> str:
     """What a trace depends on."""
     settings = {**vars(options), "corruption": repr(options.corruption), "tokens_per_batch": None}
     return json.dumps([str(model.cfg.model_name), asdict(fact), settings], sort_keys=True)

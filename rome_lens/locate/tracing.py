@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from rome_lens.facts import Fact
 from rome_lens.locate.attribution import attributed_values
@@ -20,7 +19,7 @@ from rome_lens.locate.question import Question, tokenize_question, warn_if_not_p
 from rome_lens.locate.runs import corrupted_run
 from rome_lens.locate.trace import ATTRIBUTION, EXACT, CausalTrace
 from rome_lens.memory import tokens_that_fit
-from rome_lens.models import Kind, embed
+from rome_lens.models import Kind, Model, embed
 from rome_lens.tokens import tokenize_continuation
 
 Method = Literal["exact", "attribution"]
@@ -44,7 +43,7 @@ class TraceOptions:
     method: Method = "exact"
     tokens_per_batch: int | None = None
 
-    def check(self, model: HookedTransformer) -> None:
+    def check(self, model: Model) -> None:
         """Raises ValueError unless the options fit together and fit the model."""
         for name, value, choices in (
             ("kind", self.kind, get_args(Kind)),
@@ -81,7 +80,7 @@ class TraceOptions:
 
 @torch.no_grad()
 def causal_trace(
-    model: HookedTransformer,
+    model: Model,
     fact: Fact,
     *,
     kind: Kind = "resid",
@@ -152,7 +151,7 @@ def causal_trace(
 
 @torch.no_grad()
 def trace_question(
-    model: HookedTransformer,
+    model: Model,
     fact: Fact,
     question: Question,
     options: TraceOptions,
@@ -209,13 +208,13 @@ def trace_question(
     return traces
 
 
-def resolved(corruption: Corruption, model: HookedTransformer) -> Corruption:
+def resolved(corruption: Corruption, model: Model) -> Corruption:
     """The corruption with its width as a number, where sigmas of embeddings were asked for."""
     scale = getattr(corruption, "scale", None)
     return replace(corruption, std=scale(model)) if callable(scale) else corruption  # type: ignore[type-var]
 
 
-def _wrong_token(model: HookedTransformer, fact: Fact, options: TraceOptions) -> int | None:
+def _wrong_token(model: Model, fact: Fact, options: TraceOptions) -> int | None:
     if options.wrong_answer is None:
         return None
     whole, start = tokenize_continuation(model, fact.text, options.wrong_answer)
@@ -223,7 +222,7 @@ def _wrong_token(model: HookedTransformer, fact: Fact, options: TraceOptions) ->
 
 
 def _attributed(
-    model: HookedTransformer,
+    model: Model,
     question: Question,
     embedded: Float[Tensor, "sample token d_model"],
     metric: Metric,
@@ -242,7 +241,7 @@ def _attributed(
 
 
 def _exact(
-    model: HookedTransformer,
+    model: Model,
     question: Question,
     embedded: Float[Tensor, "sample token d_model"],
     metrics: Sequence[Metric],

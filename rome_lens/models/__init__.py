@@ -4,6 +4,7 @@ The rest of the package asks this folder for what it needs in the field's words 
 gets plain tensors back.
 """
 
+from rome_lens.models.kinds import Model
 from rome_lens.models.names import EMBEDDING, Hook, HookList, Kind, input_name, key_name, output_matrix_name, state_name
 from rome_lens.models.past import PastState
 from rome_lens.models.running import (
@@ -38,6 +39,7 @@ __all__ = [
     "Hook",
     "HookList",
     "Kind",
+    "Model",
     "PastState",
     "architecture_digest",
     "bos_token",

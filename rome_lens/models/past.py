@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
+
+from rome_lens.models.kinds import Model
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _Recorder:
 class _RecordingCache:
     """What HookedTransformer.forward asks of a key/value cache, for a run that starts at the first position."""
 
-    def __init__(self, model: HookedTransformer, batch: int):
+    def __init__(self, model: Model, batch: int):
         cfg = model.cfg
         heads = cfg.n_heads if cfg.n_key_value_heads is None else cfg.n_key_value_heads
         empty = torch.empty(batch, 0, heads, cfg.d_head, dtype=cfg.dtype)

@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 from transformer_lens.components import TransformerBlock
 from transformer_lens.utilities.activation_functions import apply_softcap
 
+from rome_lens.models.kinds import Model
 from rome_lens.models.names import Hook, HookList
 from rome_lens.models.past import PastState, _Continued, _RecordingCache
 from rome_lens.models.weights import norms_after_mlp
 
 
 def run(
-    model: HookedTransformer,
+    model: Model,
     tokens: Int[Tensor, "batch pos"],
     *,
     mask: Int[Tensor, "batch pos"] | None = None,
@@ -34,7 +34,7 @@ def run(
 
 
 def run_and_read(
-    model: HookedTransformer,
+    model: Model,
     tokens: Int[Tensor, "batch pos"],
     names: Sequence[str],
     *,
@@ -54,7 +54,7 @@ def run_and_read(
 
 
 def run_with_past(
-    model: HookedTransformer,
+    model: Model,
     tokens: Int[Tensor, "batch pos"],
     *,
     mask: Int[Tensor, "batch pos"] | None = None,
@@ -71,7 +71,7 @@ def run_with_past(
 
 
 def run_blocks(
-    model: HookedTransformer,
+    model: Model,
     residual: Float[Tensor, "batch pos d_model"],
     start: int,
     stop: int,
@@ -91,7 +91,7 @@ def run_blocks(
 
 
 def run_block(
-    model: HookedTransformer,
+    model: Model,
     residual: Float[Tensor, "batch pos d_model"],
     layer: int,
     *,
@@ -142,7 +142,7 @@ def _is_usual(block: Any) -> bool:
     return kind and not split and cfg.positional_embedding_type != "shortformer"
 
 
-def logits(model: HookedTransformer, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
+def logits(model: Model, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
     """The logits, in float32, of residual states after the last block: only for the positions that are needed."""
     states = residual[None]
     if model.cfg.normalization_type is not None:

@@ -3,15 +3,15 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
+from rome_lens.models.kinds import Model
 from rome_lens.models.running import logits
 
 
 @torch.no_grad()
 def write_on(
-    model: HookedTransformer,
+    model: Model,
     tokens: Int[Tensor, "batch pos"],
     given: Int[Tensor, "batch pos"],
     *,
@@ -52,7 +52,7 @@ def write_on(
 
 
 def sample_text(
-    model: HookedTransformer,
+    model: Model,
     tokens: Int[Tensor, "batch pos"],
     *,
     new_tokens: int,

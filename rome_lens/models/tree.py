@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
+from rome_lens.models.kinds import Model
 from rome_lens.models.names import Hook
 from rome_lens.models.running import run
 
@@ -38,7 +38,7 @@ class _Tree:
         return [now - before for now, before in zip(self.positions, [-1, *self.positions], strict=False)]
 
 
-def run_tree(model: HookedTransformer, rows: Sequence[tuple[int, ...]]) -> list[Float[Tensor, "_ d_model"]]:
+def run_tree(model: Model, rows: Sequence[tuple[int, ...]]) -> list[Float[Tensor, "_ d_model"]]:
     """The residual stream before the final norm of each row, as if each were run alone.
 
     A sequence holds the distinct beginnings of several rows; a token has the position that it has in its row, and sees

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens import HookedTransformer
 from transformer_lens.components.mlps.gated_mlp import GatedMLP
 
+from rome_lens.models.kinds import Model
 
-def check_layer(model: HookedTransformer, layer: int) -> None:
+
+def check_layer(model: Model, layer: int) -> None:
     """Raises ValueError unless `layer` is the number of one of the model's blocks."""
     if isinstance(layer, bool) or not isinstance(layer, int):
         raise TypeError(f"layer is {layer!r}, expected an int from 0 to {model.cfg.n_layers - 1}.")
@@ -21,7 +22,7 @@ def check_layer(model: HookedTransformer, layer: int) -> None:
         raise ValueError(f"layer is {layer}, but {model.cfg.model_name} has layers 0 to {model.cfg.n_layers - 1}.")
 
 
-def architecture_digest(model: HookedTransformer) -> str:
+def architecture_digest(model: Model) -> str:
     """SHA-256 of the model's sizes and kind: the same for every fine-tuned, folded or half-precision copy."""
     cfg = model.cfg
     sizes = [cfg.n_layers, cfg.d_model, cfg.d_mlp, cfg.n_heads, cfg.n_key_value_heads, cfg.d_head, cfg.d_vocab]
@@ -29,7 +30,7 @@ def architecture_digest(model: HookedTransformer) -> str:
     return hashlib.sha256(json.dumps([sizes, kinds]).encode()).hexdigest()
 
 
-def model_identity(model: HookedTransformer) -> dict[str, str]:
+def model_identity(model: Model) -> dict[str, str]:
     """What tells a model from others: its name, `architecture_digest`, and a digest of its weights as they are.
 
     The weights' is the SHA-256 of one row of each parameter: quick on any model, the same on every device, and another
@@ -48,7 +49,7 @@ def model_identity(model: HookedTransformer) -> dict[str, str]:
     }
 
 
-def output_matrix(model: HookedTransformer, layer: int) -> nn.Parameter:
+def output_matrix(model: Model, layer: int) -> nn.Parameter:
     """The MLP output matrix that ROME rewrites, [d_mlp, d_model]: the parameter itself, not a stacked copy.
 
     Raises:
@@ -65,7 +66,7 @@ def output_matrix(model: HookedTransformer, layer: int) -> nn.Parameter:
 
 
 @contextmanager
-def kept_output_matrix(model: HookedTransformer, layer: int) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
+def kept_output_matrix(model: Model, layer: int) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
     """Gives a copy of the MLP output matrix, which is written back at the end, whatever the body did or raised."""
     weight = output_matrix(model, layer)
     original = weight.detach().clone()
@@ -76,15 +77,13 @@ def kept_output_matrix(model: HookedTransformer, layer: int) -> Iterator[Float[T
             weight.copy_(original)
 
 
-def mlp_output(model: HookedTransformer, layer: int, key: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "*n d_model"]:
+def mlp_output(model: Model, layer: int, key: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "*n d_model"]:
     """What the MLP of `layer` answers to a key, in float32: key @ W_out + b_out."""
     bias = model.blocks[layer].mlp.b_out.detach().float()
     return key.float() @ output_matrix(model, layer).detach().float() + bias
 
 
-def mlp_contribution(
-    model: HookedTransformer, layer: int, output: Float[Tensor, "*n d_model"]
-) -> Float[Tensor, "*n d_model"]:
+def mlp_contribution(model: Model, layer: int, output: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
     """What the block adds to the residual stream for an MLP output: the output itself, or normed (Gemma 2, OLMo 2)."""
     states = output[(None,) * max(0, 3 - output.ndim)]  # norms take [batch, pos, d_model]
     for post_norm in norms_after_mlp(model.blocks[layer]):
@@ -93,7 +92,7 @@ def mlp_contribution(
 
 
 def contribution_change(
-    model: HookedTransformer,
+    model: Model,
     layer: int,
     output: Float[Tensor, "*n d_model"],
     change: Float[Tensor, "*n d_model"],
@@ -103,7 +102,7 @@ def contribution_change(
     return mlp_contribution(model, layer, output + change) - before
 
 
-def norms_mlp_output(model: HookedTransformer, layer: int) -> bool:
+def norms_mlp_output(model: Model, layer: int) -> bool:
     """Whether the block norms what its MLP puts out, so that a change of it is not simply added."""
     return bool(norms_after_mlp(model.blocks[layer]))
 
@@ -116,23 +115,23 @@ def norms_after_mlp(block: Any) -> list[nn.Module]:
     return norms + ([block.ln2] if block.cfg.original_architecture in POST_NORM_ARCHITECTURES else [])
 
 
-def embeddings(model: HookedTransformer) -> Float[Tensor, "d_vocab d_model"]:
+def embeddings(model: Model) -> Float[Tensor, "d_vocab d_model"]:
     """The token embedding matrix."""
     return model.embed.W_E.detach()
 
 
-def embed(model: HookedTransformer, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d_model"]:
+def embed(model: Model, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d_model"]:
     """What the embedding layer makes of tokens, before any positional embedding is added."""
     return model.embed(tokens[None])[0]
 
 
-def bos_token(model: HookedTransformer) -> list[int]:
+def bos_token(model: Model) -> list[int]:
     """The ids that the model's own tokenisation puts before a text: one BOS id, or none (`cfg.default_prepend_bos`)."""
     return [model.tokenizer.bos_token_id] if model.cfg.default_prepend_bos else []
 
 
 @contextmanager
-def frozen(model: HookedTransformer) -> Iterator[None]:
+def frozen(model: Model) -> Iterator[None]:
     """No parameter asks for a gradient inside; afterwards each asks as it did before."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -144,14 +143,14 @@ def frozen(model: HookedTransformer) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
-def optimize_layout(model: HookedTransformer) -> HookedTransformer:
+def optimize_layout(model: Model) -> Model:
     """Stores the weights in the order in which HookedTransformer reads them, and gives the same model back.
 
     HookedTransformer copies W_in, W_gate, W_out (gated MLPs), W_U and the attention matrices into another memory order
     at every call; stored in that order to begin with, the copies become views. Values, shapes, parameters and
     `state_dict` stay as they are; only strides change. A model that does not copy (TransformerBridge) is left alone.
     """
-    if not isinstance(model, HookedTransformer):
+    if not isinstance(model, Model):
         return model
     _store(model.unembed.W_U, (1, 0))
     for block in model.blocks:

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformer_lens import HookedTransformer
-
-from rome_lens.models import output_matrix
+from rome_lens.models import Model, output_matrix
 
 _LAST_BLOCKS = 3
 
@@ -56,7 +54,7 @@ class MendConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0.")
 
-    def layers_for(self, model: HookedTransformer) -> tuple[int, ...]:
+    def layers_for(self, model: Model) -> tuple[int, ...]:
         """The blocks to edit.
 
         Raises:

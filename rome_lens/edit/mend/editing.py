@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.mend.config import MendConfig
@@ -16,7 +15,7 @@ from rome_lens.edit.weights import Edit, as_json, finite_matrix
 from rome_lens.errors import EditError, FormatError
 from rome_lens.facts import Continuation, EditRequest
 from rome_lens.files import load_tensors, save_tensors
-from rome_lens.models import architecture_digest
+from rome_lens.models import Model, architecture_digest
 
 _KIND = "rome_lens mend editor 1"
 _FACTS = {"layers": list, "widths": list, "config": dict, "model": str, "architecture": str, "history": list}
@@ -43,7 +42,7 @@ class Mend:
     history: tuple[Mapping[str, float | int], ...] = field(default=(), repr=False)
 
     @classmethod
-    def untrained(cls, model: HookedTransformer, *, config: MendConfig | None = None, seed: int = 0) -> "Mend":
+    def untrained(cls, model: Model, *, config: MendConfig | None = None, seed: int = 0) -> "Mend":
         """An editor whose edits are steps of gradient descent, of the learning rate `config.edit_learning_rate`.
 
         Raises:
@@ -54,7 +53,7 @@ class Mend:
         network = _network((model.cfg.d_mlp, model.cfg.d_model), len(layers), config, seed).to(model.cfg.device)
         return cls(layers, network, config, str(model.cfg.model_name), architecture_digest(model))
 
-    def check_model(self, model: HookedTransformer) -> None:
+    def check_model(self, model: Model) -> None:
         """Raises EditError unless the model has the architecture that the editor was made for."""
         if self.architecture != architecture_digest(model):
             raise EditError(
@@ -109,7 +108,7 @@ def _network(widths: tuple[int, ...], layers: int, config: MendConfig, seed: int
     )
 
 
-def mend(model: HookedTransformer, request: EditRequest, *, editor: Mend, on_unhealthy: OnUnhealthy = "warn") -> Edit:
+def mend(model: Model, request: EditRequest, *, editor: Mend, on_unhealthy: OnUnhealthy = "warn") -> Edit:
     """One gradient of the fine-tuning loss, turned into an edit by a trained editor (MEND, Mitchell et al. 2022).
 
     W_out[l] -= alpha_l sum_i x_i d_i, where (x_i, d_i) are what the editor makes of token i's key and output gradient.

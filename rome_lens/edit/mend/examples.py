@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.mend.factors import Factors, edited_factors, edits_in_place, gradient_factors
 from rome_lens.edit.mend.network import EditorNetwork
 from rome_lens.edit.teacher_forcing import ForcedBatch, joined, run_until
 from rome_lens.facts import Continuation, QuestionRecord
-from rome_lens.models import logits
+from rome_lens.models import Model, logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +31,7 @@ class Example:
     before: Float[Tensor, "row pos d_model"]
 
     @classmethod
-    def of(cls, model: HookedTransformer, record: QuestionRecord, layers: Sequence[int]) -> "Example":
+    def of(cls, model: Model, record: QuestionRecord, layers: Sequence[int]) -> "Example":
         """Runs the model once on all of the record's texts.
 
         Raises:
@@ -49,7 +48,7 @@ class Example:
 
 
 def example_losses(
-    model: HookedTransformer, network: EditorNetwork, examples: Sequence[Example]
+    model: Model, network: EditorNetwork, examples: Sequence[Example]
 ) -> tuple[Float[Tensor, " example"], Float[Tensor, " example"]]:
     """The edit loss and the locality loss of each example's own edit. Differentiable.
 

@@ -6,17 +6,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.hooks import output_hooks
 from rome_lens.edit.mend.network import EditorNetwork
 from rome_lens.edit.teacher_forcing import ForcedBatch
-from rome_lens.models import Hook, HookList, frozen
+from rome_lens.models import Hook, HookList, Model, frozen
 
 Factors = tuple[Float[Tensor, "_ d_mlp"], Float[Tensor, "_ d_model"]]  # a row for each token
 
 
-def gradient_factors(model: HookedTransformer, asked: ForcedBatch, layers: Sequence[int]) -> dict[int, Factors]:
+def gradient_factors(model: Model, asked: ForcedBatch, layers: Sequence[int]) -> dict[int, Factors]:
     """(keys, gradients of the loss by the MLP's outputs) of the tokens on which the loss depends, by layer, in float32.
 
     The loss is the mean over the rows of `asked` of the mean negative log-probability of a target's token. In the last
@@ -52,9 +51,7 @@ def edited_factors(network: EditorNetwork, factors: Sequence[Mapping[int, Factor
     return edited
 
 
-def edits_in_place(
-    model: HookedTransformer, edited: Sequence[Mapping[int, Factors]], owners: Int[Tensor, " row"]
-) -> HookList:
+def edits_in_place(model: Model, edited: Sequence[Mapping[int, Factors]], owners: Int[Tensor, " row"]) -> HookList:
     """Hooks for a batch whose every row meets an edit of its own: that one of `edited` which `owners` says.
 
     No weight is changed or copied: each row's update is applied to its keys by its factors. Differentiable.

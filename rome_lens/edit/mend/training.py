@@ -12,7 +12,6 @@ from statistics import fmean
 
 import torch
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from rome_lens.edit.mend.config import MendConfig
 from rome_lens.edit.mend.editing import Mend
@@ -22,14 +21,14 @@ from rome_lens.edit.weights import as_json, finite_matrix
 from rome_lens.errors import EditError
 from rome_lens.facts import QuestionRecord
 from rome_lens.files import check_new_file, digest
-from rome_lens.models import frozen
+from rome_lens.models import Model, frozen
 
 _SECONDS_BETWEEN_SAVES = 60.0
 _VALIDATION_LOSS = "validation_loss"
 
 
 def train_mend(
-    model: HookedTransformer,
+    model: Model,
     records: Sequence[QuestionRecord],
     *,
     steps: int,
@@ -108,7 +107,7 @@ def train_mend(
     return replace(editor, history=tuple(state.history))
 
 
-def _learn(model: HookedTransformer, state: TrainingState, examples: Sequence[Example], config: MendConfig) -> None:
+def _learn(model: Model, state: TrainingState, examples: Sequence[Example], config: MendConfig) -> None:
     """One step of Adam; gradients are accumulated over as many passes as memory asks for."""
     state.network.observe([pair for example in examples for pair in example.factors.values()])
     state.optimizer.zero_grad()
@@ -131,7 +130,7 @@ def _learn(model: HookedTransformer, state: TrainingState, examples: Sequence[Ex
 
 
 @torch.no_grad()
-def _look(model: HookedTransformer, state: TrainingState, held_out: Iterable[Example], config: MendConfig) -> None:
+def _look(model: Model, state: TrainingState, held_out: Iterable[Example], config: MendConfig) -> None:
     """Adds a row to the history, and keeps the editor if it is the best so far."""
     row: dict[str, float | int] = {"step": state.step}
     edit_sum, locality_sum, count = state.sums
