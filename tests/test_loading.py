@@ -145,9 +145,9 @@ def test_a_folder_without_config_is_refused(folder):
 
 
 def test_an_architecture_that_transformer_lens_does_not_convert_is_refused(folder):
-    config = transformers.Gemma2Config(num_hidden_layers=1, hidden_size=8, intermediate_size=8, vocab_size=384)
+    config = transformers.XLNetConfig(d_model=8, n_layer=1, n_head=2, d_inner=8, vocab_size=384)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    with pytest.raises(FormatError, match="damaged is a Gemma2ForCausalLM, which TransformerLens does not convert"):
+    with pytest.raises(FormatError, match="damaged is a XLNetLMHeadModel, which TransformerLens does not convert"):
         load(folder)
 
 

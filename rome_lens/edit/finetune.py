@@ -12,7 +12,7 @@ from rome_lens.edit.teacher_forcing import run_until
 from rome_lens.edit.weights import Edit, as_json
 from rome_lens.errors import EditError
 from rome_lens.facts import Continuation, EditRequest
-from rome_lens.models import Model, frozen, kept_output_matrix, output_matrix
+from rome_lens.models import Model, asking, find_output_matrix, frozen, kept_output_matrix
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ def finetune(
     requests = [requests] if isinstance(requests, EditRequest) else list(requests)
     if not requests:
         raise ValueError("requests is empty, expected one EditRequest or more.")
-    weights = {layer: output_matrix(model, layer) for layer in config.layers}
+    matrices = {layer: find_output_matrix(model, layer) for layer in config.layers}
+    weights = {layer: matrix.values for layer, matrix in matrices.items()}
+    parameters = [matrix.parameter for matrix in matrices.values()]
     asked = [Continuation(request.text, request.target) for request in requests]
     batch = run_until(model, asked, min(weights))
     changes = {layer: torch.zeros_like(weight, dtype=torch.float32) for layer, weight in weights.items()}
@@ -104,8 +106,7 @@ def finetune(
         tqdm(range(config.steps + 1), desc="fine-tune", unit="step", disable=not progress) as bar,
     ):
         originals = {layer: put_back.enter_context(kept_output_matrix(model, layer)) for layer in weights}
-        for weight in weights.values():
-            weight.requires_grad_(True)
+        put_back.enter_context(asking(parameters, gradients=True))
         for step in bar:  # the last one only reads the loss
             losses = batch.losses(model, batch.run(model))
             loss = losses.mean()
@@ -117,9 +118,10 @@ def finetune(
             bar.set_postfix(loss=f"{loss.item():.3f}")
             if loss < config.early_stop_loss or step == config.steps:
                 break
-            gradients = torch.autograd.grad(loss, list(weights.values()))
+            gradients = torch.autograd.grad(loss, parameters)
             with torch.no_grad():
                 for (layer, weight), gradient in zip(weights.items(), gradients, strict=True):
+                    gradient = matrices[layer].oriented(gradient)
                     changes[layer].grad = gradient.float() + config.weight_decay * weight.float()
                 optimizer.step()
                 for layer, weight in weights.items():

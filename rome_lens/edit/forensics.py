@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from rome_lens.edit.update import Update
 from rome_lens.files import digest
-from rome_lens.models import Model, output_matrix_name
+from rome_lens.models import Model, output_matrix, output_matrix_name
 
 _PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -69,7 +69,7 @@ def recover_updates(
         ValueError: the models have different parameters.
     """
     changed = _changed(original, suspect)
-    names = {output_matrix_name(layer): layer for layer in range(original.cfg.n_layers)}
+    names = {output_matrix_name(original, layer): layer for layer in range(original.cfg.n_layers)}
     if others := [name for name in changed if name not in names]:
         warnings.warn(
             f"{len(others)} parameters differ that are no MLP output matrix ({', '.join(others[:3])}...). The updates "
@@ -79,12 +79,12 @@ def recover_updates(
     updates = []
     matrices = [name for name in changed if name in names]
     for name in tqdm(matrices, desc="recover updates", unit="layer", disable=not progress):
-        before, after = (_values(model, name) for model in (original, suspect))
+        before, after = (output_matrix(model, names[name]).cpu().double() for model in (original, suspect))
         left, values, right = torch.linalg.svd(after - before, full_matrices=False)
         rank = int((values > tolerance * _noise_edge(_rounding_error(after))).sum())
         if rank:
             left, right = left[:, :rank].float(), (values[:rank, None] * right[:rank]).float()
-            made_for = digest(original.get_parameter(name))
+            made_for = digest(output_matrix(original, names[name]))
             updates.append(Update(names[name], left.contiguous(), right.contiguous(), made_for))
     return tuple(updates)
 
@@ -103,7 +103,7 @@ def _changed(original: Model, suspect: Model) -> list[str]:
 
 def _values(model: Model, name: str) -> Float[Tensor, "*shape"]:
     """A parameter in float64, on the CPU."""
-    return model.get_parameter(name).detach().cpu().double()
+    return dict(model.named_parameters())[name].detach().cpu().double()
 
 
 def _rounding_error(weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -1,17 +1,15 @@
-"""Where a model keeps the matrices that edits change: a HookedTransformer, or a Hugging Face model."""
+"""Where a model keeps the matrices that edits change: a model of TransformerLens, or of Hugging Face."""
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rome_lens.edit.update import Update
 from rome_lens.errors import EditError
-from rome_lens.models import Model, output_matrix
+from rome_lens.models import Model, OutputMatrix, find_output_matrix
 
 EditableModel: TypeAlias = Model | PreTrainedModel
 
@@ -31,26 +29,6 @@ MODULE_OF = {model_type: path for path, model_types in _MODULES.items() for mode
 """The module that answers to keys, by Hugging Face's model_type; {} is the layer's number."""
 
 
-@dataclass(frozen=True, eq=False)
-class OutputMatrix:
-    """The MLP output matrix of a layer, wherever it is kept.
-
-    Attributes:
-        parameter: the model's own parameter.
-        transposed: whether that is [d_model, d_mlp].
-        module: the dotted name of its module in a Hugging Face model; "" in a HookedTransformer.
-    """
-
-    parameter: nn.Parameter
-    transposed: bool = False
-    module: str = ""
-
-    @property
-    def values(self) -> Float[Tensor, "d_mlp d_model"]:
-        """A view of the entries, without gradient: what is written into it is in the model."""
-        return self.parameter.detach().T if self.transposed else self.parameter.detach()
-
-
 def output_matrix_of(model: EditableModel, layer: int) -> OutputMatrix:
     """Finds a layer's MLP output matrix.
 
@@ -60,7 +38,7 @@ def output_matrix_of(model: EditableModel, layer: int) -> OutputMatrix:
     """
     if isinstance(model, PreTrainedModel):
         return _in_hugging_face(model, layer)
-    return OutputMatrix(output_matrix(model, layer))
+    return find_output_matrix(model, layer)
 
 
 def matrix_for(model: EditableModel, update: Update) -> OutputMatrix:
@@ -90,7 +68,8 @@ def _in_hugging_face(model: PreTrainedModel, layer: int) -> OutputMatrix:
     if kind not in MODULE_OF:
         raise EditError(
             f"{name_of(model)} is of the type {kind!r}, whose MLP output matrices are not known here (known: "
-            f"{', '.join(sorted(MODULE_OF))}). Apply the edit to a Model, or name the module in MODULE_OF."
+            f"{', '.join(sorted(MODULE_OF))}). Apply the edit to a model of TransformerLens, or name the module in "
+            "MODULE_OF."
         )
     layers = model.config.num_hidden_layers
     if not 0 <= layer < layers:

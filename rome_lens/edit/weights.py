@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from rome_lens.edit.applying import AppliedEdit
@@ -103,8 +103,9 @@ class Edit:
         Not for several threads at once on one model.
 
         Args:
-            model: its edited matrices are changed, computed in float32 whatever their dtype. A HookedTransformer, with
-                layer norms folded or weights centred or not, or the same model in Hugging Face's classes.
+            model: its edited matrices are changed, computed in float32 whatever their dtype. A HookedTransformer or
+                TransformerBridge, with layer norms folded or weights centred or not, or the same model in Hugging
+                Face's classes.
             strict: refuses a model whose matrices are not those that the edit was computed for (another model, dtype
                 or folding, or an earlier edit); otherwise there is an EditWarning.
 
@@ -220,7 +221,7 @@ class Edit:
         return f"Edit of {self.model}, layer {layers}: {wrote}{more}"
 
 
-def finite_matrix(model: Model, layer: int) -> nn.Parameter:
+def finite_matrix(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
     """The matrix that an edit of a layer changes, as `output_matrix` gives it.
 
     Raises:

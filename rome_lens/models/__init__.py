@@ -4,8 +4,20 @@ The rest of the package asks this folder for what it needs in the field's words 
 gets plain tensors back.
 """
 
+from rome_lens.models.converting import converted, from_hub, known_names, official_name
 from rome_lens.models.kinds import Model
-from rome_lens.models.names import EMBEDDING, Hook, HookList, Kind, input_name, key_name, output_matrix_name, state_name
+from rome_lens.models.names import EMBEDDING, Hook, HookList, Kind, input_name, key_name, state_name
+from rome_lens.models.output import (
+    OutputMatrix,
+    contribution_change,
+    find_output_matrix,
+    kept_output_matrix,
+    mlp_contribution,
+    mlp_output,
+    norms_mlp_output,
+    output_matrix,
+    output_matrix_name,
+)
 from rome_lens.models.past import PastState
 from rome_lens.models.running import (
     logits,
@@ -19,19 +31,15 @@ from rome_lens.models.sampling import sample_text, write_on
 from rome_lens.models.tree import run_tree
 from rome_lens.models.weights import (
     architecture_digest,
+    asking,
     bos_token,
     check_layer,
-    contribution_change,
+    check_model,
     embed,
     embeddings,
     frozen,
-    kept_output_matrix,
-    mlp_contribution,
-    mlp_output,
     model_identity,
-    norms_mlp_output,
     optimize_layout,
-    output_matrix,
 )
 
 __all__ = [
@@ -40,22 +48,30 @@ __all__ = [
     "HookList",
     "Kind",
     "Model",
+    "OutputMatrix",
     "PastState",
     "architecture_digest",
+    "asking",
     "bos_token",
     "check_layer",
+    "check_model",
     "contribution_change",
+    "converted",
     "embed",
     "embeddings",
+    "find_output_matrix",
+    "from_hub",
     "frozen",
     "input_name",
     "kept_output_matrix",
     "key_name",
+    "known_names",
     "logits",
     "mlp_contribution",
     "mlp_output",
     "model_identity",
     "norms_mlp_output",
+    "official_name",
     "optimize_layout",
     "output_matrix",
     "output_matrix_name",

@@ -29,8 +29,3 @@ def input_name(layer: int) -> str:
 def key_name(layer: int) -> str:
     """The hook point of the MLP's inner activations, [batch, pos, d_mlp]: the keys of paper section 3.1."""
     return f"blocks.{layer}.mlp.hook_post"
-
-
-def output_matrix_name(layer: int) -> str:
-    """The parameter's name of the MLP output matrix that `output_matrix` gives."""
-    return f"blocks.{layer}.mlp.W_out"

@@ -11,7 +11,9 @@ from rome_lens.models.kinds import Model
 
 @dataclass(frozen=True)
 class PastState:
-    """Keys and values of earlier positions at one layer, as HookedTransformer caches them.
+    """Keys and values of earlier positions at one layer, as the model caches them.
+
+    A HookedTransformer caches keys before they are rotated, a TransformerBridge after.
 
     A run may have a multiple of these rows: the rows are then repeated as one block after the other.
     """

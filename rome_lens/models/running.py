@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.components import TransformerBlock
 from transformer_lens.utilities.activation_functions import apply_softcap
 
-from rome_lens.models.kinds import Model
+from rome_lens.models import bridge
+from rome_lens.models.kinds import Model, is_bridge
 from rome_lens.models.names import Hook, HookList
+from rome_lens.models.output import norms_after_mlp
 from rome_lens.models.past import PastState, _Continued, _RecordingCache
-from rome_lens.models.weights import norms_after_mlp
 
 
 def run(
@@ -29,6 +29,8 @@ def run(
     """
     mask = torch.ones_like(tokens) if mask is None else mask
     stop = model.cfg.n_layers if stop_at_layer is None else stop_at_layer
+    if is_bridge(model):
+        return bridge.run_tokens(model, tokens, stop, mask=mask, hooks=hooks)
     with model.hooks(fwd_hooks=list(hooks)):
         return model(tokens, attention_mask=mask, stop_at_layer=stop, return_type=None)
 
@@ -61,8 +63,10 @@ def run_with_past(
     hooks: HookList = (),
 ) -> tuple[Float[Tensor, "batch pos d_model"], list[PastState]]:
     """Like `run`, and gives each layer's keys and values as well."""
-    cache = _RecordingCache(model, tokens.shape[0])
     mask = torch.ones_like(tokens) if mask is None else mask
+    if is_bridge(model):
+        return bridge.run_keeping_past(model, tokens, mask=mask, hooks=hooks)
+    cache = _RecordingCache(model, tokens.shape[0])
     with model.hooks(fwd_hooks=list(hooks)):
         residual = model(
             tokens, attention_mask=mask, stop_at_layer=model.cfg.n_layers, past_kv_cache=cache, return_type=None
@@ -85,6 +89,8 @@ def run_blocks(
     `mask` is 0 where `past` is left-padded or `residual` is right-padded. Differentiable.
     """
     with model.hooks(fwd_hooks=list(hooks)):
+        if is_bridge(model):
+            return bridge.run_part(model, residual, start, stop, past=past, mask=mask)
         for layer in range(start, stop):
             residual = run_block(model, residual, layer, past=None if past is None else past[layer], mask=mask)
     return residual
@@ -104,11 +110,14 @@ def run_block(
     A block of the usual kind norms attention's input once instead of three times, and computes only keys and values
     of positions that are not asked for.
     """
-    block = model.blocks[layer]
     width = residual.shape[1]
     last = width if last is None else last
+    pasts = None if past is None else {layer: past}
+    if is_bridge(model):
+        return run_blocks(model, residual, layer, layer + 1, past=pasts, mask=mask)[:, -last:]
+    block = model.blocks[layer]
     if not _is_usual(block):
-        cache: Any = None if past is None else {layer: past}
+        cache: Any = pasts
         whole = model(
             residual,
             start_at_layer=layer,
@@ -136,6 +145,8 @@ def run_block(
 
 def _is_usual(block: Any) -> bool:
     """One norm before attention, one before the MLP, none after, no input of its own for each head, on one device."""
+    from transformer_lens.components import TransformerBlock
+
     cfg = block.cfg
     split = cfg.use_attn_in or cfg.use_split_qkv_input or cfg.use_hook_mlp_in or cfg.n_devices > 1
     kind = isinstance(block, TransformerBlock) and not cfg.attn_only and not norms_after_mlp(block)
@@ -144,6 +155,8 @@ def _is_usual(block: Any) -> bool:
 
 def logits(model: Model, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
     """The logits, in float32, of residual states after the last block: only for the positions that are needed."""
+    if is_bridge(model):
+        return bridge.final_logits(model, residual).float()
     states = residual[None]
     if model.cfg.normalization_type is not None:
         states = model.ln_final(states)

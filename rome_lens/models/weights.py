@@ -1,21 +1,34 @@
-"""A model's matrices: where they are, what they answer, and in which memory order they are kept."""
+"""A model's sizes, embeddings and gradients, and the memory order that its matrices are kept in."""
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
-from transformer_lens.components.mlps.gated_mlp import GatedMLP
+from torch import Tensor
 
-from rome_lens.models.kinds import Model
+from rome_lens.models.kinds import Model, is_bridge
+
+
+def check_model(model: Model) -> None:
+    """Raises TypeError or ValueError unless the model is a decoder in one of TransformerLens' classes."""
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"The model is a {type(model).__name__}, expected a HookedTransformer or a TransformerBridge, such as "
+            "load_model gives."
+        )
+    if is_bridge(model) and model.original_model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{model.cfg.model_name} has an encoder and a decoder, where facts are not recalled at a subject's last "
+            "token before the answer. Use a decoder."
+        )
 
 
 def check_layer(model: Model, layer: int) -> None:
-    """Raises ValueError unless `layer` is the number of one of the model's blocks."""
+    """Raises ValueError unless `layer` is the number of one of the model's blocks; and as `check_model`."""
+    check_model(model)
     if isinstance(layer, bool) or not isinstance(layer, int):
         raise TypeError(f"layer is {layer!r}, expected an int from 0 to {model.cfg.n_layers - 1}.")
     if not 0 <= layer < model.cfg.n_layers:
@@ -26,7 +39,8 @@ def architecture_digest(model: Model) -> str:
     """SHA-256 of the model's sizes and kind: the same for every fine-tuned, folded or half-precision copy."""
     cfg = model.cfg
     sizes = [cfg.n_layers, cfg.d_model, cfg.d_mlp, cfg.n_heads, cfg.n_key_value_heads, cfg.d_head, cfg.d_vocab]
-    kinds = [cfg.original_architecture, cfg.act_fn, cfg.gated_mlp, cfg.parallel_attn_mlp]
+    architecture = cfg.architecture if is_bridge(model) else cfg.original_architecture
+    kinds = [architecture, cfg.act_fn, cfg.gated_mlp, cfg.parallel_attn_mlp]
     return hashlib.sha256(json.dumps([sizes, kinds]).encode()).hexdigest()
 
 
@@ -49,72 +63,6 @@ def model_identity(model: Model) -> dict[str, str]:
     }
 
 
-def output_matrix(model: Model, layer: int) -> nn.Parameter:
-    """The MLP output matrix that ROME rewrites, [d_mlp, d_model]: the parameter itself, not a stacked copy.
-
-    Raises:
-        ValueError: no such layer, or the block has no single MLP output matrix (mixture of experts, attention only).
-    """
-    check_layer(model, layer)
-    weight = getattr(getattr(model.blocks[layer], "mlp", None), "W_out", None)
-    if not isinstance(weight, nn.Parameter) or weight.shape != (model.cfg.d_mlp, model.cfg.d_model):
-        raise ValueError(
-            f"Layer {layer} of {model.cfg.model_name} has no single MLP output matrix [d_mlp, d_model] to edit "
-            "(a mixture of experts, an attention-only or a quantized model). Use a dense, unquantized model."
-        )
-    return weight
-
-
-@contextmanager
-def kept_output_matrix(model: Model, layer: int) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
-    """Gives a copy of the MLP output matrix, which is written back at the end, whatever the body did or raised."""
-    weight = output_matrix(model, layer)
-    original = weight.detach().clone()
-    try:
-        yield original
-    finally:
-        with torch.no_grad():
-            weight.copy_(original)
-
-
-def mlp_output(model: Model, layer: int, key: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "*n d_model"]:
-    """What the MLP of `layer` answers to a key, in float32: key @ W_out + b_out."""
-    bias = model.blocks[layer].mlp.b_out.detach().float()
-    return key.float() @ output_matrix(model, layer).detach().float() + bias
-
-
-def mlp_contribution(model: Model, layer: int, output: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
-    """What the block adds to the residual stream for an MLP output: the output itself, or normed (Gemma 2, OLMo 2)."""
-    states = output[(None,) * max(0, 3 - output.ndim)]  # norms take [batch, pos, d_model]
-    for post_norm in norms_after_mlp(model.blocks[layer]):
-        states = post_norm(states)
-    return states.reshape(output.shape)
-
-
-def contribution_change(
-    model: Model,
-    layer: int,
-    output: Float[Tensor, "*n d_model"],
-    change: Float[Tensor, "*n d_model"],
-) -> Float[Tensor, "*n d_model"]:
-    """How much more the block adds to the residual stream if its MLP puts out `output + change`, not `output`."""
-    before = mlp_contribution(model, layer, output)
-    return mlp_contribution(model, layer, output + change) - before
-
-
-def norms_mlp_output(model: Model, layer: int) -> bool:
-    """Whether the block norms what its MLP puts out, so that a change of it is not simply added."""
-    return bool(norms_after_mlp(model.blocks[layer]))
-
-
-def norms_after_mlp(block: Any) -> list[nn.Module]:
-    """The norms that a block puts its MLP's output through, in order (Gemma 2, OLMo 2)."""
-    from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
-
-    norms = [block.ln2_post] if block.cfg.use_normalization_before_and_after else []
-    return norms + ([block.ln2] if block.cfg.original_architecture in POST_NORM_ARCHITECTURES else [])
-
-
 def embeddings(model: Model) -> Float[Tensor, "d_vocab d_model"]:
     """The token embedding matrix."""
     return model.embed.W_E.detach()
@@ -131,16 +79,21 @@ def bos_token(model: Model) -> list[int]:
 
 
 @contextmanager
-def frozen(model: Model) -> Iterator[None]:
-    """No parameter asks for a gradient inside; afterwards each asks as it did before."""
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+def asking(tensors: Iterable[Tensor], *, gradients: bool) -> Iterator[None]:
+    """The tensors ask for gradients inside, or do not; afterwards each asks as it did before."""
+    before = [(tensor, tensor.requires_grad) for tensor in tensors]
     try:
-        for parameter, _ in before:
-            parameter.requires_grad_(False)
+        for tensor, _ in before:
+            tensor.requires_grad_(gradients)
         yield
     finally:
-        for parameter, required in before:
-            parameter.requires_grad_(required)
+        for tensor, required in before:
+            tensor.requires_grad_(required)
+
+
+def frozen(model: Model) -> AbstractContextManager[None]:
+    """No parameter asks for a gradient inside; afterwards each asks as it did before."""
+    return asking(model.parameters(), gradients=False)
 
 
 def optimize_layout(model: Model) -> Model:
@@ -152,6 +105,8 @@ def optimize_layout(model: Model) -> Model:
     """
     if not isinstance(model, Model):
         return model
+    from transformer_lens.components.mlps.gated_mlp import GatedMLP
+
     _store(model.unembed.W_U, (1, 0))
     for block in model.blocks:
         for name in ("W_Q", "W_K", "W_V", "_W_K", "_W_V"):

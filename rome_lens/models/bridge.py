@@ -1,0 +1,123 @@
+"""Running all or part of a TransformerBridge, which is Hugging Face's model with hook points put into it.
+
+Hugging Face's code goes through all blocks and knows nothing of a start or an end, and what it hands to each block
+(masks, rotations) is its own affair. So a part of the model is run as a pass over the whole of it, in which the blocks
+before the part are passed over, the residual stream is replaced where the part begins, and the pass is left where it
+ends. That costs what the part costs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from rome_lens.models.kinds import Model
+from rome_lens.models.names import HookList, input_name
+from rome_lens.models.past import PastState
+
+
+class _Arrived(Exception):
+    """The pass has come to where it is to be left."""
+
+    def __init__(self, residual: Tensor):
+        self.residual = residual
+
+
+def run_tokens(
+    model: Model,
+    tokens: Int[Tensor, "batch pos"],
+    stop: int,
+    *,
+    mask: Int[Tensor, "batch past_and_pos"],
+    hooks: HookList = (),
+    cache: DynamicCache | None = None,
+) -> Float[Tensor, "batch pos d_model"]:
+    """The residual stream before block `stop`; or before the final norm, if there is no such block."""
+
+    def leave(residual: Tensor, hook: object) -> NoReturn:
+        raise _Arrived(residual)
+
+    with model.hooks(fwd_hooks=[(_stream_name(model, stop), leave), *hooks]):
+        try:
+            model(tokens, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, return_type="logits")
+        except _Arrived as arrived:
+            return arrived.residual
+    raise RuntimeError(f"{model.cfg.model_name} has no hook point {_stream_name(model, stop)} that its pass goes by.")
+
+
+def run_part(
+    model: Model,
+    residual: Float[Tensor, "batch pos d_model"],
+    start: int,
+    stop: int,
+    *,
+    past: Mapping[int, PastState] | None = None,
+    mask: Int[Tensor, "batch past_and_pos"] | None = None,
+) -> Float[Tensor, "batch pos d_model"]:
+    """Blocks `start` to `stop` (exclusive) on residual states whose earlier positions are in `past`."""
+    earlier = next(iter(past.values())).past_keys.shape[1] if past else 0
+    tokens = _no_tokens(residual)
+    mask = tokens.new_ones(len(tokens), earlier + tokens.shape[1]) if mask is None else mask
+    cache = _filled(past, range(start, stop), len(tokens)) if past and earlier else None
+    with _entering(model, residual, start):
+        return run_tokens(model, tokens, stop, mask=mask, cache=cache)
+
+
+def run_keeping_past(
+    model: Model, tokens: Int[Tensor, "batch pos"], *, mask: Int[Tensor, "batch pos"], hooks: HookList
+) -> tuple[Float[Tensor, "batch pos d_model"], list[PastState]]:
+    """Like `run_tokens` through all blocks, and gives each layer's keys and values as well."""
+    cache = DynamicCache()
+    residual = run_tokens(model, tokens, model.cfg.n_layers, mask=mask, hooks=hooks, cache=cache)
+    return residual, [PastState(kept.keys.transpose(1, 2), kept.values.transpose(1, 2)) for kept in cache.layers]
+
+
+def final_logits(model: Model, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
+    """What the model makes of the residual stream after its last block."""
+    states = residual[:, None]
+    with _entering(model, states, model.cfg.n_layers):
+        return model(_no_tokens(states), use_cache=False, return_type="logits")[:, 0]
+
+
+def _stream_name(model: Model, layer: int) -> str:
+    """The hook point of the residual stream before a block, or before the final norm."""
+    return input_name(layer) if layer < model.cfg.n_layers else "ln_final.hook_in"
+
+
+def _no_tokens(residual: Float[Tensor, "batch pos d_model"]) -> Int[Tensor, "batch pos"]:
+    """Tokens for a pass that does not get as far as to use them."""
+    return torch.zeros(residual.shape[:2], dtype=torch.long, device=residual.device)
+
+
+def _filled(past: Mapping[int, PastState], layers: Sequence[int], rows: int) -> DynamicCache:
+    """Keys and values as Hugging Face's attention reads them: in each row, [head, pos, d_head]."""
+
+    def arranged(values: Tensor) -> Tensor:
+        blocks = values.expand(rows // len(values), *values.shape)
+        return blocks.flatten(0, 1).transpose(1, 2)
+
+    cache = DynamicCache()
+    if layers[0] > 0:  # the first layer's entry is where the length of the past is read
+        first = past[layers[0]].past_keys[:1].transpose(1, 2)
+        cache.update(first, first, 0)
+    for layer in layers:
+        cache.update(arranged(past[layer].past_keys), arranged(past[layer].past_values), layer)
+    return cache
+
+
+@contextmanager
+def _entering(model: Model, residual: Float[Tensor, "batch pos d_model"], start: int) -> Iterator[None]:
+    """Passes come to block `start` (or the final norm) with this residual stream, and run no block before it."""
+    passed: list[nn.Module] = list(model.blocks)[:start]
+    try:
+        for block in passed:
+            block.__dict__["forward"] = lambda *args, **kwargs: residual  # its shape is right, its values are not read
+        with model.hooks(fwd_hooks=[(_stream_name(model, start), lambda value, hook: residual)]):
+            yield
+    finally:
+        for block in passed:
+            block.__dict__.pop("forward", None)

@@ -1,0 +1,138 @@
+"""The MLP output matrices, which edits change, and what they answer to keys."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from rome_lens.models.kinds import Model, is_bridge
+from rome_lens.models.weights import check_layer
+
+
+@dataclass(frozen=True, eq=False)
+class OutputMatrix:
+    """The MLP output matrix of a layer, wherever it is kept.
+
+    Attributes:
+        parameter: the model's own parameter.
+        transposed: whether that is [d_model, d_mlp].
+        module: the dotted name of its module in a Hugging Face model; "" elsewhere.
+    """
+
+    parameter: Tensor
+    transposed: bool = False
+    module: str = ""
+
+    @property
+    def values(self) -> Float[Tensor, "d_mlp d_model"]:
+        """A view of the entries, without gradient: what is written into it is in the model."""
+        return self.oriented(self.parameter.detach())
+
+    def oriented(self, like_parameter: Tensor) -> Float[Tensor, "d_mlp d_model"]:
+        """A view of a tensor that is kept as the parameter is, such as its gradient."""
+        return like_parameter.T if self.transposed else like_parameter
+
+
+def find_output_matrix(model: Model, layer: int) -> OutputMatrix:
+    """Where the MLP output matrix that ROME rewrites is kept: a parameter itself, not a stacked copy.
+
+    Raises:
+        ValueError: no such layer, or the block has no single MLP output matrix (mixture of experts, attention only).
+    """
+    check_layer(model, layer)
+    mlp = getattr(model.blocks[layer], "mlp", None)
+    found = _in_bridge(mlp) if is_bridge(model) else _in_hooked(mlp)
+    if found is None or found.values.shape != (model.cfg.d_mlp, model.cfg.d_model):
+        raise ValueError(
+            f"Layer {layer} of {model.cfg.model_name} has no single MLP output matrix [d_mlp, d_model] to edit "
+            "(a mixture of experts, an attention-only or a quantized model). Use a dense, unquantized model."
+        )
+    return found
+
+
+def _in_hooked(mlp: Any) -> OutputMatrix | None:
+    weight = getattr(mlp, "W_out", None)
+    return OutputMatrix(weight) if isinstance(weight, nn.Parameter) else None
+
+
+def _in_bridge(mlp: Any) -> OutputMatrix | None:
+    module: Any = getattr(getattr(mlp, "out", None), "original_component", None)
+    if type(module) not in (nn.Linear, Conv1D) or not module.weight.is_floating_point():
+        return None
+    # After folding, a gated MLP reads a tensor of its own, which lies in the same memory as the parameter.
+    read = getattr(mlp, "_processed_W_out", None)
+    if read is not None and read.data_ptr() != module.weight.data_ptr():
+        return None
+    return OutputMatrix(module.weight if read is None else read, transposed=type(module) is nn.Linear)
+
+
+def output_matrix(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+    """The entries of the MLP output matrix, without gradient: what is written into them is in the model.
+
+    Raises:
+        ValueError: as `find_output_matrix`.
+    """
+    return find_output_matrix(model, layer).values
+
+
+def output_matrix_name(model: Model, layer: int) -> str:
+    """The parameter's name among the model's `named_parameters()`."""
+    place = output_matrix(model, layer).data_ptr()
+    return next(name for name, parameter in model.named_parameters() if parameter.data_ptr() == place)
+
+
+@contextmanager
+def kept_output_matrix(model: Model, layer: int) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
+    """Gives a copy of the MLP output matrix, which is written back at the end, whatever the body did or raised."""
+    weight = output_matrix(model, layer)
+    original = weight.clone()
+    try:
+        yield original
+    finally:
+        weight.copy_(original)
+
+
+def mlp_output(model: Model, layer: int, key: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "*n d_model"]:
+    """What the MLP of `layer` answers to a key, in float32: key @ W_out + b_out."""
+    answer = key.float() @ output_matrix(model, layer).float()
+    bias = model.blocks[layer].mlp.b_out
+    return answer if bias is None else answer + bias.detach().float()
+
+
+def mlp_contribution(model: Model, layer: int, output: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
+    """What the block adds to the residual stream for an MLP output: the output itself, or normed (Gemma 2, OLMo 2)."""
+    states = output[(None,) * max(0, 3 - output.ndim)]  # norms take [batch, pos, d_model]
+    for post_norm in norms_after_mlp(model.blocks[layer]):
+        states = post_norm(states)
+    return states.reshape(output.shape)
+
+
+def contribution_change(
+    model: Model,
+    layer: int,
+    output: Float[Tensor, "*n d_model"],
+    change: Float[Tensor, "*n d_model"],
+) -> Float[Tensor, "*n d_model"]:
+    """How much more the block adds to the residual stream if its MLP puts out `output + change`, not `output`."""
+    before = mlp_contribution(model, layer, output)
+    return mlp_contribution(model, layer, output + change) - before
+
+
+def norms_mlp_output(model: Model, layer: int) -> bool:
+    """Whether the block norms what its MLP puts out, so that a change of it is not simply added."""
+    return bool(norms_after_mlp(model.blocks[layer]))
+
+
+def norms_after_mlp(block: Any) -> list[nn.Module]:
+    """The norms that a block puts its MLP's output through, in order (Gemma 2, OLMo 2)."""
+    from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
+
+    if hasattr(block, "original_component"):  # a TransformerBridge's; its norms without their hook points
+        after = ["ln2_post", *(["ln2"] if block.mlp_reads_resid_directly else [])]
+        return [block.submodules[name].original_component for name in after if name in block.submodules]
+    norms = [block.ln2_post] if block.cfg.use_normalization_before_and_after else []
+    return norms + ([block.ln2] if block.cfg.original_architecture in POST_NORM_ARCHITECTURES else [])

@@ -1,0 +1,155 @@
+"""Every family, in every class of model, is traced, edited and reverted, with the same numbers for the same weights."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import rome_lens as rl
+from rome_lens import models
+from rome_lens.evaluate.scores import mean_log_probabilities
+from rome_lens.models import Model
+from tests.conformance.conftest import EVERY, FAMILIES, KINDS
+from tests.tiny import CORPUS
+
+FACT = rl.Fact("{} is located in the city of", "The Eiffel Tower")
+REQUEST = rl.EditRequest("{} is located in the city of", "The Eiffel Tower", target="Rome")
+NOISE = rl.GaussianNoise(std=0.5)  # a width of its own, which no centring of the embeddings changes
+LAYER = 1
+every_family_and_kind = pytest.mark.parametrize(("family", "kind"), EVERY)
+
+
+def trace(model: Model, kind: str) -> rl.CausalTrace:
+    return rl.causal_trace(model, FACT, kind=kind, window=2, samples=2, corruption=NOISE, progress=False)
+
+
+def covariance(model: Model) -> rl.KeyCovariance:
+    texts = (" ".join(CORPUS.split()[i:]) for i in range(60))
+    collected = rl.collect_covariance(model, [LAYER], texts=texts, tokens=3000, progress=False)
+    return collected[LAYER].shrunk(0.1)
+
+
+def edit(model: Model) -> rl.Edit:
+    config = rl.RomeConfig(layer=LAYER, contexts=["{}"], steps=8)
+    return rl.rome(model, REQUEST, covariance=covariance(model), config=config, on_unhealthy="ignore", progress=False)
+
+
+@torch.no_grad()
+def answer_probability(model: Model, tokens: Tensor, answer: int, hooks: models.HookList = ()) -> float:
+    """By the model's own whole pass, the mean over the rows."""
+    with model.hooks(fwd_hooks=list(hooks)):
+        return model(tokens)[:, -1].float().softmax(-1)[:, answer].mean().item()
+
+
+@every_family_and_kind
+@torch.no_grad()
+def test_the_logits_are_hugging_faces(made, tiny_folder, family, kind):
+    model, tokens = made(family, kind), torch.arange(1, 15)[None]
+    expected = AutoModelForCausalLM.from_pretrained(tiny_folder(family), dtype=torch.float32)(tokens).logits
+    found = models.logits(model, models.run(model, tokens)[0])
+    torch.testing.assert_close(found.log_softmax(-1), expected[0].log_softmax(-1), atol=2e-4, rtol=0)
+
+
+@every_family_and_kind
+@pytest.mark.parametrize("restored", ["resid", "mlp", "attn"])
+def test_a_trace_is_that_of_a_plain_loop_of_hooked_passes(made, family, kind, restored):
+    model = made(family, kind)
+    found = trace(model, restored)
+    row = model.tokenizer(FACT.text, add_special_tokens=False)["input_ids"]
+    start, end = found.subject_range
+    tokens = torch.tensor([row, row])
+    noise = torch.from_numpy(NOISE._draw(np.random.RandomState(1), model, (2, end - start, 32)))
+    clean: dict[str, Tensor] = {}
+
+    def corrupt(value: Tensor, hook: object) -> Tensor:
+        value = value.clone()
+        value[:, start:end] += noise.to(value)
+        return value
+
+    def keep(name: str) -> tuple[str, Callable]:
+        return name, lambda value, hook: clean.update({name: value.clone()})
+
+    def put_back(name: str, position: int) -> tuple[str, Callable]:
+        def restore(value: Tensor, hook: object) -> Tensor:
+            value = value.clone()
+            value[:, position] = clean[name][:1, position]
+            return value
+
+        return name, restore
+
+    names = [models.state_name(restored, layer) for layer in range(3)]
+    with torch.no_grad(), model.hooks(fwd_hooks=[keep(name) for name in names]):
+        answer = int(model(tokens[:1])[0, -1].argmax())
+    windows = [[0], [1], [2]] if restored == "resid" else [[0], [0, 1], [1, 2]]
+    for position in range(start, len(row), 2):
+        for layer, window in enumerate(windows):
+            hooks = [("hook_embed", corrupt), *(put_back(names[i], position) for i in window)]
+            expected = answer_probability(model, tokens, answer, hooks)
+            assert found.restored[position, layer].item() == pytest.approx(expected, abs=2e-5), (position, layer)
+
+
+@every_family_and_kind
+def test_an_edited_model_answers_to_k_with_v_and_reverts_bit_for_bit(made, weights_of, family, kind):
+    model = made(family, kind)
+    before = weights_of(model)
+    found = edit(model)
+    scored = [rl.Continuation(REQUEST.text, REQUEST.target)]
+    with found.applied(model):
+        nll = -mean_log_probabilities(model, scored)[0].item()
+    assert nll == pytest.approx(found.health.nll, abs=1e-3)  # with one context, k* is the prompt's own key
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@every_family_and_kind
+@torch.no_grad()
+def test_hooks_do_what_weights_do(made, family, kind):
+    model, tokens = made(family, kind), torch.arange(1, 15)[None]
+    found = edit(model)
+    with found.applied(model):
+        expected = model(tokens).log_softmax(-1)
+    with model.hooks(fwd_hooks=found.hooks(model)):
+        hooked = model(tokens).log_softmax(-1)
+    torch.testing.assert_close(hooked, expected, atol=2e-4, rtol=0)
+    assert not torch.allclose(model(tokens).log_softmax(-1), expected, atol=1e-2)
+
+
+@pytest.mark.skipif("hooked" not in KINDS, reason="this TransformerLens has one class of models")
+@pytest.mark.parametrize("kinds", [("hooked", "bridge"), ("hooked-folded", "bridge-compatible")], ids=" ".join)
+@pytest.mark.parametrize("family", [param.values[0] for param in EVERY if param.values[1] == "hooked"])
+def test_both_classes_give_the_same_numbers(made, family, kinds):
+    one, other = (made(family, kind) for kind in kinds)
+    for restored in ("resid", "mlp", "attn", "head"):
+        options = {"kind": restored, "samples": 2, "corruption": NOISE, "progress": False}
+        options |= {"head": 1} if restored == "head" else {}
+        grids = [rl.causal_trace(model, FACT, **options).restored for model in (one, other)]
+        torch.testing.assert_close(*grids, atol=1e-4, rtol=0)
+    moments = [covariance(model).second_moment for model in (one, other)]
+    torch.testing.assert_close(*moments, atol=1e-4, rtol=1e-3)
+    deltas = [(found.updates[0].left @ found.updates[0].right).flatten() for found in map(edit, (one, other))]
+    assert torch.cosine_similarity(*deltas, dim=0) > 0.999
+    assert deltas[0].norm().item() == pytest.approx(deltas[1].norm().item(), rel=1e-2)
+    records = rl.load_builtin_records()[:1]
+    scores = [rl.score_record(model, records[0]) for model in (one, other)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    assert models.architecture_digest(one) == models.architecture_digest(other)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_load_model_loads_the_family(made, tiny_folder, family):
+    model = rl.load_model(tiny_folder(family), device="cpu")
+    assert model.cfg.model_name == family
+    assert model.cfg.default_prepend_bos is False
+    assert not model.training
+    torch.testing.assert_close(trace(model, "resid").restored, trace(made(family, "bridge"), "resid").restored)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mixture_of_experts_is_traced_but_not_edited(made, kind):
+    model = made("mixtral", kind)
+    assert trace(model, "resid").restored.isfinite().any()
+    with pytest.raises(ValueError, match="a mixture of experts"):
+        rl.collect_covariance(model, [LAYER], texts=CORPUS, tokens=10)
