@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo docs test format
+.PHONY: install demo docs test test-matrix test-wheel format
 
 install: $(INSTALLED)
 
@@ -24,6 +24,14 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses=2 --dist=loadgroup --cov --cov-report=term-missing
+
+# The conformance tests with each TransformerLens that is supported, and beside SAELens; see docs/models.md.
+test-matrix: install
+	$(BIN)/python -m tests.conformance.matrix
+
+# Wheel and sdist, each installed where nothing else of this package is.
+test-wheel: install
+	$(BIN)/python -m tests.conformance.wheel
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -11,8 +11,7 @@ from tqdm.auto import tqdm
 
 import rome_lens as rl
 from rome_lens.edit.tails import Place
-from rome_lens.models import Model, frozen, state_name
-from rome_lens.tokens import pad
+from rome_lens.models import Model, frozen, pad, state_name
 
 
 def plain_value(

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 import rome_lens as rl
-from rome_lens.models import Model
-from rome_lens.tokens import pad
+from rome_lens.models import Model, pad
 
 LogProbabilities = Callable[[Model, list[tuple[str, str]]], list[float]]
 

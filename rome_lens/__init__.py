@@ -26,6 +26,7 @@ from rome_lens.edit.mend.editing import Mend, mend
 from rome_lens.edit.mend.training import train_mend
 from rome_lens.edit.neurons import KnowledgeNeurons, KnowledgeNeuronsConfig, knowledge_neurons
 from rome_lens.edit.rome import rome
+from rome_lens.edit.suggested import suggested_layer
 from rome_lens.edit.targets import MemitTargets, memit_targets
 from rome_lens.edit.texts import Texts, texts_from_dataset, texts_from_file, texts_from_model
 from rome_lens.edit.update import Update
@@ -176,6 +177,7 @@ __all__ = [
     "score_specificity",
     "score_zsre",
     "strongest_bleed_over",
+    "suggested_layer",
     "summarize",
     "texts_from_dataset",
     "texts_from_file",

@@ -3,10 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
 from rome_lens.models import Model, bos_token, check_model
 
 
@@ -90,15 +86,6 @@ def token_pieces(model: Model, texts: Iterable[str], length: int, tokens: int) -
         waiting = waiting[whole:]
     if waiting:
         yield waiting[:tokens]
-
-
-def pad(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
-    """Token rows in one tensor, filled up with 0 on the right, and the mask that is 1 where a token is."""
-    tokens, mask = torch.zeros(2, len(rows), max(map(len, rows)), dtype=torch.long)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    return tokens, mask
 
 
 def batches(rows: Sequence[tuple[int, ...]], tokens: int) -> list[list[tuple[int, ...]]]:

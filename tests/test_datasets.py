@@ -10,8 +10,8 @@ import torch
 import rome_lens as rl
 from rome_lens.errors import FormatError
 from rome_lens.facts import EditRecord, EditRequest, Fact
-from rome_lens.models import logits, run
-from rome_lens.tokens import pad, tokenize, tokenize_continuation
+from rome_lens.models import logits, pad, run
+from rome_lens.tokens import tokenize, tokenize_continuation
 
 RECORD = {
     "case_id": 7,

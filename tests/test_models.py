@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rome_lens as rl
 from rome_lens import models
-from rome_lens.tokens import pad
+from rome_lens.models import pad
 from tests.tiny import save_model
 
 FAMILIES = ["gpt2", "gptj", "neox", "llama", "llama-gqa"]

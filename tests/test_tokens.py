@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from rome_lens.tokens import TokenizedText, pad, spaced, tokenize, tokenize_continuation
+from rome_lens.models import pad
+from rome_lens.tokens import TokenizedText, spaced, tokenize, tokenize_continuation
 
 TEXTS = [
     "The Eiffel Tower is located in the city of",

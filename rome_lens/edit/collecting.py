@@ -19,8 +19,8 @@ from rome_lens.edit.probe import probe_keys
 from rome_lens.edit.texts import Texts
 from rome_lens.errors import CovarianceError
 from rome_lens.files import check_new_file
-from rome_lens.models import Model, bos_token, output_matrix
-from rome_lens.tokens import pad, token_pieces
+from rome_lens.models import Model, bos_token, output_matrix, pad
+from rome_lens.tokens import token_pieces
 
 _SECONDS_BETWEEN_SAVES = 60.0
 

@@ -11,8 +11,8 @@ from rome_lens.edit.key import mlp_keys, subject_activations
 from rome_lens.edit.matrices import matrix_for
 from rome_lens.edit.weights import Edit
 from rome_lens.facts import PLACE, check_prompts
-from rome_lens.models import Model, key_name
-from rome_lens.tokens import batches, pad, tokenize
+from rome_lens.models import Model, key_name, pad
+from rome_lens.tokens import batches, tokenize
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ from torch import Tensor
 from rome_lens.edit.contexts import EditedToken, in_context
 from rome_lens.facts import EditRequest
 from rome_lens.memory import tokens_that_fit
-from rome_lens.models import Model, key_name, run_and_read
-from rome_lens.tokens import batches, pad
+from rome_lens.models import Model, key_name, pad, run_and_read
+from rome_lens.tokens import batches
 
 
 def mlp_keys(

@@ -1,9 +1,10 @@
 """Where a model keeps the matrices that edits change: a model of TransformerLens, or of Hugging Face."""
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -54,6 +55,16 @@ def matrix_for(model: EditableModel, update: Update) -> OutputMatrix:
             f"{tuple(matrix.values.shape)}. Apply it to the model it was made on."
         )
     return matrix
+
+
+def state_dict_delta(model: EditableModel, updates: Sequence[Update]) -> dict[str, Tensor]:
+    """By name in the model's `state_dict`, what the updates add, in float32, stored as the model stores it."""
+    names = {value.data_ptr(): name for name, value in model.state_dict().items()}
+    delta = {}
+    for update in updates:
+        matrix = matrix_for(model, update)
+        delta[names[matrix.parameter.data_ptr()]] = matrix.oriented(update.left @ update.right).contiguous()
+    return delta
 
 
 def name_of(model: EditableModel) -> str:

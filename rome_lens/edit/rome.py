@@ -8,6 +8,7 @@ from rome_lens.edit.config import RomeConfig
 from rome_lens.edit.covariance import KeyCovariance
 from rome_lens.edit.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.key import subject_keys
+from rome_lens.edit.suggested import find_suggestion
 from rome_lens.edit.value import optimise_value, search_figures
 from rome_lens.edit.weights import Edit, as_json, finite_matrix
 from rome_lens.errors import EditError
@@ -26,9 +27,11 @@ def shipped_covariance(model: Model) -> KeyCovariance:
     """
     name = SHIPPED_COVARIANCES.get(str(model.cfg.model_name))
     if name is None:
+        suggested = find_suggestion(model)
         raise ValueError(
             f"No covariance was given, and none ships for {model.cfg.model_name} (there is one for "
-            f"{', '.join(SHIPPED_COVARIANCES)}). Collect one: collect_covariance(model, layers=[layer], texts=...)."
+            f"{', '.join(SHIPPED_COVARIANCES)}). Collect one: collect_covariance(model, "
+            f"layers=[{'layer' if suggested is None else suggested}], texts=...)."
         )
     return _read_shipped(name)
 

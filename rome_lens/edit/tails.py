@@ -22,12 +22,13 @@ from rome_lens.models import (
     key_name,
     logits,
     mlp_output,
+    pad,
     run,
     run_blocks,
     run_with_past,
     state_name,
 )
-from rome_lens.tokens import pad, tokenize_continuation
+from rome_lens.tokens import tokenize_continuation
 
 ESSENCE_PROMPT = "{} is a"
 

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.facts import Continuation
-from rome_lens.models import HookList, Model, logits, run, run_blocks
-from rome_lens.tokens import pad, tokenize_continuation
+from rome_lens.models import HookList, Model, logits, pad, run, run_blocks
+from rome_lens.tokens import tokenize_continuation
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from rome_lens.edit.applying import AppliedEdit
 from rome_lens.edit.health import EditHealth
 from rome_lens.edit.hooks import update_hooks
 from rome_lens.edit.lora import save_lora
-from rome_lens.edit.matrices import EditableModel, name_of, output_matrix_of
+from rome_lens.edit.matrices import EditableModel, name_of, output_matrix_of, state_dict_delta
 from rome_lens.edit.stored import load_fields, save_fields
 from rome_lens.edit.update import Update, one_for_each_layer
 from rome_lens.errors import EditError, EditWarning
@@ -171,6 +171,23 @@ class Edit:
         """
         self._check_made_for(base, strict=False)
         save_lora(folder, self.updates, base, overwrite=overwrite)
+
+    def to_state_dict_delta(self, model: EditableModel) -> dict[str, Tensor]:
+        """The edit as plain tensors, for tools that know no edits: what to add to which entries of `state_dict()`.
+
+        Args:
+            model: the one whose names are wanted, and whose way of storing the matrices ([d_mlp, d_model] or its
+                transpose): TransformerLens' or Hugging Face's. It is not changed.
+
+        Returns:
+            By the parameter's name in `model.state_dict()`, the change in float32, on the CPU, of the parameter's
+            shape.
+
+        Raises:
+            EditError: an update does not fit the model, or the family of a Hugging Face model is not known.
+        """
+        self._check_made_for(model, strict=False)
+        return state_dict_delta(model, self.updates)
 
     def _check_made_for(self, model: EditableModel, *, strict: bool) -> None:
         """Warns, or raises, where the model is not the one that the edit was computed on."""

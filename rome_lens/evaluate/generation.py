@@ -18,8 +18,8 @@ from rome_lens.datasets import AttributeSnippets
 from rome_lens.errors import UnavailableError
 from rome_lens.evaluate.perplexity import perplexity
 from rome_lens.facts import EditRecord, check_prompts
-from rome_lens.models import Model, write_on
-from rome_lens.tokens import pad, tokenize
+from rome_lens.models import Model, pad, write_on
+from rome_lens.tokens import tokenize
 
 _ENTROPY_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 _ESSENCE_TOKENS = 100

@@ -10,8 +10,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from rome_lens.evaluate.scores import teacher_forced_rows
-from rome_lens.models import Model, bos_token, write_on
-from rome_lens.tokens import pad
+from rome_lens.models import Model, bos_token, pad, write_on
 
 _TEXTS_AT_ONCE = 16
 _NEW_TOKENS = 256

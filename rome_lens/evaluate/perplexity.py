@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from tqdm.auto import tqdm
 
-from rome_lens.models import Model, bos_token, logits, run
-from rome_lens.tokens import batches, pad, token_pieces
+from rome_lens.models import Model, bos_token, logits, pad, run
+from rome_lens.tokens import batches, token_pieces
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from rome_lens.models.output import (
 from rome_lens.models.past import PastState
 from rome_lens.models.running import (
     logits,
+    pad,
     run,
     run_and_read,
     run_block,
@@ -75,6 +76,7 @@ __all__ = [
     "optimize_layout",
     "output_matrix",
     "output_matrix_name",
+    "pad",
     "run",
     "run_and_read",
     "run_block",

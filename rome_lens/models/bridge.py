@@ -6,7 +6,7 @@ before the part are passed over, the residual stream is replaced where the part 
 ends. That costs what the part costs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -74,6 +74,17 @@ def run_keeping_past(
     cache = DynamicCache()
     residual = run_tokens(model, tokens, model.cfg.n_layers, mask=mask, hooks=hooks, cache=cache)
     return residual, [PastState(kept.keys.transpose(1, 2), kept.values.transpose(1, 2)) for kept in cache.layers]
+
+
+def reader(model: Model) -> Callable[[Int[Tensor, "batch new"]], Float[Tensor, "batch new d_model"]]:
+    """Reads rows of tokens piece by piece, as `run_tokens` reads them through all blocks at once."""
+    cache = DynamicCache()
+
+    def read(new: Int[Tensor, "batch new"]) -> Float[Tensor, "batch new d_model"]:
+        mask = new.new_ones(len(new), cache.get_seq_length() + new.shape[1])
+        return run_tokens(model, new, model.cfg.n_layers, mask=mask, cache=cache)
+
+    return read
 
 
 def final_logits(model: Model, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -32,9 +33,9 @@ class OutputMatrix:
         """A view of the entries, without gradient: what is written into it is in the model."""
         return self.oriented(self.parameter.detach())
 
-    def oriented(self, like_parameter: Tensor) -> Float[Tensor, "d_mlp d_model"]:
-        """A view of a tensor that is kept as the parameter is, such as its gradient."""
-        return like_parameter.T if self.transposed else like_parameter
+    def oriented(self, values: Float[Tensor, "row column"]) -> Float[Tensor, "_ _"]:
+        """A view: [d_mlp, d_model] of what is kept as the parameter is (its gradient), and the other way round."""
+        return values.T if self.transposed else values
 
 
 def find_output_matrix(model: Model, layer: int) -> OutputMatrix:
@@ -63,11 +64,25 @@ def _in_bridge(mlp: Any) -> OutputMatrix | None:
     module: Any = getattr(getattr(mlp, "out", None), "original_component", None)
     if type(module) not in (nn.Linear, Conv1D) or not module.weight.is_floating_point():
         return None
-    # After folding, a gated MLP reads a tensor of its own, which lies in the same memory as the parameter.
+    return OutputMatrix(_read_by(mlp, module.weight), transposed=type(module) is nn.Linear)
+
+
+def _read_by(mlp: Any, parameter: nn.Parameter) -> Tensor:
+    """What the MLP multiplies with: the parameter, or (version 3, folded, gated) another tensor in the same memory.
+
+    A deep copy of the model has the two in memory of their own: they are put together again.
+    """
     read = getattr(mlp, "_processed_W_out", None)
-    if read is not None and read.data_ptr() != module.weight.data_ptr():
-        return None
-    return OutputMatrix(module.weight if read is None else read, transposed=type(module) is nn.Linear)
+    if read is None:
+        return parameter
+    if read.data_ptr() != parameter.data_ptr():
+        if not torch.equal(read, parameter):
+            raise ValueError(
+                "The model's MLP reads other weights than its state_dict holds (a state_dict was loaded into a folded "
+                "TransformerBridge). Load the weights first, then call enable_compatibility_mode()."
+            )
+        read = mlp.__dict__["_processed_W_out"] = parameter.detach()
+    return read
 
 
 def output_matrix(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:

@@ -1,6 +1,6 @@
 """Running all or part of a model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,15 @@ from rome_lens.models.kinds import Model, is_bridge
 from rome_lens.models.names import Hook, HookList
 from rome_lens.models.output import norms_after_mlp
 from rome_lens.models.past import PastState, _Continued, _RecordingCache
+
+
+def pad(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
+    """Token rows in one tensor, filled up with 0 on the right, and the mask that is 1 where a token is."""
+    tokens, mask = torch.zeros(2, len(rows), max(map(len, rows)), dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return tokens, mask
 
 
 def run(
@@ -72,6 +81,22 @@ def run_with_past(
             tokens, attention_mask=mask, stop_at_layer=model.cfg.n_layers, past_kv_cache=cache, return_type=None
         )
     return residual, [entry.state for entry in cache.entries]  # type: ignore[misc]
+
+
+def reader(model: Model, rows: int) -> Callable[[Int[Tensor, "batch new"]], Float[Tensor, "batch new d_model"]]:
+    """Reads so many rows of tokens piece by piece: gives the residual stream before the final norm of each next piece.
+
+    What was read is kept as keys and values.
+    """
+    if is_bridge(model):
+        return bridge.reader(model)
+    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+    cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, rows)
+    end = model.cfg.n_layers
+    return lambda new: model(
+        new, attention_mask=torch.ones_like(new), past_kv_cache=cache, stop_at_layer=end, return_type=None
+    )
 
 
 def run_blocks(

@@ -3,10 +3,9 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
 from rome_lens.models.kinds import Model
-from rome_lens.models.running import logits
+from rome_lens.models.running import logits, reader
 
 
 @torch.no_grad()
@@ -31,17 +30,10 @@ def write_on(
         top_k: how many of the most probable tokens are drawn from; 1: the most probable one.
     """
     tokens = tokens.clone()
-    cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, len(tokens))
+    read_on = reader(model, len(tokens))
     read, end = 0, int(given.sum(1).min())
     while end < tokens.shape[1]:
-        new = tokens[:, read:end]
-        residual = model(
-            new,
-            attention_mask=torch.ones_like(new),
-            past_kv_cache=cache,
-            stop_at_layer=model.cfg.n_layers,
-            return_type=None,
-        )
+        residual = read_on(tokens[:, read:end])
         best = logits(model, residual[:, -1]).topk(top_k)
         below = best.values.double().softmax(-1).cumsum(-1)[:, :-1].contiguous()
         drawn = torch.searchsorted(below, chances[:, end, None].double(), right=True)

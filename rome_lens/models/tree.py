@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.models.kinds import Model
+from rome_lens.models.kinds import Model, is_bridge
 from rome_lens.models.names import Hook
-from rome_lens.models.running import run
+from rome_lens.models.running import pad, run
 
 _LARGEST = 256  # tokens in a tree: attention scores between its branches are computed for nothing
 
@@ -42,8 +42,11 @@ def run_tree(model: Model, rows: Sequence[tuple[int, ...]]) -> list[Float[Tensor
     """The residual stream before the final norm of each row, as if each were run alone.
 
     A sequence holds the distinct beginnings of several rows; a token has the position that it has in its row, and sees
-    the beginning that it continues. Where attention counts tokens by itself (ALiBi), rows are run side by side.
+    the beginning that it continues. Where attention counts tokens by itself (ALiBi, Hugging Face's code), rows are run
+    side by side.
     """
+    if is_bridge(model):
+        return _side_by_side(model, rows)
     cfg = model.cfg
     largest = min(_LARGEST, cfg.n_ctx, cfg.window_size if cfg.use_local_attn else cfg.n_ctx)
     trees = _grow(rows, largest if cfg.positional_embedding_type in ("standard", "rotary") else 1)
@@ -63,6 +66,12 @@ def run_tree(model: Model, rows: Sequence[tuple[int, ...]]) -> list[Float[Tensor
     residual = run(model, tokens.to(device), mask=steps.to(device), hooks=hooks)
     states = {number: residual[i, path] for i, tree in enumerate(trees) for number, path in tree.paths.items()}
     return [states[number] for number in range(len(rows))]
+
+
+def _side_by_side(model: Model, rows: Sequence[tuple[int, ...]]) -> list[Float[Tensor, "_ d_model"]]:
+    tokens, mask = pad(rows)
+    residual = run(model, tokens.to(model.cfg.device), mask=mask.to(model.cfg.device))
+    return [states[: len(row)] for states, row in zip(residual, rows, strict=True)]
 
 
 def _grow(rows: Sequence[tuple[int, ...]], largest: int) -> list[_Tree]:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import rome_lens as rl
 from rome_lens import models
-from rome_lens.evaluate.scores import mean_log_probabilities
+from rome_lens.facts import subject_range
 from rome_lens.models import Model
 from tests.conformance.conftest import EVERY, FAMILIES, KINDS
 from tests.tiny import CORPUS
@@ -92,16 +92,24 @@ def test_a_trace_is_that_of_a_plain_loop_of_hooked_passes(made, family, kind, re
 
 
 @every_family_and_kind
+@torch.no_grad()
 def test_an_edited_model_answers_to_k_with_v_and_reverts_bit_for_bit(made, weights_of, family, kind):
     model = made(family, kind)
-    before = weights_of(model)
+    weights = weights_of(model)
     found = edit(model)
-    scored = [rl.Continuation(REQUEST.text, REQUEST.target)]
+    left, right = found.updates[0].left, found.updates[0].right
+    text, subject = subject_range(model, REQUEST)
+    names = models.key_name(LAYER), models.state_name("mlp", LAYER)
+    tokens, last = torch.tensor([text.ids]), subject.stop - 1
+    key = models.run_and_read(model, tokens, names)[names[0]][0, last]  # with one context, k* is the prompt's own key
+    value = models.mlp_output(model, LAYER, key) + (key @ left) @ right
+    expected = models.mlp_contribution(model, LAYER, value)
     with found.applied(model):
-        nll = -mean_log_probabilities(model, scored)[0].item()
-    assert nll == pytest.approx(found.health.nll, abs=1e-3)  # with one context, k* is the prompt's own key
+        torch.testing.assert_close(models.mlp_output(model, LAYER, key), value, atol=1e-4, rtol=1e-4)
+        answered = models.run_and_read(model, tokens, names)[names[1]][0, last]
+    torch.testing.assert_close(answered, expected, atol=1e-4, rtol=1e-4)
     after = model.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(torch.equal(after[name], value) for name, value in weights.items())
 
 
 @every_family_and_kind

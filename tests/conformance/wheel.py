@@ -1,0 +1,62 @@
+"""Builds wheel and sdist, installs each in an environment with nothing else of this package, and tries it there.
+
+python -m tests.conformance.wheel
+"""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from tests.conformance.environments import ROOT, make
+
+SMOKE = """
+import pathlib, sys, warnings
+warnings.simplefilter("error")
+import rome_lens as rl
+from tests.tiny import CORPUS, save_model
+assert "site-packages" in rl.__file__, rl.__file__
+assert (pathlib.Path(rl.__file__).parent / "py.typed").is_file()
+model = rl.load_model(save_model(pathlib.Path(sys.argv[1]) / "gpt2", "gpt2"), device="cpu")
+fact = rl.Fact("{} is located in the city of", "The Eiffel Tower")
+assert rl.causal_trace(model, fact, samples=2, progress=False).restored.isfinite().any()
+covariance = rl.collect_covariance(model, [1], texts=[CORPUS] * 20, tokens=2000, progress=False)[1].shrunk(0.1)
+request = rl.EditRequest(fact.prompt, fact.subject, target="Rome")
+config = rl.RomeConfig(layer=1, contexts=["{}"], steps=3)
+edit = rl.rome(model, request, covariance=covariance, config=config, on_unhealthy="ignore", progress=False)
+with edit.applied(model):
+    assert rl.score_record(model, rl.load_builtin_records()[0])
+print(rl.__version__, rl.__file__)
+"""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        builder = make("build", ["build", "hatchling"])
+        source = folder / "source"
+        shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "shared"))
+        build = [str(builder), "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), str(source)]
+        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+        (wheel,) = (folder / "dist").glob("*.whl")
+        (sdist,) = (folder / "dist").glob("*.tar.gz")
+        inside = zipfile.ZipFile(wheel).namelist()
+        assert "rome_lens/py.typed" in inside, inside
+        assert not any(path.startswith(("tests/", "analyses/")) for path in inside), inside
+        with tarfile.open(sdist) as packed:
+            assert any(path.endswith("/pyproject.toml") for path in packed.getnames())
+        # The tests' maker of tiny models goes beside the script; the package itself is not there.
+        away = folder / "away"
+        (away / "tests").mkdir(parents=True)
+        shutil.copy(ROOT / "tests" / "tiny.py", away / "tests")
+        for built in (wheel, sdist):
+            python = make("installed", ["--force-reinstall", "--no-deps", str(built)])
+            make("installed", [str(built)])  # and what it needs
+            subprocess.run([str(python), "-c", SMOKE, str(away)], cwd=away, check=True, stdout=sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
