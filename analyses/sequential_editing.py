@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
+from analyses.figures import write_figure
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
+from analyses.manifest import write_manifest
 from analyses.methods import CHOICES, PRESETS, chosen_method
-from rome_lens.files import new_file
 
 
 def write_results(out: Path) -> pd.DataFrame:
@@ -23,15 +24,14 @@ def write_results(out: Path) -> pd.DataFrame:
     }
     for name, frame in frames.items():
         write_csv(frame[["method", *frame.columns.drop("method")]], out / f"{name}.csv")
-    with new_file(out / "figure.html", overwrite=True) as temporary:
-        rl.plot_sequence(frames["checkpoints"]).write_html(temporary)
+    write_figure(rl.plot_sequence(frames["checkpoints"]), out / "figure.html")
     return frames["checkpoints"]
 
 
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
-    arguments.add_argument("--presets", nargs="*", choices=CHOICES, default=list(PRESETS), help="none: only the table")
+    arguments.add_argument("--presets", nargs="*", choices=CHOICES, default=list(PRESETS), help="none: only tables")
     arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
     arguments.add_argument("--texts", type=Path, help="a text file for the perplexity, which is left out if absent")
     arguments.add_argument("--perplexity-tokens", type=int, default=20_000, help="how much of it to read")
@@ -41,8 +41,8 @@ def main() -> None:
     add_record_arguments(arguments, count=100)
     options = arguments.parse_args()
 
+    model = rl.load_model(options.model)
     if options.presets:
-        model = rl.load_model(options.model)
         covariance = rl.KeyCovariance.load(options.covariance) if options.covariance else None
         text = options.texts.read_text(encoding="utf-8") if options.texts else None
     for preset in options.presets:
@@ -57,8 +57,10 @@ def main() -> None:
             stop=rl.StopRule(perplexity_factor=options.stop_factor),
         )
         print(f"{preset}: {sequence.stopped or 'all edits were made'}")
+    table = write_results(options.out)
+    write_manifest(options, model)
     columns = ["method", "edits", "n", "S", "ES", "PS", "NS", "base_NS", "perplexity", "norm_growth"]
-    print(write_results(options.out)[columns].round(3).to_string(index=False))
+    print(table[columns].round(3).to_string(index=False))
 
 
 if __name__ == "__main__":
