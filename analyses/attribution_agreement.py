@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 import rome_lens as rl
-from analyses.figure2_average_effects import predicted_facts
+from analyses.facts import add_fact_arguments, chosen_facts
 from analyses.files import parser, write_csv
 from rome_lens.intervals import bootstrap_interval
 
@@ -24,16 +24,13 @@ def agreement(exact: rl.CausalTrace, approximate: rl.CausalTrace) -> tuple[float
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
-    arguments.add_argument("--facts", type=Path, help="known_1000.json; the package's facts if absent")
-    arguments.add_argument("--count", type=int, default=20)
-    arguments.add_argument("--samples", type=int, default=10, help="corrupted runs of a fact, as in the store")
+    add_fact_arguments(arguments, count=20)
     arguments.add_argument("--store", type=Path, default=Path("results/figure2/traces.jsonl"))
     arguments.add_argument("--out", type=Path, default=Path("results/attribution_agreement.csv"))
     options = arguments.parse_args()
 
     model = rl.load_model(options.model)
-    records = [record.fact for record in rl.load_builtin_records()]
-    facts = predicted_facts(model, rl.load_known_facts(options.facts) if options.facts else records, options.count)
+    facts = chosen_facts(model, options)
     exact = rl.trace_facts(model, facts, store=options.store, samples=options.samples).traces
     approximate = rl.trace_facts(model, facts, method="attribution", samples=options.samples).traces
     rows = []

@@ -13,10 +13,11 @@ import pandas as pd
 import torch
 
 import rome_lens as rl
+from analyses.figures import write_figure
 from analyses.files import parser, write_csv
+from analyses.manifest import write_manifest
 from analyses.measuring import measured
 from analyses.plain_covariance import plain_second_moment
-from rome_lens.files import new_file
 from rome_lens.models import Model
 
 LENGTH, BATCH = 256, 4096
@@ -117,8 +118,8 @@ def main() -> None:
     counts = sorted(count for count in options.counts if count <= available)
     frame = convergence(model, options.layers, text, counts)
     write_csv(frame, options.out / "convergence.csv")
-    with new_file(options.out / "convergence.html", overwrite=True) as temporary:
-        rl.plot_convergence(frame).write_html(temporary)
+    write_figure(rl.plot_convergence(frame), options.out / "convergence.html")
+    write_manifest(options, model)
     print(frame.to_string(index=False))
 
 

@@ -13,21 +13,16 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 import rome_lens as rl
+from analyses.figures import write_figure
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
+from analyses.kept_edits import kept_edit
+from analyses.manifest import write_manifest
 from rome_lens.evaluate.scores import Continuation, divergence, mean_log_probabilities, next_token_log_probabilities
-from rome_lens.files import append_line, new_file, read_lines
+from rome_lens.files import append_line, read_lines
 from rome_lens.models import Model
 
 FORECASTS = ("share", "size", "last_share")
 CHANGES = ("kl", "lead_gain", "lead_change")
-
-
-def kept_edit(model: Model, record: rl.EditRecord, config: rl.RomeConfig, folder: Path) -> rl.Edit:
-    """The record's edit, from the folder if it is there."""
-    path = folder / f"{record.case_id}.safetensors"
-    if not path.exists():
-        rl.rome(model, record.request, config=config, progress=False).save(path)
-    return rl.Edit.load(path)
 
 
 def leads(model: Model, record: rl.EditRecord) -> pd.Series:
@@ -83,8 +78,8 @@ def main() -> None:
     table = correlations(frame)
     write_csv(frame, options.out / "bleed_over.csv")
     write_csv(table, options.out / "correlations.csv")
-    with new_file(options.out / "bleed_over.html", overwrite=True) as temporary:
-        rl.plot_bleed_over(frame).write_html(temporary)
+    write_figure(rl.plot_bleed_over(frame), options.out / "bleed_over.html", columns=1)
+    write_manifest(options, model)
     print(table.round(3).to_string(index=False))
 
 

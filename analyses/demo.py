@@ -16,7 +16,9 @@ import plotly.graph_objects as go
 import torch
 
 import rome_lens as rl
+from analyses.figures import HTML
 from analyses.files import parser, write_csv
+from analyses.manifest import write_manifest
 from rome_lens.files import check_new_file, new_file
 from rome_lens.models import Kind, Model, logits, run, sample_text
 from rome_lens.tokens import tokenize
@@ -54,7 +56,10 @@ class Findings:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = _options(argv)
-    print(demo(rl.load_model(), options.out, facts=options.facts, seed=options.seed))
+    model = rl.load_model()
+    report = demo(model, options.out, facts=options.facts, seed=options.seed)
+    write_manifest(options, model)
+    print(report)
 
 
 def demo(model: Model, out: Path, *, facts: int = 10, seed: int = 0, samples: int = 10, new_tokens: int = 30) -> Path:
@@ -188,9 +193,8 @@ def _by_prompt(frame: pd.DataFrame) -> list[tuple[str, dict[str, list[dict]]]]:
 
 def _as_html(figures: dict[str, go.Figure]) -> dict[str, str]:
     """The figures as HTML fragments, plotly.js in the first of them."""
-    config = {"displayModeBar": False, "responsive": True}
     return {
-        name: figure.to_html(full_html=False, include_plotlyjs=i == 0, config=config, div_id=name)
+        name: figure.to_html(full_html=False, include_plotlyjs=i == 0, config=HTML, div_id=name)
         for i, (name, figure) in enumerate(figures.items())
     }
 

@@ -12,11 +12,12 @@ from typing import get_args
 import pandas as pd
 
 import rome_lens as rl
+from analyses.figures import write_figure
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
+from analyses.manifest import write_manifest
 from analyses.methods import QUIET, add_covariances_arguments, kept_covariances
 from rome_lens.edit.contexts import EditedToken
 from rome_lens.evaluate.records import BASE, Method
-from rome_lens.files import new_file
 
 TOKENS: tuple[EditedToken, ...] = ("subject_first", "subject_last", "subject_first_after_last")
 
@@ -62,8 +63,8 @@ def main() -> None:
     methods = methods_of_cells(covariances, options.edited, rl.sample_contexts(model))
     summary = with_cells(rl.summarize(rl.run_evaluation(model, records, methods, out=options.out / "records")))
     write_csv(summary, options.out / "scores.csv")
-    with new_file(options.out / "figure.html", overwrite=True) as temporary:
-        rl.plot_layers_and_tokens(summary).write_html(temporary, include_plotlyjs="cdn")
+    write_figure(rl.plot_layers_and_tokens(summary), options.out / "figure")
+    write_manifest(options, model)
     print(summary[["token", "layer", "n", "S", "ES", "PS", "NS"]].round(3).to_string(index=False))
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,17 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
 
+def parsed(
+    arguments: argparse.ArgumentParser, argv: Sequence[str] | None, *, full: Mapping[str, Any]
+) -> argparse.Namespace:
+    """The options; with --full, those that are not given are the paper's, `full`."""
+    size = ", ".join(f"{name} {'all' if value is None else value}" for name, value in full.items())
+    arguments.add_argument("--full", action="store_true", help=f"the paper's size ({size}) where nothing else is said")
+    if arguments.parse_args(argv).full:
+        arguments.set_defaults(**full)
+    return arguments.parse_args(argv)
+
+
 def add_record_arguments(arguments: argparse.ArgumentParser, count: int) -> None:
     """Which records an analysis runs on."""
     arguments.add_argument("--records", type=Path, help="a file in CounterFact's schema; the package's facts if absent")
@@ -26,11 +38,16 @@ def add_record_arguments(arguments: argparse.ArgumentParser, count: int) -> None
 
 def chosen_records(options: argparse.Namespace) -> list[EditRecord]:
     """The records that the options name."""
+    return listed_records(options)[: options.count]
+
+
+def listed_records(options: argparse.Namespace) -> list[EditRecord]:
+    """All records that the options name, however many are asked for."""
     records = load_counterfact(options.records) if options.records else load_builtin_records()
     if options.case_ids:
         by_id = {record.case_id: record for record in records}
         records = [by_id[case_id] for case_id in json.loads(options.case_ids.read_text())]
-    return records[options.skip : options.skip + options.count]
+    return records[options.skip :]
 
 
 def add_run_arguments(arguments: argparse.ArgumentParser, out: str) -> None:

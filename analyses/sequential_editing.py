@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
+from analyses.figures import write_figure
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
+from analyses.manifest import write_manifest
 from analyses.methods import PRESETS, add_method_arguments, chosen_methods
-from rome_lens.files import new_file
 
 
 def write_results(out: Path) -> pd.DataFrame:
@@ -23,8 +24,7 @@ def write_results(out: Path) -> pd.DataFrame:
     }
     for name, frame in frames.items():
         write_csv(frame[["method", *frame.columns.drop("method")]], out / f"{name}.csv")
-    with new_file(out / "figure.html", overwrite=True) as temporary:
-        rl.plot_sequence(frames["checkpoints"]).write_html(temporary)
+    write_figure(rl.plot_sequence(frames["checkpoints"]), out / "figure.html")
     return frames["checkpoints"]
 
 
@@ -54,8 +54,10 @@ def main() -> None:
             stop=rl.StopRule(perplexity_factor=options.stop_factor),
         )
         print(f"{name}: {sequence.stopped or 'all edits were made'}")
+    table = write_results(options.out)
+    write_manifest(options, model)
     columns = ["method", "edits", "n", "S", "ES", "PS", "NS", "base_NS", "perplexity", "norm_growth"]
-    print(write_results(options.out)[columns].round(3).to_string(index=False))
+    print(table[columns].round(3).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,15 @@ from rome_lens.plots import (
     plot_bleed_over,
     plot_comparison,
     plot_convergence,
+    plot_effect_maps,
     plot_layers_and_tokens,
+    plot_noise_levels,
     plot_scores,
     plot_sequence,
+    plot_severed,
+    plot_texts,
     plot_trace,
+    plot_traces,
 )
 from rome_lens.plots.style import ROLE_COLOURS
 
@@ -159,6 +164,53 @@ def test_trace_refuses_mixed_kinds(trace: pd.DataFrame) -> None:
 
     with pytest.raises(ValueError, match=r"kinds \['mlp', 'attn'\], expected one"):
         plot_trace(mixed)
+
+
+def test_traces_stand_side_by_side_with_the_cells_of_each_alone(trace: pd.DataFrame) -> None:
+    both = pd.concat([trace, trace.assign(kind="attn")])
+    figure = plot_traces(both, answer="Paris")
+
+    assert [note.text for note in figure.layout.annotations] == [
+        "MLP, 10 layers at once",
+        "attention, 10 layers at once",
+    ]
+    for panel in figure.data:
+        assert np.array_equal(panel.z, plot_trace(trace).data[0].z)
+    assert [panel.colorbar.title.text for panel in figure.data] == ["", "p(Paris)"]
+    assert labels(figure) == labels(plot_trace(trace))
+
+
+def test_effect_maps_start_at_nothing(effects: pd.DataFrame) -> None:
+    figure = plot_effect_maps(effects)
+
+    for panel, (_, part) in zip(figure.data, effects.groupby("kind", sort=False), strict=True):
+        assert list(panel.y) == ROLES[:3]
+        assert np.array_equal(panel.z.ravel(), part["mean"])
+        assert (panel.zmin, panel.zmax) == (0, part["mean"].max())
+
+
+def test_severed_effects_are_bars_with_their_intervals(effects: pd.DataFrame) -> None:
+    figure = plot_severed(effects[effects["role"] == ROLES[0]].replace({"kind": {"attn": "resid, mlp severed"}}))
+
+    assert [bar.name for bar in figure.data] == ["as it is", "MLPs severed"]
+    assert figure.data[0].error_y.array == pytest.approx([0.02] * LAYERS)
+    assert figure.data[0].error_y.arrayminus == pytest.approx([0.05] * LAYERS)
+
+
+def test_noise_levels_are_lines_in_panels_of_roles(effects: pd.DataFrame) -> None:
+    figure = plot_noise_levels(effects.rename(columns={"kind": "corruption"}))
+
+    assert [note.text for note in figure.layout.annotations] == ROLES[:3]
+    assert [line.name for line in figure.data if line.showlegend] == ["resid", "attn"]
+
+
+def test_texts_are_shown_as_text_with_their_words_marked() -> None:
+    rows = [("p", model, f"<b>p</b> is in {place}") for model, place in (("before", "Paris"), ("after", "Rome"))]
+    figure = plot_texts(pd.DataFrame(rows, columns=["prompt", "model", "text"]), highlight={"Rome": "#0072b2"})
+
+    before, after = figure.data[0].cells["values"]
+    assert before[0] == "&lt;b&gt;p&lt;/b&gt; is in Paris"
+    assert after[0].endswith('<b style="color:#0072b2">Rome</b>')
 
 
 def test_average_effects_have_a_panel_for_each_kind_and_a_line_for_each_role(effects: pd.DataFrame) -> None:

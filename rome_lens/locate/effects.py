@@ -17,7 +17,8 @@ def average_effects(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.DataF
     no role and are left out.
 
     Args:
-        traces: of one model; several kinds may be mixed. Those of attribution are called so in the kind.
+        traces: of one model; several kinds may be mixed. Severed traces and those of attribution
+            are called so in the kind.
         seed: of the bootstrap.
 
     Returns:
@@ -49,8 +50,9 @@ def average_effects(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.DataF
 
 
 def label(trace: CausalTrace) -> str:
-    """The trace's kind, with the head's number and the method if it is not the exact one."""
+    """The trace's kind, with the head's number, what was severed, and the method if it is not the exact one."""
     kind = trace.kind if trace.head is None else f"{trace.kind} {trace.head}"
+    kind += f", {' and '.join(trace.severed)} severed" if trace.severed else ""
     return kind if trace.method == EXACT else f"{kind} ({trace.method})"
 
 

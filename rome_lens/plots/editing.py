@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from rome_lens.plots.style import KIND_NAMES, LAYOUT, METHOD_COLOURS, check_columns, plain
+from rome_lens.plots.style import KIND_NAMES, LAYOUT, LEGEND_BELOW, METHOD_COLOURS, PANEL_TITLE, check_columns, plain
 
 
 def plot_convergence(frame: pd.DataFrame) -> go.Figure:
@@ -25,7 +25,7 @@ def plot_convergence(frame: pd.DataFrame) -> go.Figure:
     }
     check_columns(frame, ["layer", "tokens", *panels], "KeyCovariance.report()")
     figure = make_subplots(rows=1, cols=3, horizontal_spacing=0.07, subplot_titles=list(panels.values()))
-    figure.update_annotations(font_size=13)
+    figure.update_annotations(**PANEL_TITLE)
     shades = sample_colorscale("Viridis", max(2, frame["layer"].nunique()), high=0.9)
     for (layer, part), shade in zip(frame.sort_values("tokens").groupby("layer"), shades, strict=False):
         for column, value in enumerate(panels, start=1):
@@ -45,7 +45,7 @@ def plot_convergence(frame: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(type="log", col=1)
     figure.update_yaxes(rangemode="tozero", col=2)
     figure.update_yaxes(rangemode="tozero", col=3)
-    figure.update_layout(**LAYOUT, height=360, legend={"orientation": "h", "y": -0.26, "yanchor": "top", "x": 0})
+    figure.update_layout(**LAYOUT, height=360, legend=LEGEND_BELOW)
     return figure
 
 
@@ -104,6 +104,7 @@ def plot_comparison(lens: pd.DataFrame, contributions: pd.DataFrame) -> go.Figur
         horizontal_spacing=0.12,
         subplot_titles=[f"logit lens: p({answer})", "relative change of outputs"],
     )
+    figure.update_annotations(**PANEL_TITLE)
     panels = [(lens, "condition", "answer_probability"), (contributions, "kind", "change")]
     for col, (frame, by, column) in enumerate(panels, start=1):
         for i, (name, part) in enumerate(frame.groupby(by, sort=False)):
@@ -120,5 +121,5 @@ def plot_comparison(lens: pd.DataFrame, contributions: pd.DataFrame) -> go.Figur
             )
     figure.update_xaxes(title="layer")
     figure.update_yaxes(rangemode="tozero")
-    figure.update_layout(**LAYOUT, height=380, legend={"orientation": "h", "y": -0.24, "yanchor": "top", "x": 0})
+    figure.update_layout(**LAYOUT, height=380, legend=LEGEND_BELOW)
     return figure

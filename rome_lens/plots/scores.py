@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from rome_lens.plots.style import LAYOUT, METHOD_COLOURS, check_columns, plain
+from rome_lens.plots.style import LAYOUT, LEGEND_ABOVE, LEGEND_BELOW, METHOD_COLOURS, PANEL_TITLE, check_columns, plain
 
 _EDITED = {
     "subject_first": "first subject token",
@@ -57,7 +57,7 @@ def plot_scores(summary: pd.DataFrame) -> go.Figure:
         height=360,
         xaxis={"ticks": "", "tickfont": {"size": 14}},
         yaxis={"title": "score", "range": [0, 1.02], "showgrid": True, "gridcolor": "#eeeeee"},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend=LEGEND_ABOVE,
     )
     return figure
 
@@ -134,6 +134,7 @@ def plot_sequence(frame: pd.DataFrame) -> go.Figure:
     }
     panels = {column: title for column, title in panels.items() if column in frame and frame[column].notna().any()}
     figure = make_subplots(rows=2, cols=3, subplot_titles=list(panels.values()), vertical_spacing=0.18)
+    figure.update_annotations(**PANEL_TITLE)
     for i, (method, part) in enumerate(frame.groupby("method", sort=False)):
         colour = METHOD_COLOURS[1 + i % (len(METHOD_COLOURS) - 1)]
         for place, column in enumerate(panels):
@@ -171,7 +172,5 @@ def plot_sequence(frame: pd.DataFrame) -> go.Figure:
         else:
             figure.update_yaxes(range=[0, 1.05] if column in ("ES", "PS", "NS") else None, rangemode="tozero", **where)
         figure.update_xaxes(title="edits", rangemode="tozero", **where)
-    figure.update_layout(
-        **LAYOUT, height=620, legend={"orientation": "h", "y": 1.08, "yanchor": "bottom", "x": 0, "xanchor": "left"}
-    )
+    figure.update_layout(**LAYOUT, height=620, legend=LEGEND_BELOW)
     return figure

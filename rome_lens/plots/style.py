@@ -3,6 +3,8 @@
 from html import escape
 
 import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
 
 KIND_COLOURS = {"resid": "Purples", "mlp": "Greens", "attn": "Reds"}
 KIND_NAMES = {"resid": "residual state", "mlp": "MLP", "attn": "attention", "head": "head"}
@@ -10,11 +12,20 @@ METRIC_NAMES = {"prob": "p({})", "logprob": "log p({})", "logit_diff": "logit di
 ROLE_COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#009e73", "#999999", "#cc79a7")  # Okabe and Ito: colour-blind safe
 METHOD_COLOURS = ("#b3b3b3", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-LAYOUT = {
-    "template": "simple_white",
-    "font": {"family": FONT, "size": 13},
-    "margin": {"l": 10, "r": 10, "t": 44, "b": 10},  # axes make room for their labels by themselves
-}
+SIZE = 13  # of all letters but a trace's title, in pixels; see analyses/figures.py for their size in print
+TEMPLATE = go.layout.Template(pio.templates["simple_white"])
+TEMPLATE.layout.update(
+    font={"family": FONT, "size": SIZE},
+    xaxis_title_font_size=SIZE,  # plotly's own titles are larger than all else
+    yaxis_title_font_size=SIZE,
+    margin={"l": 10, "r": 10, "t": 36, "b": 10},  # axes make room for their labels by themselves
+    colorway=METHOD_COLOURS,
+)
+LAYOUT = {"template": TEMPLATE}
+LEGEND_ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"}
+LEGEND_BELOW = {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom", "x": 0, "xanchor": "left"}
+PANEL_TITLE = {"font_size": SIZE}  # for update_annotations
+HEATMAP_AXIS = {"showline": False, "ticks": "", "zeroline": False}
 
 
 def token_label(token: str) -> str:

@@ -1,86 +1,25 @@
-"""Figures of causal traces."""
+"""Figures of effects over many facts."""
+
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from rome_lens.plots.style import (
-    KIND_COLOURS,
     KIND_NAMES,
     LAYOUT,
-    METRIC_NAMES,
+    LEGEND_ABOVE,
+    LEGEND_BELOW,
+    PANEL_TITLE,
     ROLE_COLOURS,
     check_columns,
-    plain,
-    token_label,
 )
 
-
-def plot_trace(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
-    """The paper's heatmap (figure 1): tokens down, layers across, subject tokens starred.
-
-    Purple is the residual state, green MLPs, red attention, blue a head. The colour scale starts at the corrupted
-    value: a cell at or below it has the palest colour (at or above it for "kl", where less is more restored). An
-    approximate grid is called so in the title.
-
-    Args:
-        frame: what `CausalTrace.to_frame` gives: one fact, one kind.
-        answer: what the probability is of.
-
-    Raises:
-        ValueError: the frame lacks a column, or holds more than one kind.
-    """
-    check_columns(frame, ["position", "token", "role", "layer", "kind", "window", "indirect_effect"], "to_frame()")
-    metric = next((name for name in METRIC_NAMES if name in frame), None)
-    if metric is None:
-        raise ValueError(f"The frame lacks a column of {', '.join(METRIC_NAMES)}. Give what to_frame() returns.")
-    kinds = frame["kind"].unique()
-    if len(kinds) != 1:
-        raise ValueError(f"The frame holds the kinds {list(kinds)}, expected one. Plot each kind for itself.")
-    kind, window = kinds[0], frame["window"].iloc[0]
-    grid = frame.pivot(index="position", columns="layer", values=metric)
-    tokens = frame.drop_duplicates("position").sort_values("position")
-    names = [
-        token_label(token) + ("*" if "subject token" in role else "")
-        for token, role in zip(tokens["token"], tokens["role"], strict=True)
-    ]
-    corrupted = (frame[metric] - frame["indirect_effect"]).iloc[0]
-    downwards = metric == "kl"
-    farthest = grid.min(axis=None) if downwards else grid.max(axis=None)
-    if abs(farthest - corrupted) < 1e-6 or (farthest > corrupted) == downwards:
-        farthest = corrupted - 1e-6 if downwards else corrupted + 1e-6
-    figure = go.Figure(
-        go.Heatmap(
-            z=grid.to_numpy(),
-            x=grid.columns,
-            y=grid.index,
-            colorscale=KIND_COLOURS.get(kind, "Blues"),
-            reversescale=downwards,
-            zmin=min(corrupted, farthest),
-            zmax=max(corrupted, farthest),
-            xgap=1,
-            ygap=1,
-            colorbar={
-                "title": {"text": METRIC_NAMES[metric].format(plain(answer))},
-                "thickness": 12,
-                "outlinewidth": 0,
-                "nticks": 6,
-            },
-            customdata=[[name] * grid.shape[1] for name in names],
-            hovertemplate="%{customdata}, layer %{x}: %{z:.3f}<extra></extra>",
-        )
-    )
-    what = KIND_NAMES.get(kind, kind) + (f", {window} layers at once" if window > 1 else "")
-    what += " (approximate: attribution)" if "attribution" in set(frame.get("method", ())) else ""
-    bare = {"showline": False, "ticks": "", "zeroline": False}
-    figure.update_layout(
-        **LAYOUT,
-        height=110 + 26 * len(names),
-        title={"text": f"Restored {what}", "font": {"size": 15}, "x": 0, "xref": "paper", "xanchor": "left"},
-        xaxis={"title": "layer", **bare},
-        yaxis={"autorange": "reversed", "tickvals": list(grid.index), "ticktext": names, **bare},
-    )
-    return figure
+_EFFECTS = ["role", "layer", "mean", "ci_low", "ci_high", "n"]
+_SEVERED_NAMES = {"resid": "as it is", "resid, mlp severed": "MLPs severed", "resid, attn severed": "attention severed"}
+_SEVERED_COLOURS = {"resid": "#6a51a3", "resid, mlp severed": "#009e73", "resid, attn severed": "#d55e00"}
 
 
 def plot_average_effects(frame: pd.DataFrame) -> go.Figure:
@@ -92,20 +31,73 @@ def plot_average_effects(frame: pd.DataFrame) -> go.Figure:
     Raises:
         ValueError: the frame lacks a column.
     """
-    check_columns(frame, ["kind", "role", "layer", "mean", "ci_low", "ci_high", "n"], "average_effects()")
-    kinds = list(frame["kind"].unique())
+    check_columns(frame, ["kind", *_EFFECTS], "average_effects()")
+    colours = dict(zip(frame["role"].unique(), ROLE_COLOURS, strict=False))
+    return _lines(frame, panel="kind", line="role", colours=colours)
+
+
+def plot_noise_levels(frame: pd.DataFrame) -> go.Figure:
+    """Average indirect effects by layer, a line with its interval for each corruption, a panel for each token role.
+
+    Args:
+        frame: what `average_effects` gives for each corruption, put together, with a column `corruption`.
+
+    Raises:
+        ValueError: the frame lacks a column.
+    """
+    check_columns(frame, ["corruption", *_EFFECTS], "average_effects(), with a corruption,")
+    names = list(frame["corruption"].unique())
+    shades = sample_colorscale("Viridis", max(2, len(names)), high=0.85)
+    return _lines(frame, panel="role", line="corruption", colours=dict(zip(names, shades, strict=False)))
+
+
+def plot_severed(frame: pd.DataFrame) -> go.Figure:
+    """The paper's figure 3: what restoring one state brings back, layer by layer, as it is and with MLPs or attentions
+    held at their corrupted values; bars with their intervals.
+
+    Args:
+        frame: what `average_effects` gives for one role: kinds "resid", "resid, mlp severed", "resid, attn severed".
+
+    Raises:
+        ValueError: the frame lacks a column.
+    """
+    check_columns(frame, ["kind", *_EFFECTS], "average_effects()")
+    figure = go.Figure()
+    for kind, part in frame.groupby("kind", sort=False):
+        figure.add_bar(
+            x=part["layer"],
+            y=part["mean"],
+            name=_SEVERED_NAMES.get(str(kind), str(kind)),
+            marker_color=_SEVERED_COLOURS.get(str(kind), "#333333"),
+            error_y={
+                "symmetric": False,
+                "array": part["ci_high"] - part["mean"],
+                "arrayminus": part["mean"] - part["ci_low"],
+                "thickness": 0.8,
+                "width": 0,
+                "color": "#555555",
+            },
+            hovertemplate=f"{kind}, layer %{{x}}: %{{y:.4f}}<extra></extra>",
+        )
+    figure.update_xaxes(title="layer at which the state is restored")
+    figure.update_yaxes(title="average indirect effect", zeroline=True, zerolinewidth=1)
+    return figure.update_layout(**LAYOUT, barmode="group", bargap=0.25, height=340, legend=LEGEND_ABOVE)
+
+
+def _lines(frame: pd.DataFrame, *, panel: str, line: str, colours: Mapping[str, str]) -> go.Figure:
+    """Effects by layer: a panel for each value of one column, a line with its interval for each value of another."""
+    panels: Sequence[str] = list(frame[panel].unique())
     figure = make_subplots(
-        rows=1,
-        cols=len(kinds),
+        cols=len(panels),
         shared_yaxes=True,
         horizontal_spacing=0.03,
-        subplot_titles=[KIND_NAMES.get(kind, kind) for kind in kinds],
+        subplot_titles=[KIND_NAMES.get(name, name) for name in panels],
     )
-    colours = dict(zip(frame["role"].unique(), ROLE_COLOURS, strict=False))
+    figure.update_annotations(**PANEL_TITLE)
     named: set[object] = set()
-    for (kind, role), part in frame.groupby(["kind", "role"], sort=False):
-        colour = colours.get(role, "#333333")
-        where = {"row": 1, "col": kinds.index(kind) + 1, "legendgroup": role, "mode": "lines"}
+    for (where_to, name), part in frame.groupby([panel, line], sort=False):
+        colour = colours.get(str(name), "#333333")
+        where = {"row": 1, "col": panels.index(where_to) + 1, "legendgroup": name, "mode": "lines"}
         figure.add_scatter(
             x=pd.concat([part["layer"], part["layer"][::-1]]),
             y=pd.concat([part["ci_high"], part["ci_low"][::-1]]),
@@ -120,20 +112,17 @@ def plot_average_effects(frame: pd.DataFrame) -> go.Figure:
         figure.add_scatter(
             x=part["layer"],
             y=part["mean"],
-            name=role,
-            showlegend=role not in named,
+            name=name,
+            showlegend=name not in named,
             line={"color": colour, "width": 2},
             customdata=part["n"],
-            hovertemplate=f"{role}, layer %{{x}}: %{{y:.3f}} (n = %{{customdata}})<extra></extra>",
+            hovertemplate=f"{name}, layer %{{x}}: %{{y:.3f}} (n = %{{customdata}})<extra></extra>",
             **where,
         )
-        named.add(role)
+        named.add(name)
     figure.update_xaxes(title="layer")
     figure.update_yaxes(title="average indirect effect", col=1)
-    figure.update_layout(
-        **LAYOUT, height=420, legend={"orientation": "h", "y": -0.24, "yanchor": "top", "x": 0, "font": {"size": 12}}
-    )
-    return figure
+    return figure.update_layout(**LAYOUT, height=400, legend=LEGEND_BELOW)
 
 
 def plot_robustness(frame: pd.DataFrame) -> go.Figure:
@@ -166,6 +155,6 @@ def plot_robustness(frame: pd.DataFrame) -> go.Figure:
         height=130 + 24 * len(frame),
         xaxis={"title": "layer of the largest average effect", "rangemode": "tozero"},
         yaxis={"categoryorder": "array", "categoryarray": settings[::-1]},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        legend=LEGEND_ABOVE,
     )
     return figure

@@ -94,6 +94,14 @@ def test_approximate_effects_are_called_so():
     assert set(rl.average_effects([exact, approximate]).kind) == {"resid", "resid (attribution)"}
 
 
+def test_severed_effects_are_not_averaged_with_whole_ones():
+    whole = made_up(torch.full((3, 2), 0.3), (0, 1))
+    severed = dataclasses.replace(made_up(torch.full((3, 2), 0.2), (0, 1)), severed=("mlp",))
+    means = rl.average_effects([whole, severed]).groupby("kind", sort=False)["mean"]
+    assert list(means.groups) == ["resid", "resid, mlp severed"]
+    assert means.nunique().eq(1).all()
+
+
 def test_different_windows_of_one_kind_are_not_averaged():
     one = made_up(torch.full((3, 2), 0.3), (0, 1), "mlp")
     with pytest.raises(ValueError, match="different windows or metrics"):

@@ -1,0 +1,56 @@
+"""Paper figure 1: heatmaps of one fact's causal traces, for residual states, MLPs and attention.
+
+Without --prompt, the fact is number --index of --facts. Traces are kept as they are made, so a run that was stopped
+goes on where it was.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+import rome_lens as rl
+from analyses.facts import facts_of
+from analyses.figures import write_figure
+from analyses.files import parser, write_csv
+from analyses.manifest import write_manifest
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", default="smollm2-135m")
+    arguments.add_argument("--facts", type=Path, help="a file in known_1000.json's schema; the package's if absent")
+    arguments.add_argument("--index", type=int, default=0, help="which fact of it")
+    arguments.add_argument("--prompt", help="a fact of your own: a text with {} in the subject's place")
+    arguments.add_argument("--subject", help="its subject")
+    arguments.add_argument("--answer", help="its answer; the model's own if absent")
+    arguments.add_argument("--samples", type=int, default=10, help="corrupted runs for each number")
+    arguments.add_argument("--seed", type=int, default=1, help="of the corruption")
+    arguments.add_argument("--out", type=Path, default=Path("results/figure1"), help="a folder")
+    options = arguments.parse_args(argv)
+
+    own = options.prompt is not None
+    fact = rl.Fact(options.prompt, options.subject, options.answer) if own else facts_of(options.facts)[options.index]
+    model = rl.load_model(options.model)
+    traces = rl.trace_facts(
+        model,
+        [fact],
+        store=options.out / "traces.jsonl",
+        only_predicted=False,
+        samples=options.samples,
+        corruption=rl.GaussianNoise(seed=options.seed),
+    ).traces
+    frame = pd.concat([trace.to_frame() for trace in traces])
+    write_csv(frame, options.out / "traces.csv")
+    write_figure(rl.plot_traces(frame, answer=traces[0].answer), options.out / "figure1.html")
+    write_manifest(options, model, prompt=fact.text, corruption=traces[0].corruption)
+    for trace in traces:
+        best = trace.to_frame().nlargest(1, "prob").iloc[0]
+        print(
+            f"{trace.kind}: {trace.clean:.3f} clean, {trace.corrupted:.3f} corrupted, {best['prob']:.3f} with "
+            f"{best['token'].strip()!r} restored at layer {best['layer']}"
+        )
+
+
+if __name__ == "__main__":
+    main()

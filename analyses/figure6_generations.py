@@ -1,0 +1,56 @@
+"""Paper figure 6: what the model writes about a subject before and after an edit.
+
+The same seed is used for each state of the model. The edit is kept, so that a second run makes only the texts.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+import rome_lens as rl
+from analyses.figures import write_figure
+from analyses.files import add_record_arguments, chosen_records, parsed, parser, write_csv
+from analyses.kept_edits import kept_edit
+from analyses.manifest import write_manifest
+from rome_lens.models import Model
+
+BEFORE, AFTER = "before the edit", "after the edit"
+
+
+def texts(model: Model, prompts: Sequence[str], name: str, length: int, seed: int) -> pd.DataFrame:
+    """What the model writes as it is: prompt, model, text."""
+    return pd.DataFrame(
+        {"prompt": prompts, "model": name, "text": rl.generate_texts(model, prompts, length=length, seed=seed)}
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", default="smollm2-135m")
+    add_record_arguments(arguments, count=1)
+    arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
+    arguments.add_argument("--prompts", type=int, default=3, help="how many of the record's generation prompts")
+    arguments.add_argument("--length", type=int, default=50, help="tokens of each text, its prompt included")
+    arguments.add_argument("--seed", type=int, default=0, help="of the sampling and of the edit's contexts")
+    arguments.add_argument("--out", type=Path, default=Path("results/figure6"), help="a folder")
+    options = parsed(arguments, argv, full={"prompts": 10, "length": 100})
+
+    model = rl.load_model(options.model)
+    record = chosen_records(options)[0]
+    covariance = rl.KeyCovariance.load(options.covariance) if options.covariance else None
+    prompts = list(dict.fromkeys(record.generation_prompts))[: options.prompts]
+    edit = kept_edit(model, record, rl.RomeConfig(seed=options.seed), options.out / "edits", covariance)
+    frames = [texts(model, prompts, BEFORE, options.length, options.seed)]
+    with edit.applied(model):
+        frames.append(texts(model, prompts, AFTER, options.length, options.seed))
+    frame = pd.concat(frames)
+    write_csv(frame, options.out / "texts.csv")
+    words = {record.request.target: "#0072b2", record.target_true: "#d55e00"}
+    write_figure(rl.plot_texts(frame, highlight=words), options.out / "figure6.html")
+    write_manifest(options, model, prompt=record.request.text, target=record.request.target)
+    print(frame.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

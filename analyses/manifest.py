@@ -1,0 +1,61 @@
+"""What made a result, as a JSON file beside it."""
+
+import argparse
+import hashlib
+import json
+import platform
+import shlex
+import sys
+import time
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+import rome_lens as rl
+from rome_lens.files import new_file
+from rome_lens.models import Model, architecture_digest
+
+PACKAGES = ("torch", "transformer-lens", "transformers", "numpy", "pandas", "plotly")
+NAME = "manifest.json"
+
+
+def write_manifest(options: argparse.Namespace, model: Model | None, **details: Any) -> Path:
+    """Writes what made the results in `options.out`: manifest.json in that folder, or NAME.manifest.json beside that
+    file.
+
+    It holds the command line, all options with their defaults (seeds are among them), SHA-256 of the files that options
+    name, the model's name and `architecture_digest`, versions, the device and its threads, and the seconds, by the
+    clock and of the processor, since the program began; a run that went on from earlier results did only what they
+    lacked.
+
+    Args:
+        options: those of the program; `out` is a folder or the file that was written.
+        model: that was run; None if none was.
+        details: what else the results depend on, such as the noise that a default came to.
+    """
+    out: Path = options.out
+    process = psutil.Process()
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    inputs = [value for name, value in vars(options).items() if isinstance(value, Path) and name != "out"]
+    made_by = {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "arguments": given,
+        "inputs": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs if path.is_file()},
+        "model": model and {"name": str(model.cfg.model_name), "architecture": architecture_digest(model)},
+        **details,
+        "versions": {"python": platform.python_version(), "rome_lens": rl.__version__}
+        | {package: version(package) for package in PACKAGES},
+        "device": model and str(model.cfg.device),
+        "threads": torch.get_num_threads(),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - process.create_time(), 1),
+        "cpu_seconds": round(sum(process.cpu_times()[:2]), 1),
+    }
+    path = out / NAME if out.is_dir() else out.with_suffix(f".{NAME}")
+    with new_file(path, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(made_by, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,132 @@
+"""Does tracing tell where to edit? Per fact: the tracing effect at the edit layer beside the scores of the edit.
+
+Hase et al. 2023 (arXiv 2301.04213) found that the two are hardly related. For each record whose true object the model
+predicts: the indirect effect of the restored MLPs (a window of layers), and of the residual state, at the subject's
+last token and the edit's layer, as it is and as a fraction of the fact's total effect (clean minus corrupted); and
+`score_record` of the edited model, with S, the harmonic mean of ES, PS and NS. `correlations.csv` has Spearman's rank
+correlation and R2 of each pair, with 95 % bootstrap intervals over facts. Traces, edits and scores are kept as they are
+made, so a run that was stopped goes on where it was. --edits may be the folder of another analysis' edits.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+import rome_lens as rl
+from analyses.facts import predicted
+from analyses.figures import write_figure
+from analyses.files import add_record_arguments, listed_records, parsed, parser, write_csv
+from analyses.kept_edits import kept_edit
+from analyses.manifest import write_manifest
+from rome_lens.facts import subject_range
+from rome_lens.files import append_line, read_lines
+from rome_lens.intervals import bootstrap_interval
+from rome_lens.models import Model
+
+TRACED = ("mlp_effect", "mlp_fraction", "resid_effect", "resid_fraction")
+LEAST_TOTAL = 0.05  # total effects below it have no fractions
+SCORES = ("S", "ES", "PS", "NS", "EM", "PM", "NM")
+
+
+def traced(
+    model: Model, record: rl.EditRecord, layer: int, *, store: Path, window: int, samples: int
+) -> dict[str, float]:
+    """The effects of the states at the subject's last token and a layer, and the total effect."""
+    last = subject_range(model, record.fact)[1][-1]
+    made = rl.trace_facts(
+        model,
+        [record.fact],
+        kinds=["mlp", "resid"],
+        store=store,
+        positions=[last],
+        layers=[layer],
+        window=window,
+        samples=samples,
+        progress=False,
+    )
+    row: dict[str, float] = {}
+    for trace in made.traces:
+        effect = float(trace.to_frame()["indirect_effect"].iloc[0])
+        fraction = effect / trace.total_effect if trace.total_effect > LEAST_TOTAL else float("nan")
+        row |= {f"{trace.kind}_effect": effect, f"{trace.kind}_fraction": fraction}
+        row["total_effect"] = trace.total_effect
+    return row
+
+
+def correlations(frame: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's rank correlation and R2 of each tracing effect with each score, with intervals; empty where a score is
+    the same for all. The intervals resample facts with the ranks that they have among all. R2 cannot be negative, so
+    that its interval lies above 0 says nothing.
+    """
+    rows = []
+    for effect in TRACED:
+        for score in SCORES:
+            pair = frame[[effect, score]].dropna()
+            row: dict[str, object] = {"traced": effect, "score": score, "n": len(pair)}
+            if (pair.nunique() > 1).all():
+                for name, values, power in (("spearman", pair.rank(), 1), ("r2", pair, 2)):
+                    row |= _with_interval(name, values.to_numpy(dtype=float), power)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _with_interval(name: str, pairs: np.ndarray, power: int) -> dict[str, float]:
+    """The correlation of two columns, to a power."""
+    x, y = ((pairs - pairs.mean(0)) / pairs.std(0)).T
+    products = np.stack([x, y, x * x, y * y, x * y], axis=1)
+
+    def correlation(means: np.ndarray) -> np.ndarray:
+        mx, my, xx, yy, xy = means.T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return ((xy - mx * my) / np.sqrt((xx - mx**2) * (yy - my**2)))[:, None] ** power
+
+    low, high = bootstrap_interval(products, correlation)
+    return {name: correlation(products.mean(0)[None])[0, 0], f"{name}_low": low[0], f"{name}_high": high[0]}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", default="smollm2-135m")
+    add_record_arguments(arguments, count=30)
+    arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
+    arguments.add_argument("--edits", type=Path, help="a folder of edits; OUT/edits if absent")
+    arguments.add_argument("--window", type=int, default=10, help="MLPs at once")
+    arguments.add_argument("--samples", type=int, default=10, help="corrupted runs for each number")
+    arguments.add_argument("--seed", type=int, default=0, help="of the edits' contexts")
+    arguments.add_argument("--out", type=Path, default=Path("results/tracing_against_editing"), help="a folder")
+    options = parsed(arguments, argv, full={"count": 1000})
+
+    model = rl.load_model(options.model)
+    listed = listed_records(options)
+    records = [listed[i] for i in predicted(model, [record.fact for record in listed], options.count)]
+    covariance = rl.KeyCovariance.load(options.covariance) if options.covariance else None
+    config = rl.RomeConfig(contexts=rl.sample_contexts(model, seed=options.seed), seed=options.seed)
+    edits, store = options.edits or options.out / "edits", options.out / "scores.jsonl"
+    scored = dict(read_lines(store, lambda line: (line["case_id"], line["scores"]), first_key="case_id", what="score"))
+    rows = []
+    for record in tqdm(records, desc="trace, edit and score", unit="record"):
+        edit = kept_edit(model, record, config, edits, covariance)
+        if record.case_id not in scored:
+            with edit.applied(model):
+                scored[record.case_id] = rl.score_record(model, record)
+            append_line(store, {"case_id": record.case_id, "scores": scored[record.case_id]})
+        layer, traces = edit.updates[0].layer, options.out / "traces.jsonl"
+        row = traced(model, record, layer, store=traces, window=options.window, samples=options.samples)
+        scores = pd.DataFrame([(record.case_id, "rome", *each) for each in scored[record.case_id].items()])
+        summary = rl.summarize(scores.set_axis(["case_id", "method", "metric", "value"], axis=1)).iloc[0]
+        names = {"case_id": record.case_id, "subject": record.request.subject, "layer": layer}
+        rows.append(names | row | {score: summary[score] for score in SCORES if score in summary})
+    frame = pd.DataFrame(rows).reindex(columns=["case_id", "subject", "layer", "total_effect", *TRACED, *SCORES])
+    table = correlations(frame)
+    write_csv(frame, options.out / "facts.csv")
+    write_csv(table, options.out / "correlations.csv")
+    write_figure(rl.plot_tracing_against_editing(frame, table), options.out / "tracing_against_editing.html")
+    write_manifest(options, model, contexts=list(config.contexts or ()))
+    print(table.round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""The modules that make the paper's figures: each runs on a tiny model, leaves its files, and goes on where it was."""
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformer_lens import HookedTransformer
+
+import rome_lens as rl
+from analyses import (
+    figure1_causal_traces,
+    figure2_average_effects,
+    figure3_severed,
+    figure4_worked_rewrite,
+    figure6_generations,
+    figures,
+    noise_levels,
+    tracing_against_editing,
+)
+from analyses.facts import predicted
+from analyses.files import parsed, parser
+from analyses.kept_edits import kept_edit
+from rome_lens.locate.question import tokenize_question
+
+SUBJECTS = ("The Eiffel Tower", "The Space Needle", "The Colosseum", "Vinson Massif", "Porsche 911", "Beats Music")
+PROMPTS = ("{} is located in the city of", "{} is owned by", "{} is in the", "The mother tongue of {} is")
+TRACE = ["--samples", "1"]
+
+
+@cache
+def known(model: HookedTransformer) -> list[rl.Fact]:
+    """Facts whose answer is what the model says by itself; answers that are no text of their own are left out."""
+    asked = [rl.Fact(prompt, subject) for prompt in PROMPTS for subject in SUBJECTS]
+    said = [model.tokenizer.decode([tokenize_question(model, fact).predicted]).strip() for fact in asked]
+    facts = [replace(fact, answer=answer) for fact, answer in zip(asked, said, strict=True) if answer]
+    facts = [facts[number] for number in predicted(model, facts, 3)]
+    assert len(facts) == 3
+    return facts
+
+
+@pytest.fixture
+def given(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """Arguments that name a tiny model's facts, records and covariance. No browser is started."""
+    monkeypatch.setattr(rl, "load_model", lambda name: tiny)
+    monkeypatch.setattr(figures, "_drawn", lambda figure, suffixes, width: dict.fromkeys(suffixes, b"drawn"))
+    facts, records = [], []
+    for number, fact in enumerate(known(tiny)):
+        facts.append({"prompt": fact.text, "subject": fact.subject, "attribute": fact.answer})
+        records.append(
+            {
+                "case_id": number,
+                "requested_rewrite": {
+                    "prompt": fact.prompt,
+                    "subject": fact.subject,
+                    "target_new": {"str": "Rome"},
+                    "target_true": {"str": fact.answer},
+                },
+                "paraphrase_prompts": [f"One, two. {fact.subject} is in"],
+                "neighborhood_prompts": ["The capital of France is", "The mother tongue of Dante is"],
+                "attribute_prompts": [],
+                "generation_prompts": [f"{fact.subject} is", f"The city of {fact.subject} is"],
+            }
+        )
+    for name, content in (("facts", facts), ("records", records)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    keys = torch.randn(200, tiny.cfg.d_mlp, generator=torch.Generator().manual_seed(0))
+    covariance = rl.KeyCovariance.from_matrix(keys.T @ keys / 200, layer=1, tokens=200)
+    covariance.save(tmp_path / "covariance.safetensors")
+    out = ["--out", str(tmp_path / "out")]
+    edited = ["--records", str(tmp_path / "records.json"), "--covariance", str(tmp_path / "covariance.safetensors")]
+    return {"facts": [*out, "--facts", str(tmp_path / "facts.json"), *TRACE], "records": [*out, *edited]}
+
+
+def whole(out: Path, *names: str) -> dict:
+    """Checks that the figures are there in all forms, and gives the manifest."""
+    for name in names:
+        assert [(out / f"{name}.{form}").stat().st_size > 0 for form in ("html", "pdf", "svg", "png")] == [True] * 4
+    made_by = json.loads((out / "manifest.json").read_text())
+    assert made_by["model"]["architecture"]
+    assert made_by["versions"]["rome_lens"] == rl.__version__
+    return made_by
+
+
+def test_figure1_is_the_trace_of_the_chosen_fact(given, tiny, tmp_path):
+    figure1_causal_traces.main([*given["facts"], "--index", "1"])
+    frame = pd.read_csv(tmp_path / "out" / "traces.csv")
+    made_by = whole(tmp_path / "out", "figure1")
+    fact = known(tiny)[1]
+    trace = rl.causal_trace(tiny, fact, kind="mlp", samples=1, progress=False)
+    assert made_by["prompt"] == fact.text
+    assert frame.loc[frame["kind"] == "mlp", "prob"].tolist() == pytest.approx(trace.restored.flatten().tolist(), 1e-4)
+    assert len((tmp_path / "out" / "traces.jsonl").read_text().splitlines()) == 3
+
+
+def test_figure2_averages_the_facts_that_are_predicted_and_names_its_input(given, tmp_path):
+    figure2_average_effects.main([*given["facts"], "--count", "2"])
+    assert (pd.read_csv(tmp_path / "out" / "average_total_effect.csv")["n"] == 2).all()
+    assert list(whole(tmp_path / "out", "figure2", "lines")["inputs"]) == ["facts.json"]
+
+
+def test_figure3_has_the_effect_at_the_subjects_end_with_and_without_severing(given, tiny, tmp_path):
+    figure3_severed.main([*given["facts"], "--count", "2"])
+    whole(tmp_path / "out", "figure3")
+    frame = pd.read_csv(tmp_path / "out" / "severed.csv").set_index(["kind", "layer"])["mean"]
+    assert set(frame.index.get_level_values(0)) == {"resid", "resid, mlp severed", "resid, attn severed"}
+    traces = [
+        rl.causal_trace(tiny, fact, samples=1, severed=("mlp",), progress=False).indirect_effect for fact in known(tiny)
+    ]
+    starts = [rl.causal_trace(tiny, fact, samples=1, progress=False).subject_range[1] - 1 for fact in known(tiny)]
+    expected = np.mean([trace[last, 0].item() for trace, last in zip(traces[:2], starts[:2], strict=True)])
+    assert frame["resid, mlp severed", 0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_figure4_goes_from_the_old_answer_to_the_new_one(given, tiny, tmp_path, weights_of):
+    before = weights_of(tiny)
+    figure4_worked_rewrite.main(given["records"])
+    out = tmp_path / "out"
+    whole(out, "figure4")
+    assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
+    keys, steps, outcome = (pd.read_csv(out / f"{name}.csv") for name in ("keys", "steps", "outcome"))
+    assert np.isclose(keys.loc[keys["group"] == "prompt", "share"], 1, atol=1e-3).sum() == 1
+    new = steps[steps["object"] == "new"].set_index("fraction")["probability"]
+    after = outcome[(outcome["group"] == "prompt") & (outcome["object"] == "new")].set_index("condition")["probability"]
+    assert new[0.0] == pytest.approx(after["before"], rel=1e-3)
+    assert new[1.0] == pytest.approx(after["after"], rel=1e-3)
+    assert new[1.0] > new[0.0]
+
+
+def test_figure6_writes_each_prompt_before_and_after_and_reads_the_kept_edit(given, tmp_path, monkeypatch):
+    figure6_generations.main([*given["records"], "--length", "20"])
+    monkeypatch.setattr(rl, "rome", lambda *_, **__: pytest.fail("The edit is there already."))
+    figure6_generations.main([*given["records"], "--length", "20"])
+    frame = pd.read_csv(tmp_path / "out" / "texts.csv")
+    whole(tmp_path / "out", "figure6")
+    assert frame.groupby("model")["prompt"].nunique().to_dict() == {"before the edit": 2, "after the edit": 2}
+
+
+def test_noise_levels_compare_with_the_papers_noise(given, tmp_path):
+    noise_levels.main([*given["facts"], "--count", "2", "--sigmas", "1", "--window", "1"])
+    report = pd.read_csv(tmp_path / "out" / "report.csv")
+    whole(tmp_path / "out", "noise_levels")
+    assert list(report["corruption"]) == ["Gaussian, 3 sigma", "Gaussian, 1 sigma", "uniform, 3 sigma"]
+    assert report["agreement"][0] == pytest.approx(1)
+    lines = (tmp_path / "out" / "traces.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+
+
+def test_tracing_against_editing_puts_one_cell_beside_the_scores(given, tiny, tmp_path, monkeypatch):
+    """A second run, as after a kill, neither traces nor edits nor scores again, and finds the same."""
+    tracing_against_editing.main([*given["records"], "--count", "2", *TRACE])
+    first = pd.read_csv(tmp_path / "out" / "facts.csv")
+    for name in ("rome", "score_record"):
+        monkeypatch.setattr(rl, name, lambda *_, **__: pytest.fail("This was done already."))
+    tracing_against_editing.main([*given["records"], "--count", "2", *TRACE])
+    pd.testing.assert_frame_equal(first, pd.read_csv(tmp_path / "out" / "facts.csv"))
+    whole(tmp_path / "out", "tracing_against_editing")
+    trace = rl.causal_trace(tiny, known(tiny)[0], kind="mlp", samples=1, progress=False)
+    effect = trace.indirect_effect[trace.subject_range[1] - 1, 1].item()
+    assert first["mlp_effect"][0] == pytest.approx(effect, rel=1e-3, abs=1e-6)
+    assert (first["layer"] == 1).all()
+
+
+def test_correlations_are_those_of_numpy_and_empty_where_nothing_varies():
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        random.normal(size=(30, 11)), columns=[*tracing_against_editing.TRACED, *tracing_against_editing.SCORES]
+    )
+    frame["ES"] = 1.0
+    frame["PM"] = frame["mlp_effect"] ** 3
+    table = tracing_against_editing.correlations(frame).set_index(["traced", "score"])
+    assert table.loc[("mlp_effect", "PM"), "spearman"] == pytest.approx(1)
+    expected = np.corrcoef(frame["mlp_effect"], frame["PM"])[0, 1] ** 2
+    assert table.loc[("mlp_effect", "PM"), "r2"] == pytest.approx(expected)
+    assert table.loc[("mlp_effect", "ES"), "spearman":].isna().all()
+    row = table.loc[("resid_effect", "NM")]
+    assert row["spearman_low"] < row["spearman"] < row["spearman_high"]
+
+
+def test_an_edit_of_another_request_is_not_taken_for_the_records(tiny, tmp_path):
+    from tests.edit.test_weights import REQUEST, made_up
+
+    made_up(tiny).save(tmp_path / "7.safetensors")
+    record = rl.EditRecord(rl.EditRequest(REQUEST.prompt, REQUEST.subject, "Oslo"), "Paris", case_id=7)
+    with pytest.raises(ValueError, match="holds an edit for .* -> 'Rome', expected one for .* -> 'Oslo'"):
+        kept_edit(tiny, record, rl.RomeConfig(contexts=["{}"]), tmp_path)
+
+
+def test_full_is_the_papers_size_unless_something_else_is_said():
+    def options(*argv: str):
+        arguments = parser("")
+        arguments.add_argument("--count", type=int, default=2)
+        arguments.add_argument("--samples", type=int, default=3)
+        return parsed(arguments, argv, full={"count": 1000, "samples": 10})
+
+    assert (options().count, options().samples) == (2, 3)
+    assert (options("--full").count, options("--full").samples) == (1000, 10)
+    assert (options("--full", "--count", "7").count, options("--full", "--count", "7").samples) == (7, 10)
+
+
+def test_without_kaleido_the_html_is_written_and_a_sentence_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "find_spec", lambda name: None)
+    frame = pd.DataFrame([("base", 1, 0.5, 0.4, 0.6)], columns=["method", "n", "ES", "ES_low", "ES_high"])
+    figures.write_figure(rl.plot_scores(frame), tmp_path / "figure.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.html"]
+    assert "pip install 'rome-lens[figures]'" in capsys.readouterr().out
+
+
+def test_the_printed_forms_are_as_wide_as_a_column(tmp_path):
+    pytest.importorskip("kaleido", reason="needs the extra figures")
+    pytest.importorskip("choreographer")
+    frame = pd.DataFrame([("base", 1, 0.5, 0.4, 0.6)], columns=["method", "n", "ES", "ES_low", "ES_high"])
+    figures.write_figure(rl.plot_scores(frame), tmp_path / "figure.html", columns=1)
+    if not (tmp_path / "figure.svg").exists():
+        pytest.skip("needs a Chromium or Chrome browser")
+    width = float((tmp_path / "figure.svg").read_text().partition('width="')[2].partition('"')[0])
+    assert width == pytest.approx(3.3 * 96, abs=1)
