@@ -13,7 +13,7 @@ from rome_lens.files import new_file
 COLUMN_INCHES = {1: 3.3, 2: 6.8}
 PRINTED_SIZE = 10 / 13  # of what is on the screen: letters of 13 pixels are 10 pixels, 7.5 points, high
 PIXELS_PER_INCH = 96  # as browsers have it
-DOTS_PER_INCH = 200  # of the PNG
+DOTS_PER_INCH = 180  # of the PNG
 SCALES = {".pdf": PRINTED_SIZE, ".svg": PRINTED_SIZE, ".png": PRINTED_SIZE * DOTS_PER_INCH / PIXELS_PER_INCH}
 HTML = {"displayModeBar": False, "responsive": True}
 INSTALL = "pip install 'rome-lens[figures]', and a browser: apt install chromium, or plotly_get_chrome"

@@ -80,8 +80,9 @@ def _with_interval(name: str, pairs: np.ndarray, power: int) -> dict[str, float]
 
     def correlation(means: np.ndarray) -> np.ndarray:
         mx, my, xx, yy, xy = means.T
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return ((xy - mx * my) / np.sqrt((xx - mx**2) * (yy - my**2)))[:, None] ** power
+        variances = (xx - mx**2) * (yy - my**2)
+        variances[variances < 1e-12] = np.nan  # facts drawn that are all alike have none
+        return ((xy - mx * my) / np.sqrt(variances))[:, None] ** power
 
     low, high = bootstrap_interval(products, correlation)
     return {name: correlation(products.mean(0)[None])[0, 0], f"{name}_low": low[0], f"{name}_high": high[0]}

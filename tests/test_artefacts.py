@@ -171,12 +171,14 @@ def test_correlations_are_those_of_numpy_and_empty_where_nothing_varies():
         random.normal(size=(30, 11)), columns=[*tracing_against_editing.TRACED, *tracing_against_editing.SCORES]
     )
     frame["ES"] = 1.0
+    frame["PS"] = [0.0, *[1.0] * 29]  # many resamples are without the one that differs
     frame["PM"] = frame["mlp_effect"] ** 3
     table = tracing_against_editing.correlations(frame).set_index(["traced", "score"])
     assert table.loc[("mlp_effect", "PM"), "spearman"] == pytest.approx(1)
     expected = np.corrcoef(frame["mlp_effect"], frame["PM"])[0, 1] ** 2
     assert table.loc[("mlp_effect", "PM"), "r2"] == pytest.approx(expected)
     assert table.loc[("mlp_effect", "ES"), "spearman":].isna().all()
+    assert table.loc[("mlp_effect", "PS"), "spearman":].between(-1, 1).all()
     row = table.loc[("resid_effect", "NM")]
     assert row["spearman_low"] < row["spearman"] < row["spearman_high"]
 

@@ -11,7 +11,7 @@ from rome_lens.plots.style import LAYOUT, LEGEND_BELOW, METHOD_COLOURS, PANEL_TI
 
 _BEFORE, _AFTER = METHOD_COLOURS[:2]
 _TARGETS = {"new": METHOD_COLOURS[1], "true": METHOD_COLOURS[2]}
-_TRACED = {"mlp_effect": "effect of MLPs", "resid_effect": "effect of the residual state"}
+_TRACED = {"mlp_effect": "effect of the MLPs", "resid_effect": "effect of the state"}
 
 
 def plot_rewrite(keys: pd.DataFrame, steps: pd.DataFrame, lens: pd.DataFrame, outcome: pd.DataFrame) -> go.Figure:
@@ -110,7 +110,7 @@ def plot_texts(frame: pd.DataFrame, *, highlight: Mapping[str, str] | None = Non
 
 def plot_tracing_against_editing(frame: pd.DataFrame, correlations: pd.DataFrame) -> go.Figure:
     """Tracing effects at the edit layer across, the edit's scores up: a point for each fact, Spearman's correlation and
-    R2 above each panel.
+    R2 above each panel. EM, PM and NM are the margins that `score_record` gives.
 
     Args:
         frame: a row for each fact: subject, mlp_effect, resid_effect, S, EM, PM, NM.
@@ -119,8 +119,7 @@ def plot_tracing_against_editing(frame: pd.DataFrame, correlations: pd.DataFrame
     Raises:
         ValueError: a frame lacks a column.
     """
-    scores = {"S": "S", "EM": "efficacy p(new) - p(true)", "PM": "paraphrases p(new) - p(true)"}
-    scores |= {"NM": "neighbours p(true) - p(new)"}
+    scores = {"S": "S", "EM": "EM, efficacy", "PM": "PM, paraphrases", "NM": "NM, neighbours"}
     check_columns(frame, ["subject", *_TRACED, *scores], "analyses.tracing_against_editing, facts.csv,")
     check_columns(correlations, ["traced", "score", "spearman", "r2"], "analyses.tracing_against_editing")
     pairs = zip(correlations["traced"], correlations["score"], strict=True)
@@ -130,7 +129,7 @@ def plot_tracing_against_editing(frame: pd.DataFrame, correlations: pd.DataFrame
         cols=len(scores),
         shared_yaxes="columns",
         horizontal_spacing=0.07,
-        vertical_spacing=0.24,
+        vertical_spacing=0.22,
         subplot_titles=[_agreement(*found[effect, score]) for effect in _TRACED for score in scores],
     )
     figure.update_annotations(font_size=SIZE - 1)
@@ -149,7 +148,7 @@ def plot_tracing_against_editing(frame: pd.DataFrame, correlations: pd.DataFrame
             )
             figure.update_yaxes(title=up, title_standoff=4, row=row, col=column)
             figure.update_xaxes(title=across, title_standoff=4, nticks=4, row=row, col=column)
-    figure.update_layout(**LAYOUT, height=560)
+    figure.update_layout(**LAYOUT, height=500)
     return figure
 
 

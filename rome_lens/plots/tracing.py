@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from rome_lens.plots.style import (
@@ -12,6 +11,7 @@ from rome_lens.plots.style import (
     LAYOUT,
     LEGEND_ABOVE,
     LEGEND_BELOW,
+    METHOD_COLOURS,
     PANEL_TITLE,
     ROLE_COLOURS,
     check_columns,
@@ -37,7 +37,8 @@ def plot_average_effects(frame: pd.DataFrame) -> go.Figure:
 
 
 def plot_noise_levels(frame: pd.DataFrame) -> go.Figure:
-    """Average indirect effects by layer, a line with its interval for each corruption, a panel for each token role.
+    """Average indirect effects by layer, a line for each corruption, a panel for each token role; the first one's
+    interval tells how sure they are.
 
     Args:
         frame: what `average_effects` gives for each corruption, put together, with a column `corruption`.
@@ -47,8 +48,8 @@ def plot_noise_levels(frame: pd.DataFrame) -> go.Figure:
     """
     check_columns(frame, ["corruption", *_EFFECTS], "average_effects(), with a corruption,")
     names = list(frame["corruption"].unique())
-    shades = sample_colorscale("Viridis", max(2, len(names)), high=0.85)
-    return _lines(frame, panel="role", line="corruption", colours=dict(zip(names, shades, strict=False)))
+    colours = dict(zip(names, ("#222222", *METHOD_COLOURS[1:]), strict=False))
+    return _lines(frame, panel="role", line="corruption", colours=colours, bands=names[:1])
 
 
 def plot_severed(frame: pd.DataFrame) -> go.Figure:
@@ -84,8 +85,12 @@ def plot_severed(frame: pd.DataFrame) -> go.Figure:
     return figure.update_layout(**LAYOUT, barmode="group", bargap=0.25, height=340, legend=LEGEND_ABOVE)
 
 
-def _lines(frame: pd.DataFrame, *, panel: str, line: str, colours: Mapping[str, str]) -> go.Figure:
-    """Effects by layer: a panel for each value of one column, a line with its interval for each value of another."""
+def _lines(
+    frame: pd.DataFrame, *, panel: str, line: str, colours: Mapping[str, str], bands: Sequence[str] | None = None
+) -> go.Figure:
+    """Effects by layer: a panel for each value of one column, a line for each value of another, with the intervals of
+    `bands`, or of all.
+    """
     panels: Sequence[str] = list(frame[panel].unique())
     figure = make_subplots(
         cols=len(panels),
@@ -98,17 +103,18 @@ def _lines(frame: pd.DataFrame, *, panel: str, line: str, colours: Mapping[str, 
     for (where_to, name), part in frame.groupby([panel, line], sort=False):
         colour = colours.get(str(name), "#333333")
         where = {"row": 1, "col": panels.index(where_to) + 1, "legendgroup": name, "mode": "lines"}
-        figure.add_scatter(
-            x=pd.concat([part["layer"], part["layer"][::-1]]),
-            y=pd.concat([part["ci_high"], part["ci_low"][::-1]]),
-            fill="toself",
-            fillcolor=colour,
-            opacity=0.18,
-            hoverinfo="skip",
-            showlegend=False,
-            line={"width": 0, "color": colour},
-            **where,
-        )
+        if bands is None or name in bands:
+            figure.add_scatter(
+                x=pd.concat([part["layer"], part["layer"][::-1]]),
+                y=pd.concat([part["ci_high"], part["ci_low"][::-1]]),
+                fill="toself",
+                fillcolor=colour,
+                opacity=0.18,
+                hoverinfo="skip",
+                showlegend=False,
+                line={"width": 0, "color": colour},
+                **where,
+            )
         figure.add_scatter(
             x=part["layer"],
             y=part["mean"],
