@@ -1,8 +1,9 @@
 """Builds wheel and sdist, installs each in an environment with nothing else of this package, and tries it there.
 
-python -m tests.conformance.wheel
+python -m tests.conformance.wheel [--keep dist]
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,9 @@ print(rl.__version__, rl.__file__)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", type=Path, help="a folder for wheel and sdist, once they were tried")
+    keep = parser.parse_args().keep
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         builder = make("build", ["build", "hatchling"])
@@ -56,6 +60,8 @@ def main() -> None:
             python = make("installed", ["--force-reinstall", "--no-deps", str(built)])
             make("installed", [str(built)])  # and what it needs
             subprocess.run([str(python), "-c", SMOKE, str(away)], cwd=away, check=True, stdout=sys.stdout)
+        if keep:
+            shutil.copytree(folder / "dist", keep, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""What a user notices before the first call: how long the import takes, and what it says."""
+
+import subprocess
+import sys
+import textwrap
+from importlib.metadata import version
+
+import rome_lens
+
+
+def python(*options: str, script: str, arguments: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Runs a script without the tests' type checker, which makes imports slow."""
+    command = [sys.executable, *options, "-c", textwrap.dedent(script), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def test_the_import_takes_less_than_a_second_more_than_transformer_lens():
+    """In seconds of this process' own work, which a busy machine does not stretch."""
+    script = """
+        import time
+        import transformer_lens.model_bridge
+        before = time.process_time()
+        import rome_lens
+        print(time.process_time() - before)
+    """
+    assert float(python(script=script).stdout.splitlines()[-1]) < 1.0
+
+
+def test_what_only_some_calls_need_is_not_imported():
+    script = """
+        import sys
+        import transformer_lens.model_bridge
+        before = set(sys.modules)
+        import rome_lens
+        print(" ".join({name.split(".")[0] for name in set(sys.modules) - before}))
+    """
+    imported = set(python(script=script).stdout.splitlines()[-1].split())
+    assert imported.isdisjoint({"datasets", "gguf", "jinja2", "matplotlib", "nbformat", "peft", "sklearn"})
+    assert "rome_lens" in imported
+
+
+def test_no_warning_of_a_dependency_reaches_the_user(tiny_folder):
+    script = """
+        import sys
+        import rome_lens as rl
+        model = rl.load_model(sys.argv[1], device="cpu")
+        trace = rl.causal_trace(model, rl.Fact("{} is in", "The Eiffel Tower"), samples=2, progress=False)
+        print(trace.clean)
+    """
+    done = python("-W", "default", script=script, arguments=(str(tiny_folder("llama-gqa")),))
+    assert "Warning" not in done.stderr, done.stderr
+    assert 0 < float(done.stdout.splitlines()[-1]) < 1
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert rome_lens.__version__ == version("rome-lens")
