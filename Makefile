@@ -23,7 +23,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses=2 --dist=loadgroup --cov --cov-report=term-missing
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile --cov --cov-report=term-missing
 
 # The conformance tests with each TransformerLens that is supported, and beside SAELens; see docs/models.md.
 test-matrix: install

@@ -18,18 +18,6 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, a file's go to the same one; all of SmolLM2 to one, which loads it once.
-
-    These come first, so that no process is left with them at the end.
-    """
-    items.sort(key=lambda item: item.get_closest_marker("smollm2") is None)
-    for item in items:
-        group = "smollm2" if item.get_closest_marker("smollm2") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _no_hub():
     """No test may wait for a network."""
