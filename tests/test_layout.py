@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "tokens": {"models"},
     "facts": {"tokens", "models", "errors"},
     "loading": {"errors", "models", "files"},
-    "engine": {"errors", "loading"},
+    "engine": {"errors", "loading", "models"},
     "downloads": {"errors", "files"},
     "datasets": {"downloads", "errors", "facts", "files", "tokens", "models"},
 }
