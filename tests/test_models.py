@@ -377,7 +377,7 @@ def test_a_cached_prefix_continued_equals_the_whole_run(tiny_model, tokens, fami
     past = {layer: state.upto(length) for layer, state in enumerate(states)}
     rest = residual_before(model, tokens, start)[:, length:]
     continued = models.run_blocks(model, rest, start, model.cfg.n_layers, past=past)
-    torch.testing.assert_close(continued, whole[:, length:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(continued, whole[:, length:], atol=1e-5, rtol=1e-4)
 
 
 @every_family

@@ -7,8 +7,8 @@ ends. That costs what the part costs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import NoReturn
+from contextlib import contextmanager, nullcontext
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from rome_lens.models.kinds import Model
-from rome_lens.models.names import HookList, input_name
+from rome_lens.models.names import HookList
 from rome_lens.models.past import PastState
 
 
@@ -38,15 +38,18 @@ def run_tokens(
 ) -> Float[Tensor, "batch pos d_model"]:
     """The residual stream before block `stop`; or before the final norm, if there is no such block."""
 
-    def leave(residual: Tensor, hook: object) -> NoReturn:
-        raise _Arrived(residual)
+    def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
+        raise _Arrived(args[0] if args else kwargs["hidden_states"])
 
-    with model.hooks(fwd_hooks=[(_stream_name(model, stop), leave), *hooks]):
-        try:
-            model(tokens, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, return_type="logits")
-        except _Arrived as arrived:
-            return arrived.residual
-    raise RuntimeError(f"{model.cfg.model_name} has no hook point {_stream_name(model, stop)} that its pass goes by.")
+    handle = _place(model, stop).register_forward_pre_hook(leave, with_kwargs=True)
+    try:
+        with model.hooks(fwd_hooks=list(hooks)) if hooks else nullcontext():  # adding none takes time too
+            model(tokens, attention_mask=mask, past_key_values=cache, use_cache=cache is not None)
+    except _Arrived as arrived:
+        return arrived.residual
+    finally:
+        handle.remove()
+    raise RuntimeError(f"A pass through {model.cfg.model_name} does not come to its layer {stop}.")
 
 
 def run_part(
@@ -94,9 +97,9 @@ def final_logits(model: Model, residual: Float[Tensor, "n d_model"]) -> Float[Te
         return model(_no_tokens(states), use_cache=False, return_type="logits")[:, 0]
 
 
-def _stream_name(model: Model, layer: int) -> str:
-    """The hook point of the residual stream before a block, or before the final norm."""
-    return input_name(layer) if layer < model.cfg.n_layers else "ln_final.hook_in"
+def _place(model: Model, layer: int) -> nn.Module:
+    """What the residual stream before a block, or before the final norm, goes into."""
+    return model.blocks[layer] if layer < model.cfg.n_layers else model.ln_final
 
 
 def _no_tokens(residual: Float[Tensor, "batch pos d_model"]) -> Int[Tensor, "batch pos"]:
@@ -123,12 +126,17 @@ def _filled(past: Mapping[int, PastState], layers: Sequence[int], rows: int) -> 
 @contextmanager
 def _entering(model: Model, residual: Float[Tensor, "batch pos d_model"], start: int) -> Iterator[None]:
     """Passes come to block `start` (or the final norm) with this residual stream, and run no block before it."""
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        return ((residual, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": residual})
+
     passed: list[nn.Module] = list(model.blocks)[:start]
+    handle = _place(model, start).register_forward_pre_hook(enter, with_kwargs=True)
     try:
         for block in passed:
             block.__dict__["forward"] = lambda *args, **kwargs: residual  # its shape is right, its values are not read
-        with model.hooks(fwd_hooks=[(_stream_name(model, start), lambda value, hook: residual)]):
-            yield
+        yield
     finally:
+        handle.remove()
         for block in passed:
             block.__dict__.pop("forward", None)
