@@ -28,7 +28,8 @@ def trace(model: Model, kind: str) -> rl.CausalTrace:
 
 def covariance(model: Model) -> rl.KeyCovariance:
     texts = (" ".join(CORPUS.split()[i:]) for i in range(60))
-    collected = rl.collect_covariance(model, [LAYER], texts=texts, tokens=3000, progress=False)
+    options = {"tokens": 3000, "sequence_length": 64, "progress": False}  # n_ctx is not the same in both classes
+    collected = rl.collect_covariance(model, [LAYER], texts=texts, **options)
     return collected[LAYER].shrunk(0.1)
 
 
