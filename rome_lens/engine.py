@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from rome_lens.errors import UnavailableError
 from rome_lens.loading import load_model
@@ -20,6 +20,7 @@ Result = TypeVar("Result")
 _RETRIES = 3
 
 
+@runtime_checkable
 class Spread(Protocol):
     """What `open_workers` gives: a map over items, in the order in which they are finished."""
 
@@ -51,7 +52,7 @@ def open_workers(
         UnavailableError: Ray is not installed.
     """
     if engine == "local":
-        yield _InTurn(_loaded(model))
+        yield _InTurn(loaded(model))
     elif engine == "ray":
         with _ray_cluster(workers, gpus_per_worker) as ray:
             crew = _Crew(ray, model, workers, gpus_per_worker)
@@ -63,7 +64,8 @@ def open_workers(
         raise ValueError(f"engine is {engine!r}, expected 'local' or 'ray'.")
 
 
-def _loaded(model: ModelSource) -> Model:
+def loaded(model: ModelSource) -> Model:
+    """The model itself, loaded where it is only named."""
     return load_model(model) if isinstance(model, str | os.PathLike) else model
 
 
@@ -155,7 +157,7 @@ class _Worker:
     @cached_property
     def _model(self) -> Model:
         """Loaded with the first item, so that what is wrong with it is raised as the item's error."""
-        return _loaded(self._source)
+        return loaded(self._source)
 
     def run(self, shared: Sequence[Any], item: Any) -> Any:
         import ray

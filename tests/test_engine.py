@@ -12,8 +12,10 @@ import pytest
 import torch
 
 import rome_lens as rl
+from rome_lens.edit import collecting
 from rome_lens.engine import open_workers
 from tests import ray_cases
+from tests.edit.test_collecting import TEXTS, stopped_after
 from tests.evaluate.test_sequence import RECORDS, noise
 from tests.locate.test_store import FACTS, OPTIONS
 
@@ -108,3 +110,21 @@ def test_facts_traced_on_two_workers_are_those_traced_in_this_process(tiny, tmp_
     pd.testing.assert_frame_equal(there.wrong, here.wrong)
     assert len(there.wrong) == 1
     assert len(rl.load_traces(tmp_path / "traces")) == len(here.traces) == 6
+
+
+@pytest.mark.usefixtures("cluster", "one_thread")
+def test_covariances_collected_on_two_workers_are_those_collected_in_this_process(tiny, tmp_path, monkeypatch):
+    """Also where the one begins and the other goes on: shards are whole pieces, in the order of the text."""
+    monkeypatch.setattr(collecting, "_SECONDS_BETWEEN_SAVES", 0)
+    options = {"layers": [2, 0], "tokens": 700, "sequence_length": 16, "tokens_per_batch": 64, "progress": False}
+    here = rl.collect_covariance(tiny, texts=TEXTS * 9, **options)
+    path = tmp_path / "partial.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        rl.collect_covariance(tiny, texts=stopped_after(TEXTS * 9, 2, KeyboardInterrupt()), checkpoint=path, **options)
+    assert path.is_file()
+    for checkpoint in (None, path):
+        there = rl.collect_covariance(tiny, texts=TEXTS * 9, checkpoint=checkpoint, engine="ray", workers=2, **options)
+        for layer, found in there.items():
+            assert torch.allclose(found.second_moment, here[layer].second_moment, rtol=1e-6, atol=1e-6)
+            assert found.half_difference == pytest.approx(here[layer].half_difference)
+            assert found.tokens == here[layer].tokens == 700

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,22 @@ from tqdm.auto import tqdm
 
 from rome_lens.edit.covariance import KeyCovariance
 from rome_lens.edit.determination import halves_difference, median_cosine
-from rome_lens.edit.key import mlp_keys
 from rome_lens.edit.partial import PartialSums
 from rome_lens.edit.probe import probe_keys
+from rome_lens.edit.products import add_pieces, add_shards
 from rome_lens.edit.texts import Texts
-from rome_lens.errors import CovarianceError
+from rome_lens.engine import EngineName, ModelSource, loaded, open_workers
 from rome_lens.files import check_new_file
-from rome_lens.models import Model, bos_token, output_matrix, pad
+from rome_lens.models import output_matrix
 from rome_lens.tokens import token_pieces
 
 _SECONDS_BETWEEN_SAVES = 60.0
+_TOKENS_PER_WIDTH = 4  # in a worker's shard: computing its products takes far longer than sending their sums
 
 
 @torch.no_grad()
 def collect_covariance(
-    model: Model,
+    model: ModelSource,
     layers: Sequence[int],
     *,
     texts: str | Iterable[str],
@@ -36,6 +38,9 @@ def collect_covariance(
     sequence_length: int = 256,
     tokens_per_batch: int = 4096,
     checkpoint: str | os.PathLike[str] | None = None,
+    engine: EngineName = "local",
+    workers: int = 1,
+    gpus_per_worker: float = 0.0,
     progress: bool = True,
 ) -> dict[int, KeyCovariance]:
     """Streams text through the model and averages k kT of its MLPs' inner activations, for several layers in one pass.
@@ -46,7 +51,7 @@ def collect_covariance(
     `KeyCovariance.report` can tell how far two halves of the text agree.
 
     Args:
-        model: is run, not changed.
+        model: is run, not changed; or what `load_model` takes.
         layers: the blocks.
         texts: one text or several (see `texts_from_file`, `texts_from_dataset` and `texts_from_model`); no more is
             read than is needed.
@@ -57,6 +62,10 @@ def collect_covariance(
         checkpoint: a file. The sums so far are kept in it, about once a minute, and a call with the same arguments
             reads on from there, with the result of an unbroken run. It holds 16 d_mlp^2 bytes for each layer and stays
             when all is done; delete it once the result is saved.
+        engine: "local", or "ray": shards of the text are spread over the workers of a Ray cluster (docs/cluster.md). It
+            may be another one when a run goes on.
+        workers: of "ray": how many, each with a model of its own. One that dies is replaced and its shard done again.
+        gpus_per_worker: of "ray": that each reserves.
         progress: shows a bar, with the time that remains as soon as the first batch is done.
 
     Returns:
@@ -64,10 +73,12 @@ def collect_covariance(
 
     Raises:
         ValueError: no such layer, the texts hold fewer tokens than were asked for, or the checkpoint was begun with
-            other arguments or texts.
+            other arguments or texts; and as `open_workers`.
         CovarianceError: a key is not finite, or the checkpoint was begun with another model.
         FormatError: the checkpoint is damaged or is something else.
+        UnavailableError: Ray is not installed.
     """
+    source, model = model, loaded(model)
     layers = list(dict.fromkeys(layers))
     if not layers:
         raise ValueError("layers is empty, expected the numbers of one or more blocks, such as [4].")
@@ -91,14 +102,22 @@ def collect_covariance(
         check_new_file(checkpoint, overwrite=True)
         if Path(checkpoint).exists():
             partial = PartialSums.resume(checkpoint, asked=asked, probe=probe, pieces=pieces)
+    batch = max(1, tokens_per_batch // length)
     saved = time.monotonic()
     what = f"covariance, layers {layers} in one pass"
-    with tqdm(total=tokens, initial=sum(partial.tokens), desc=what, unit="token", disable=not progress) as bar:
-        while True:
-            batch, halves = partial.next_batch(pieces, max(1, tokens_per_batch // length))
-            if not batch:
-                break
-            _add_products(model, layers, batch, halves, partial)
+    with (
+        open_workers(
+            model if engine == "local" else source, engine=engine, workers=workers, gpus_per_worker=gpus_per_worker
+        ) as spread,
+        tqdm(total=tokens, initial=sum(partial.tokens), desc=what, unit="token", disable=not progress) as bar,
+    ):
+        if engine == "local":
+            steps = add_pieces(model, layers, pieces, partial, batch=batch)
+        else:
+            share = ceil((tokens - sum(partial.tokens)) / workers)
+            shard = max(1, min(share, _TOKENS_PER_WIDTH * model.cfg.d_mlp) // length)
+            steps = add_shards(spread, layers, pieces, partial, batch=batch, shard=shard, workers=workers)
+        for _ in steps:
             bar.update(sum(partial.tokens) - bar.n)
             due = time.monotonic() - saved >= _SECONDS_BETWEEN_SAVES or sum(partial.tokens) == tokens
             if checkpoint is not None and due:
@@ -130,24 +149,3 @@ def _covariance(layer: int, sums: Tensor, tokens: list[int], probe: Tensor, fact
         half_difference=halves_difference(first, second),
         half_cosine=median_cosine(first, second, probe),
     )
-
-
-def _add_products(
-    model: Model, layers: Sequence[int], batch: list[list[int]], halves: list[int], partial: PartialSums
-) -> None:
-    """Runs the pieces and adds k kT of their tokens to the sums of the half that each belongs to."""
-    before = bos_token(model)
-    rows, mask = pad([before + piece for piece in batch])
-    wanted = mask.bool()
-    wanted[:, : len(before)] = False
-    keys = mlp_keys(model, rows, mask, layers)
-    for half in (0, 1):
-        chosen = wanted & (torch.tensor(halves) == half)[:, None]
-        for layer, sums in zip(layers, partial.sums, strict=True):
-            flat = keys[layer][chosen.to(keys[layer].device)].float()
-            if not flat.isfinite().all():
-                raise CovarianceError(
-                    f"Keys of layer {layer} are not finite. Check the model's weights, or load it in float32."
-                )
-            sums[half] += (flat.T @ flat).cpu()
-        partial.tokens[half] += int(chosen.sum())

@@ -37,9 +37,14 @@ class PartialSums:
     _digest: Any = field(default_factory=hashlib.sha256)
 
     @classmethod
-    def empty(cls, layers: int, width: int) -> "PartialSums":
-        """Nothing read yet."""
-        return cls(torch.zeros(layers, 2, width, width, dtype=torch.float64), [0, 0])
+    def empty(cls, layers: int, width: int, *, pieces: int = 0) -> "PartialSums":
+        """Nothing added yet, with so many pieces left out at the start."""
+        return cls(torch.zeros(layers, 2, width, width, dtype=torch.float64), [0, 0], pieces)
+
+    def add(self, sums: Float[Tensor, "layer half d_mlp d_mlp"], tokens: list[int]) -> None:
+        """Adds the sums of further pieces, and the numbers of keys in them."""
+        self.sums += sums
+        self.tokens = [a + b for a, b in zip(self.tokens, tokens, strict=True)]
 
     def next_batch(self, pieces: Iterator[list[int]], size: int) -> tuple[list[list[int]], list[int]]:
         """The next pieces, and the half that each belongs to. What was read is remembered by its checksum."""

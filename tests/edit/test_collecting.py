@@ -8,7 +8,7 @@ import torch
 
 import rome_lens as rl
 from analyses.plain_covariance import plain_second_moment
-from rome_lens.edit import collecting
+from rome_lens.edit import collecting, products
 from rome_lens.models import key_name
 from tests.tiny import CORPUS
 
@@ -131,7 +131,7 @@ def test_a_stopped_run_goes_on_with_the_same_result(tiny, tmp_path, monkeypatch,
     assert path.is_file()
     runs = []
     monkeypatch.setattr(
-        collecting, "mlp_keys", lambda *args, _keys=collecting.mlp_keys: runs.append(args[1].numel()) or _keys(*args)
+        products, "mlp_keys", lambda *args, _keys=products.mlp_keys: runs.append(args[1].numel()) or _keys(*args)
     )
     resumed = rl.collect_covariance(tiny, texts=TEXTS * 9, checkpoint=path, **OPTIONS)
     assert 0 < sum(runs) < 2000

@@ -56,7 +56,7 @@ def test_a_layers_attributions_sum_to_what_its_neurons_bring(tiny, text):
             ]
         errors[steps] = (sums - torch.stack(brought)).abs().max().item()
     assert errors[1000] < errors[100] / 5 < errors[10] / 25
-    assert errors[1000] < 2e-3 * max(map(abs, brought))
+    assert errors[1000] < 1e-2 * max(map(abs, brought))
 
 
 def test_an_answer_of_several_tokens_has_the_mean_of_their_attributions(tiny):

@@ -1,6 +1,7 @@
 """Edits as data: applied, reverted bit for bit, saved and loaded."""
 
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -61,7 +62,9 @@ def test_weights_are_back_bit_for_bit_after_an_exception(tiny, weights_of):
     assert same(tiny, before)
 
 
-def test_weights_are_back_bit_for_bit_after_ctrl_c(tiny, weights_of):
+def test_weights_are_back_bit_for_bit_after_ctrl_c(tiny, weights_of, request):
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background does not have
     before = weights_of(tiny)
     with pytest.raises(KeyboardInterrupt), made_up(tiny).applied(tiny):
         signal.raise_signal(signal.SIGINT)

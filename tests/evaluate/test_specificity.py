@@ -66,6 +66,6 @@ def test_scores_of_one_record_go_into_one_summary(tiny):
     frame = pd.concat([further, rl.evaluate(tiny, [RECORD], **options)])
     summary = rl.summarize(frame).set_index("method")
     metrics = [name for name in summary if "_" not in name]
-    assert metrics == ["n", "S", "ES", "EM", "PS", "PM", "NS", "NM", "NS+", "NM+", "NKL", "NKL+"]
+    assert metrics == ["n", "failed", "S", "ES", "EM", "PS", "PM", "NS", "NM", "NS+", "NM+", "NKL", "NKL+"]
     assert summary.loc["base", "NKL"] == 0
     assert summary.loc["rome", "NKL"] > 0
