@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from analyses.layout import as_in_paper
 from rome_lens import EditRecord, load_builtin_records, load_counterfact, summarize
 from rome_lens.files import new_file
 
@@ -59,16 +60,22 @@ def add_run_arguments(arguments: argparse.ArgumentParser, out: str) -> None:
 
 
 def run_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What the options of `add_run_arguments` are for `run_evaluation`."""
-    return {name: getattr(options, name) for name in ("out", "engine", "workers", "gpus_per_worker")}
+    """What the options of `add_run_arguments` are for `run_evaluation`; its rows are in OUT/rows."""
+    chosen = {name: getattr(options, name) for name in ("engine", "workers", "gpus_per_worker")}
+    return {"out": options.out / "rows", **chosen}
 
 
-def write_scores(frame: pd.DataFrame, out: Path) -> None:
-    """Writes the summary of scores to OUT.csv and the scores to OUT.records.csv, and prints the summary's means."""
+def write_scores(frame: pd.DataFrame, out: Path, *, paper: Mapping[str, float | None], source: str) -> None:
+    """Writes records.csv, their summary table.csv, and table.md in the paper's layout (see `as_in_paper`), and prints
+    the last.
+    """
     summary = summarize(frame)
-    write_csv(frame, Path(f"{out}.records.csv"))
-    write_csv(summary, Path(f"{out}.csv"))
-    print(summary.loc[:, ~summary.columns.str.endswith(("_low", "_high"))].round(3).to_string(index=False))
+    table = as_in_paper(summary, paper, source)
+    write_csv(frame, out / "records.csv")
+    write_csv(summary, out / "table.csv")
+    with new_file(out / "table.md", overwrite=True) as temporary:
+        temporary.write_text(table, encoding="utf-8")
+    print(table)
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:

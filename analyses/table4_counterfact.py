@@ -2,17 +2,30 @@
 
 Each record is edited alone, and the weights are put back after it. `--records` reads CounterFact's own file; without it
 the facts that ship with the package are used. `--snippets` adds what the edited model writes: GE, RS and essence. Rows
-are kept in the folder `--out` as they are measured, so that a run that was stopped goes on where it was; the table
-stands beside it as OUT.csv, and the rows as OUT.records.csv.
+are kept as they are measured, so that a run that was stopped goes on where it was. table.md is the table in the paper's
+layout; table.csv has the same with all intervals, records.csv each record's scores.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import rome_lens as rl
-from analyses.files import add_record_arguments, add_run_arguments, chosen_records, parser, run_options, write_scores
+from analyses.files import (
+    add_record_arguments,
+    add_run_arguments,
+    chosen_records,
+    parsed,
+    parser,
+    run_options,
+    write_scores,
+)
+from analyses.manifest import write_manifest
 from analyses.methods import add_method_arguments, chosen_methods
 from rome_lens.models import Model
+
+PAPER = {"S": 89.2, "ES": 100.0, "EM": None, "PS": 96.4, "PM": None, "NS": 75.4, "NM": None, "GE": 621.9, "RS": 41.9}
+SOURCE = "ROME on GPT-2 XL (paper, table 4)"
 
 
 def score_with_texts(model: Model, record: rl.EditRecord, *, references: rl.ReferenceTexts) -> dict[str, float]:
@@ -20,14 +33,14 @@ def score_with_texts(model: Model, record: rl.EditRecord, *, references: rl.Refe
     return rl.score_record(model, record) | rl.score_generation(model, record, references=references)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
     add_method_arguments(arguments)
     arguments.add_argument("--snippets", type=Path, help="texts in attribute_snippets.json's schema; takes far longer")
     add_run_arguments(arguments, out="results/table4_counterfact")
     add_record_arguments(arguments, count=30)
-    options = arguments.parse_args()
+    options = parsed(arguments, argv, full={"count": 7500})
 
     model = rl.load_model(options.model)
     references = rl.ReferenceTexts.fit(rl.load_attribute_snippets(options.snippets)) if options.snippets else None
@@ -38,7 +51,8 @@ def main() -> None:
         score=partial(score_with_texts, references=references) if references else rl.score_record,
         **run_options(options),
     )
-    write_scores(frame, options.out)
+    write_scores(frame, options.out, paper=PAPER, source=SOURCE)
+    write_manifest(options, model)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,13 @@ from analyses import (
     figure6_generations,
     figures,
     noise_levels,
+    table4_counterfact,
     tracing_against_editing,
 )
 from analyses.facts import predicted
 from analyses.files import parsed, parser
 from analyses.kept_edits import kept_edit
+from analyses.layout import as_in_paper
 from rome_lens.locate.question import tokenize_question
 
 SUBJECTS = ("The Eiffel Tower", "The Space Needle", "The Colosseum", "Vinson Massif", "Porsche 911", "Beats Music")
@@ -190,6 +192,29 @@ def test_an_edit_of_another_request_is_not_taken_for_the_records(tiny, tmp_path)
     record = rl.EditRecord(rl.EditRequest(REQUEST.prompt, REQUEST.subject, "Oslo"), "Paris", case_id=7)
     with pytest.raises(ValueError, match="holds an edit for .* -> 'Rome', expected one for .* -> 'Oslo'"):
         kept_edit(tiny, record, rl.RomeConfig(contexts=["{}"]), tmp_path)
+
+
+def test_table4_has_a_row_for_each_method_and_what_made_it(given, tmp_path, capsys):
+    """Again it is the same, without a record measured anew."""
+    asked = [*given["records"], "--count", "2", "--methods", "ft", "ft+l"]
+    table4_counterfact.main(asked)
+    out, printed = tmp_path / "out", capsys.readouterr().out
+    assert list(pd.read_csv(out / "table.csv")["method"]) == ["base", "ft", "ft+l"]
+    assert printed.strip() == (out / "table.md").read_text().strip()
+    assert "| ROME on GPT-2 XL (paper, table 4) |  | 89.2 | 100.0 |  | 96.4 |  | 75.4 |  |" in printed
+    assert set(json.loads((out / "manifest.json").read_text())["inputs"]) == {"records.json", "covariance.safetensors"}
+    made = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
+    table4_counterfact.main(asked)
+    assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == made
+    assert capsys.readouterr().out == printed
+
+
+def test_the_papers_layout_is_in_per_cent_with_half_of_the_interval():
+    """A method without a score has an empty cell; a column that nobody measured is left out."""
+    scores = {"S": [0.5, None], "S_low": [0.4, None], "S_high": [0.7, None]}
+    table = as_in_paper(pd.DataFrame({"method": ["base", "kn"], "n": [2, 0]} | scores), {"S": 89.2, "GE": 1.0}, "paper")
+    assert table.splitlines()[0] == "| editor | n | S |"
+    assert table.splitlines()[2:] == ["| base | 2 | 50.0 (15.0) |", "| kn | 0 |  |", "| paper |  | 89.2 |"]
 
 
 def test_full_is_the_papers_size_unless_something_else_is_said():
