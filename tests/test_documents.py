@@ -75,6 +75,9 @@ def test_notebook_is_kept_with_its_outputs(path):
     forms = [set(output.data) for output in outputs if "data" in output]
     assert all("image/png" in each for each in forms if "application/vnd.plotly.v1+json" in each)
     assert not any("application/vnd.jupyter.widget-view+json" in each for each in forms)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (path.parent / link).exists()] == []
     assert path.stat().st_size < 1_000_000
 
 
