@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo docs test test-matrix test-wheel format
+.PHONY: install demo docs notebooks test test-matrix test-wheel format
 
 install: $(INSTALLED)
 
@@ -18,6 +18,10 @@ demo: install
 
 docs: install
 	$(BIN)/mkdocs build --strict
+
+# Runs the notebooks anew and keeps their outputs in them.
+notebooks: install
+	$(BIN)/python -m analyses.execute_notebooks
 
 test: install
 	$(BIN)/ruff check .

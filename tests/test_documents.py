@@ -1,4 +1,4 @@
-"""What newcomers read runs as it stands: the README's example, and the notebook."""
+"""What newcomers read runs as it stands: the README's example, and the notebooks."""
 
 import re
 from pathlib import Path
@@ -44,13 +44,46 @@ def test_files_and_commands_that_are_named_exist(path):
     assert missing == []
 
 
-@pytest.mark.smollm2
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_notebook_runs(path):
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SAID = {  # in the outputs of each, what its sentences rest on
+    "locate": r"mlp\s+iffel\s+middle subject tokens\s+2 [\s\S]*mlp\s+last subject token\s+3 ",
+    "edit": r"Rome (0\.9\d|1\.00)\s+Paris 0\.00[\s\S]*reverted\s+Rome 0\.01\s+Paris 0\.70\s+bit for bit: True",
+    "evaluate": r"rome\s+5\s+0\.[89]\d [\s\S]*base\s+5\s+0\.0\s[\s\S]*rome\s+5\s+1\.0 ",
+    "compose": r"edited\s+Rome (0\.9\d|1\.00)\s+Paris 0\.00\s+edited, features put back\s+Rome 0\.[0-3]\d",
+}
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def outputs_of(notebook: nbformat.NotebookNode, name: str) -> list[nbformat.NotebookNode]:
+    """A notebook's outputs, which show figures and what its sentences say."""
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert [output for output in outputs if output.output_type == "error"] == []
+    assert any("application/vnd.plotly.v1+json" in output.get("data", {}) for output in outputs)
+    text = "\n".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
+    assert re.search(SAID[name], text), text
+    return outputs
+
+
+@every_notebook
+def test_notebook_is_kept_with_its_outputs(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    outputs = outputs_of(notebook, path.stem)
+    assert "stderr" not in {output.get("name") for output in outputs}
+    forms = [set(output.data) for output in outputs if "data" in output]
+    assert all("image/png" in each for each in forms if "application/vnd.plotly.v1+json" in each)
+    assert not any("application/vnd.jupyter.widget-view+json" in each for each in forms)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (path.parent / link).exists()] == []
+    assert path.stat().st_size < 1_000_000
+
+
+@pytest.mark.smollm2
+@every_notebook
+def test_notebook_runs(path):
+    notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(path.parent)}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert any("application/vnd.plotly.v1+json" in output.get("data", {}) for output in outputs)
-    text = "\n".join(str(output.get("text", "")) for output in outputs)
-    assert re.search(r"Rome (0\.9\d|1\.00)\s+Paris 0\.70", text)
+    outputs_of(notebook, path.stem)

@@ -25,8 +25,8 @@ def average_effects(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.DataF
         A row for each kind, role and layer: kind, role, layer, mean, ci_low, ci_high, n (facts that have the role).
 
     Raises:
-        ValueError: no traces, traces of models with different numbers of layers, or different windows or metrics of one
-            kind.
+        ValueError: no traces, traces of models with different numbers of layers, or different windows, metrics or
+            traced layers of one kind.
     """
     if not traces:
         raise ValueError("traces is empty, expected one CausalTrace or more.")
@@ -42,10 +42,12 @@ def average_effects(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.DataF
             effects = by_fact[(by_fact["kind"] == kind) & (by_fact["role"] == role)]
             if effects.empty:
                 continue
-            wide = effects.drop(columns=["kind", "role", "trace"]).to_numpy(dtype=float)
-            low, high = bootstrap_interval(wide, seed=seed)
-            for layer, mean in enumerate(wide.mean(0)):
-                rows.append((kind, role, layer, mean, low[layer], high[layer], len(wide)))
+            wide = effects.drop(columns=["kind", "role", "trace"]).dropna(axis="columns", how="all").astype(float)
+            if wide.isna().any(axis=None):
+                raise ValueError(f"The traces of {kind!r} have different layers. Average those that are alike.")
+            intervals = zip(*bootstrap_interval(wide.to_numpy(), seed=seed), strict=True)
+            for layer, mean, (low, high) in zip(wide.columns, wide.mean(), intervals, strict=True):
+                rows.append((kind, role, layer, mean, low, high, len(wide)))
     return pd.DataFrame(rows, columns=["kind", "role", "layer", "mean", "ci_low", "ci_high", "n"])
 
 

@@ -146,7 +146,7 @@ def load_traces(store: str | os.PathLike[str]) -> list[CausalTrace]:
 def _key(model: Model, fact: Fact, options: TraceOptions) -> str:
     """What a trace depends on."""
     settings = {**vars(options), "corruption": repr(options.corruption), "tokens_per_batch": None}
-    return json.dumps([str(model.cfg.model_name), asdict(fact), settings], sort_keys=True)
+    return json.dumps([str(model.cfg.model_name), asdict(fact), settings], sort_keys=True, default=list)
 
 
 def _read(store: str | os.PathLike[str]) -> dict[str, CausalTrace]:

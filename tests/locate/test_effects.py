@@ -54,6 +54,15 @@ def test_a_subject_at_the_end_leaves_no_other_last_token():
     assert token_roles(2, range(1, 2)) == ["before the subject", "last subject token"]
 
 
+def test_layers_that_were_not_traced_are_left_out():
+    grid = torch.tensor([[0.2, torch.nan, 0.4]])
+    frame = rl.average_effects([made_up(grid, (0, 1)), made_up(grid, (0, 1))])
+    assert frame["layer"].tolist() == [0, 2]
+    assert frame["mean"].tolist() == pytest.approx([0.1, 0.3])
+    with pytest.raises(ValueError, match="have different layers"):
+        rl.average_effects([made_up(grid, (0, 1)), made_up(grid.nan_to_num(0.3), (0, 1))])
+
+
 def test_means_are_over_facts_and_not_over_tokens():
     one = torch.tensor([[0.2], [0.1], [0.3], [0.5], [0.7], [0.1]])  # two further tokens: 0.5 and 0.7 - 0.1 -> 0.5
     two = torch.tensor([[0.2], [0.1], [0.2], [0.1]])  # one further token: 0.1

@@ -64,6 +64,14 @@ def test_what_is_in_the_store_is_not_made_again(tiny, tmp_path, monkeypatch):
     assert made == [FACTS[2], FACTS[0]]
 
 
+def test_layers_are_named_by_any_sequence(tiny, tmp_path):
+    store = tmp_path / "traces.jsonl"
+    first = rl.trace_facts(tiny, FACTS[:1], kinds=["resid"], layers=range(2), store=store, **OPTIONS)
+    second = rl.trace_facts(tiny, FACTS[:1], kinds=["resid"], layers=[0, 1], store=store, **OPTIONS)
+    assert same(first.traces[0], second.traces[0])
+    assert len(rl.load_traces(store)) == 1
+
+
 def test_a_line_that_a_kill_cut_off_is_made_again(tiny, tmp_path):
     store = tmp_path / "traces.jsonl"
     whole = rl.trace_facts(tiny, FACTS, kinds=["resid"], store=store, **OPTIONS)
