@@ -4,15 +4,12 @@ import json
 
 import pytest
 import torch
-
-import rome_lens as rl
-from rome_lens.evaluate.scores import mean_log_probabilities
-from tests.edit.test_weights import made_up
-
-pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'rome-lens[harness]'")
 from lm_eval.api.instance import Instance
 
+import rome_lens as rl
 from rome_lens.evaluate.harness_model import HarnessModel
+from rome_lens.evaluate.scores import mean_log_probabilities
+from tests.edit.test_weights import made_up
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]  # of the harness and of what it imports
 
