@@ -92,7 +92,7 @@ def test_equations_are_mathml_and_tables_hold_what_was_measured(site):
     assert edit.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="block"') >= 4
     assert "arithmatex" not in edit
     results = (site / "results.html").read_text(encoding="utf-8")
-    lines = (ROOT / "analyses/results/table4_counterfact_smollm2-135m.csv").read_text().splitlines()
+    lines = (ROOT / "analyses/results/table4_smollm2-135m/table.csv").read_text().splitlines()
     names, values = lines[0].split(","), lines[1].split(",")
     measured = dict(zip(names, values, strict=True))
     assert f"<td>{float(measured['S']):.3g} ({float(measured['S_low']):.3g} to " in results
