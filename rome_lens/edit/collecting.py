@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from rome_lens.checking import check_whole, checked
 from rome_lens.edit.covariance import KeyCovariance
 from rome_lens.edit.determination import halves_difference, median_cosine
 from rome_lens.edit.key import mlp_keys
@@ -25,6 +26,7 @@ from rome_lens.tokens import token_pieces
 _SECONDS_BETWEEN_SAVES = 60.0
 
 
+@checked
 @torch.no_grad()
 def collect_covariance(
     model: Model,
@@ -73,6 +75,7 @@ def collect_covariance(
         raise ValueError("layers is empty, expected the numbers of one or more blocks, such as [4].")
     for layer in layers:
         output_matrix(model, layer)
+    check_whole(tokens_per_batch=tokens_per_batch)
     length = min(sequence_length, model.cfg.n_ctx - 1)
     if tokens < 1 or length < 1:
         raise ValueError(f"tokens is {tokens} and sequence_length {sequence_length}, expected numbers from 1 on.")

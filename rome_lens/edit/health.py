@@ -1,6 +1,5 @@
 """Is an edit likely to harm the model? The figures that tell, and where they become alarming."""
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
@@ -8,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rome_lens.errors import EditError, EditWarning
+from rome_lens.errors import EditError, EditWarning, warn
 
 OnUnhealthy = Literal["warn", "raise", "ignore"]
 
@@ -102,11 +101,11 @@ def update_norms(changes: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
     }
 
 
-def report_problems(health: EditHealth, on_unhealthy: OnUnhealthy, *, edit: object, stacklevel: int = 3) -> None:
-    """Warns of an unhealthy edit (`stacklevel` calls up), refuses it with an EditError, or lets it pass."""
+def report_problems(health: EditHealth, on_unhealthy: OnUnhealthy, *, edit: object) -> None:
+    """Warns of an unhealthy edit, refuses it with an EditError, or lets it pass."""
     if on_unhealthy == "ignore" or not health.problems:
         return
     message = f"{edit} may do harm: {'; '.join(health.problems)}."
     if on_unhealthy == "raise":
         raise EditError(f"{message} No weight was changed.")
-    warnings.warn(message, EditWarning, stacklevel=stacklevel)
+    warn(message, EditWarning)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from tests.conformance.environments import FOLDER, ROOT, make
 
-TESTED = ["-e", ".", "beartype", "hypothesis", "pytest"]
+TESTED = ["-e", ".", "hypothesis", "pytest"]
 ENVIRONMENTS = {
     "transformer-lens-3.9.0": ["transformer-lens==3.9.0"],
     "transformer-lens-4": ["transformer-lens>=4,<5"],
