@@ -94,7 +94,7 @@ class EditHealth:
 
 def update_norms(changes: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
     """The first two figures of EditHealth, for (change, weight) pairs, all [d_mlp, d_model]: the largest of each."""
-    norms = [(change.float().norm(), weight.detach().float().norm()) for change, weight in changes]
+    norms = [(change.float().norm().cpu(), weight.detach().float().norm().cpu()) for change, weight in changes]
     return {
         "update_norm": max(change.item() for change, _ in norms),
         "relative_update_norm": max((change / weight).item() for change, weight in norms),

@@ -149,6 +149,7 @@ def token_attributions(
     with frozen(model), torch.enable_grad():
         for layer in layers:
             key, after = (states[name] for name in names[layer])
+            key, after = key.to(scales.device), after.to(scales.device)
             scaled = (scales * key.float()).requires_grad_()
             output = mlp_output(model, layer, key).expand(steps, -1)
             change = contribution_change(model, layer, output, mlp_output(model, layer, scaled) - output)
