@@ -111,7 +111,7 @@ def optimize_layout(model: Model) -> Model:
     at every call; stored in that order to begin with, the copies become views. Values, shapes, parameters and
     `state_dict` stay as they are; only strides change. A model that does not copy (TransformerBridge) is left alone.
     """
-    if not isinstance(model, Model):
+    if is_bridge(model):
         return model
     from transformer_lens.components.mlps.gated_mlp import GatedMLP
 
