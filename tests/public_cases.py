@@ -4,6 +4,7 @@ It runs without the type checker of the other tests, as users run the package: t
 Whatever happens, the model's weights stay bit for bit what they were.
 """
 
+import importlib.util
 import inspect
 import os
 import traceback
@@ -350,6 +351,8 @@ ELSEWHERE = {
     "texts_from_dataset": "datasets takes seconds to import",
 }
 """Without a call that works here. What they cannot use is tried all the same."""
+if importlib.util.find_spec("anywidget") is None:
+    ELSEWHERE["Explorer"] = "needs anywidget"
 CASES |= {
     "run_harness": lambda w: {"model": w.model, "tasks": ["hellaswag"]},
     "suggested_layer": lambda w: {"model": w.model},
