@@ -1,15 +1,15 @@
 """Readers for fact sets in their original schemas, and the fact set that ships with the package."""
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from typing import Any, Literal, TypeVar
 
+from rome_lens.checking import checked
 from rome_lens.downloads import downloaded
-from rome_lens.errors import DataWarning, FormatError
+from rome_lens.errors import DataWarning, FormatError, warn
 from rome_lens.facts import Continuation, EditRecord, EditRequest, Fact, QuestionRecord, check_text, template_about
 from rome_lens.files import load_json
 
@@ -18,6 +18,7 @@ _KNOWEDIT = ("wiki_recent", "wiki_counterfact")
 _REASONS_SHOWN = 10
 
 
+@checked
 def load_counterfact(path: str | os.PathLike[str] | None = None, *, strict: bool = True) -> list[EditRecord]:
     """Reads CounterFact's JSON (paper section 3.4; `counterfact.json` of kmeng01/rome).
 
@@ -34,6 +35,7 @@ def load_counterfact(path: str | os.PathLike[str] | None = None, *, strict: bool
     return _records(downloaded("counterfact") if path is None else path, _counterfact_record, strict)
 
 
+@checked
 def load_known_facts(path: str | os.PathLike[str] | None = None, *, strict: bool = True) -> list[Fact]:
     """Reads the facts of the causal traces (paper section 2; `known_1000.json` of kmeng01/rome).
 
@@ -43,6 +45,7 @@ def load_known_facts(path: str | os.PathLike[str] | None = None, *, strict: bool
     return _records(downloaded("known_1000") if path is None else path, _known_fact, strict)
 
 
+@checked
 def load_zsre(
     path: str | os.PathLike[str] | None = None,
     *,
@@ -64,6 +67,7 @@ def load_zsre(
     return _records(downloaded("zsre_mend_eval") if path is None else path, read, strict)
 
 
+@checked
 def load_knowedit(path: str | os.PathLike[str], *, strict: bool = True) -> list[QuestionRecord]:
     """Reads KnowEdit's WikiData_recent or WikiData_counterfact (Zhang et al. 2024, arXiv 2401.01286).
 
@@ -79,12 +83,14 @@ def load_knowedit(path: str | os.PathLike[str], *, strict: bool = True) -> list[
     return _records(downloaded(str(path)) if path in _KNOWEDIT else path, _knowedit_record, strict)
 
 
+@checked
 def load_builtin_records() -> list[EditRecord]:
     """The facts that ship with this package: SmolLM2-135M predicts each of them; CounterFact's schema."""
     with resources.as_file(resources.files("rome_lens") / "data" / "facts.json") as path:
         return load_counterfact(path)
 
 
+@checked
 @dataclass(frozen=True)
 class AttributeSnippets:
     """Sentences about subjects that have a certain object in a relation, to compare a model's own texts with.
@@ -108,6 +114,7 @@ class AttributeSnippets:
         return [text for pairs in self.samples.values() for name, text in pairs if name == subject]
 
 
+@checked
 def load_attribute_snippets(path: str | os.PathLike[str] | None = None, *, strict: bool = True) -> AttributeSnippets:
     """Reads texts about objects for the consistency score (paper section 3.4; `attribute_snippets.json`).
 
@@ -142,9 +149,7 @@ def _records(path: str | os.PathLike[str], read: Callable[[Mapping[str, Any], in
     if broken:
         reasons = "; ".join(f"record {index} {reason}" for index, reason in list(broken.items())[:_REASONS_SHOWN])
         more = f"; and the records {list(broken)[_REASONS_SHOWN:]}" if len(broken) > _REASONS_SHOWN else ""
-        warnings.warn(
-            f"Left out {len(broken)} of the {len(raw)} records of {path}: {reasons}{more}.", DataWarning, stacklevel=3
-        )
+        warn(f"Left out {len(broken)} of the {len(raw)} records of {path}: {reasons}{more}.", DataWarning)
     return records
 
 

@@ -1,4 +1,13 @@
-"""The errors of this package. Each is also a builtin error, so that old `except` clauses keep working."""
+"""The errors of this package. Each is also a builtin error, so that old `except` clauses keep working.
+
+Besides, an argument of another type than is annotated is a TypeError, one that makes no sense a ValueError, and a file
+that is missing or in the way a FileNotFoundError, FileExistsError or NotADirectoryError.
+"""
+
+import sys
+import warnings
+
+_BETWEEN = {"rome_lens", "beartype", "contextlib", "jaxtyping", "torch"}
 
 
 class FormatError(ValueError):
@@ -23,3 +32,11 @@ class EditWarning(UserWarning):
 
 class DataWarning(UserWarning):
     """Some records of a data set are broken and were left out; the message says how many, which and why."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warns at the line outside this package from which it was called, however many decorators lie between."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

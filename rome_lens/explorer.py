@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from rome_lens.checking import checked
 from rome_lens.edit.config import RomeConfig
 from rome_lens.edit.covariance import KeyCovariance
 from rome_lens.edit.rome import rome
 from rome_lens.edit.weights import AppliedEdit, Edit
 from rome_lens.errors import UnavailableError
 from rome_lens.evaluate.compare import compare_models
-from rome_lens.facts import EditRequest, Fact
+from rome_lens.facts import EditRequest, Fact, check_prompts
 from rome_lens.locate.corruption import GaussianNoise
 from rome_lens.locate.restoring import State, predict_restored
 from rome_lens.locate.trace import CausalTrace
-from rome_lens.locate.tracing import causal_trace
+from rome_lens.locate.tracing import TraceOptions, causal_trace
 from rome_lens.models import Model
 from rome_lens.plots import plot_trace
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _KINDS = {"residual state": "resid", "MLP": "mlp", "attention": "attn"}
 
 
+@checked
 class Explorer:
     """One fact of one model under the microscope; in a notebook, the last line of a cell shows it.
 
@@ -66,8 +68,12 @@ class Explorer:
             covariance: of the edit; None: the one that ships for the model.
 
         Raises:
+            ValueError: a number is below 1, or a prompt is blank.
             UnavailableError: ipywidgets or anywidget is not installed.
         """
+        TraceOptions(samples=samples, window=window).check(model)
+        if prompts:
+            check_prompts(prompts)
         widgets, go = _libraries()
         self.model = model
         self.trace: CausalTrace | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from rome_lens.checking import checked
 from rome_lens.models import Model
 from rome_lens.tokens import TokenizedText, tokenize
 
@@ -45,12 +46,22 @@ def check_text(value: str, what: str) -> None:
         raise ValueError(f"The {what} is empty ({value!r}). Give at least one character that is not a space.")
 
 
-def check_prompts(prompts: Sequence[str]) -> None:
+def check_subject(subject: str) -> None:
+    """Raises unless `subject` is a text that neither begins nor ends with a space."""
+    check_text(subject, "subject")
+    if subject != subject.strip():
+        raise ValueError(
+            f"The subject {subject!r} begins or ends with a space, which may belong to a neighbour's token. "
+            "Put spaces into the prompt."
+        )
+
+
+def check_prompts(prompts: Sequence[str], name: str = "prompts") -> None:
     """Raises unless `prompts` is a sequence of one text or more, none of them blank."""
     if isinstance(prompts, str) or not prompts:
-        raise ValueError(f"prompts is {prompts!r}, expected a list of one text or more.")
+        raise ValueError(f"{name} is {prompts!r}, expected a list of one text or more.")
     for prompt in prompts:
-        check_text(prompt, "prompt")
+        check_text(prompt, name.removesuffix("s"))
 
 
 @dataclass(frozen=True)
@@ -62,12 +73,7 @@ class _AboutSubject:
 
     def __post_init__(self) -> None:
         check_template(self.prompt, "prompt")
-        check_text(self.subject, "subject")
-        if self.subject != self.subject.strip():
-            raise ValueError(
-                f"The subject {self.subject!r} begins or ends with a space, which may belong to a neighbour's token. "
-                "Put spaces into the prompt."
-            )
+        check_subject(self.subject)
 
     @property
     def text(self) -> str:
@@ -81,6 +87,7 @@ class _AboutSubject:
         return start, start + len(self.subject)
 
 
+@checked
 @dataclass(frozen=True)
 class Fact(_AboutSubject):
     """What a model may know: the prompt's continuation.
@@ -108,6 +115,7 @@ class Fact(_AboutSubject):
         return cls(template_about(subject, text), subject, answer)
 
 
+@checked
 @dataclass(frozen=True)
 class EditRequest(_AboutSubject):
     """A fact to write into a model (paper section 3): after the prompt about the subject, the model shall say `target`.
@@ -125,6 +133,7 @@ class EditRequest(_AboutSubject):
         check_text(self.target, "target")
 
 
+@checked
 @dataclass(frozen=True)
 class Continuation:
     """A text and what is asked to follow it (the space between them is added)."""
@@ -133,6 +142,7 @@ class Continuation:
     text: str
 
 
+@checked
 @dataclass(frozen=True)
 class EditRecord:
     """A request with the prompts that tell how well the edit did (the schema of CounterFact, paper section 3.4).
@@ -168,6 +178,7 @@ class EditRecord:
         return Fact(self.request.prompt, self.request.subject, self.target_true)
 
 
+@checked
 @dataclass(frozen=True)
 class QuestionRecord:
     """A request with questions that have one answer each (the data sets zsRE and KnowEdit).

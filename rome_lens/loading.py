@@ -20,6 +20,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from rome_lens.checking import checked
 from rome_lens.errors import FormatError, UnavailableError
 from rome_lens.models import Model, converted, from_hub, known_names, official_name, optimize_layout
 
@@ -29,6 +30,7 @@ _CHECKSUMS = "checksums.json"
 _log = logging.getLogger(__name__)
 
 
+@checked
 def load_model(
     name: str | os.PathLike[str] = SMOLLM2,
     *,
@@ -49,10 +51,11 @@ def load_model(
         dtype: of the weights.
 
     Raises:
-        ValueError: no such name, folder or file.
+        ValueError: no such name, folder or file; no such device or floating-point type.
         FormatError: the folder or file is damaged, or not a model.
         UnavailableError: the hub cannot be reached, or a package that carries or reads the model is not installed.
     """
+    _check_place(device, dtype)
     name = os.fspath(name)
     path = Path(name)
     if name == SMOLLM2:
@@ -64,6 +67,16 @@ def load_model(
     else:
         return _finished(*_from_hub(name, device, dtype))
     return _finished(_converted(hf_model, tokenizer, path.name or str(path), device, dtype), tokenizer)
+
+
+def _check_place(device: str | torch.device | None, dtype: torch.dtype) -> None:
+    try:
+        if device is not None:
+            torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}, expected the name of a device of torch ({error}).") from error
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}, expected one of floating point, such as torch.float32.")
 
 
 def _finished(model: Model, tokenizer: PreTrainedTokenizerBase) -> Model:

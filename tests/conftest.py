@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformer_lens import HookedTransformer
 
 import rome_lens as rl
+from rome_lens.models.kinds import HookedTransformer
 from tests.tiny import save_model
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 import torch
 
+from rome_lens.checking import checked
 from rome_lens.edit.matrices import EditableModel, matrix_for
 from rome_lens.edit.update import Update
 from rome_lens.errors import EditError
 from rome_lens.files import digest
 
 
+@checked
 class AppliedEdit:
     """The handle of an edit that is in a model's weights. It keeps the old matrices."""
 

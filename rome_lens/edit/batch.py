@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from rome_lens.checking import checked
 from rome_lens.edit.closed_forms import alphaedit_factor, emmet_factor, memit_factor
 from rome_lens.edit.config import AlphaEditConfig, BatchConfig, EmmetConfig, MemitConfig
 from rome_lens.edit.covariance import KeyCovariance
@@ -21,6 +22,7 @@ from rome_lens.facts import EditRequest
 from rome_lens.models import Model, norms_mlp_output, output_matrix
 
 
+@checked
 def memit(
     model: Model,
     requests: Sequence[EditRequest],
@@ -67,6 +69,7 @@ def memit(
     return _write(model, problem, targets, on_unhealthy, progress)
 
 
+@checked
 def emmet(
     model: Model,
     requests: Sequence[EditRequest],
@@ -90,6 +93,7 @@ def emmet(
     return _write(model, problem, targets, on_unhealthy, progress)
 
 
+@checked
 def alphaedit(
     model: Model,
     requests: Sequence[EditRequest],
@@ -151,7 +155,7 @@ def _write(
     )
     used = as_json(replace(asked.config, layers=layers, contexts=targets.contexts))
     edit = Edit.of(model, requests, factors, method=asked.method, config=used, health=health)
-    report_problems(health, on_unhealthy, edit=edit, stacklevel=4)
+    report_problems(health, on_unhealthy, edit=edit)
     return edit
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from rome_lens.checking import check_whole, checked
 from rome_lens.edit.covariance import KeyCovariance
 from rome_lens.edit.determination import halves_difference, median_cosine
 from rome_lens.edit.partial import PartialSums
@@ -27,6 +28,7 @@ _SECONDS_BETWEEN_SAVES = 60.0
 _TOKENS_PER_WIDTH = 4  # in a worker's shard: computing its products takes far longer than sending their sums
 
 
+@checked
 @torch.no_grad()
 def collect_covariance(
     model: ModelSource,
@@ -84,6 +86,7 @@ def collect_covariance(
         raise ValueError("layers is empty, expected the numbers of one or more blocks, such as [4].")
     for layer in layers:
         output_matrix(model, layer)
+    check_whole(tokens_per_batch=tokens_per_batch)
     length = min(sequence_length, model.cfg.n_ctx - 1)
     if tokens < 1 or length < 1:
         raise ValueError(f"tokens is {tokens} and sequence_length {sequence_length}, expected numbers from 1 on.")

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rome_lens.edit.contexts import EditedToken, check_contexts, check_token, sample_contexts
+from rome_lens.checking import check_seed, check_whole, checked
+from rome_lens.edit.contexts import EditedToken, check_contexts, check_lengths, check_token, sample_contexts
 from rome_lens.models import Model
 
 _WEIGHT_A_NEURON = 15_000 / 16_384  # of MEMIT's authors for GPT-J, by its d_mlp
@@ -42,7 +43,12 @@ class SearchConfig:
         check_token(self.token)
         if self.contexts is not None:
             check_contexts(self.contexts)
+        check_lengths("context_lengths", self.context_lengths)
+        check_seed(self.seed)
         _check_positive(self, "steps", "learning_rate", "clamp_norm_factor")
+        for name in ("weight_decay", "kl_factor"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or a number above.")
 
     def contexts_for(self, model: Model) -> tuple[str, ...]:
         """The contexts, sampled from the model if they are not given."""
@@ -51,6 +57,7 @@ class SearchConfig:
         return tuple(self.contexts)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class RomeConfig(SearchConfig):
     """The numbers of ROME. The other attributes are those of SearchConfig.
@@ -67,6 +74,10 @@ class RomeConfig(SearchConfig):
 
     layer: int | None = None
     consistent: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(least=0, layer=self.layer)
 
     @classmethod
     def reference(cls, layer: int | None = None, *, contexts: Sequence[str] | None = None) -> "RomeConfig":
@@ -91,10 +102,11 @@ class BatchConfig(SearchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
-            raise ValueError(f"layers is {list(self.layers)}, expected one block or more, each once and ascending.")
+        if self.layers is not None:
+            check_ascending(self.layers)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class MemitConfig(BatchConfig):
     """The numbers of MEMIT. The other attributes are those of BatchConfig and SearchConfig.
@@ -118,6 +130,7 @@ class MemitConfig(BatchConfig):
         return _WEIGHT_A_NEURON * d_mlp if self.covariance_weight is None else self.covariance_weight
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class EmmetConfig(BatchConfig):
     """The numbers of EMMET: those of BatchConfig and SearchConfig, no other, since its constraints hold exactly.
@@ -127,6 +140,7 @@ class EmmetConfig(BatchConfig):
     """
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class AlphaEditConfig(BatchConfig):
     """The numbers of AlphaEdit (jianghoucheng/AlphaEdit, hparams). The other attributes are those of BatchConfig.
@@ -144,6 +158,12 @@ class AlphaEditConfig(BatchConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_positive(self, "null_space_threshold", "ridge")
+
+
+def check_ascending(layers: Sequence[int]) -> None:
+    """Raises ValueError unless these are the numbers of blocks, each once and ascending."""
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0:
+        raise ValueError(f"layers is {list(layers)}, expected one block or more, each once and ascending, from 0 on.")
 
 
 def _check_positive(config: object, *names: str) -> None:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+from rome_lens.checking import check_seed, checked
 from rome_lens.edit.texts import sample_texts
 from rome_lens.facts import PLACE, EditRequest, check_template, fill
-from rome_lens.models import Model
+from rome_lens.models import Model, check_model, check_top_k
 from rome_lens.tokens import TokenizedText, tokenize
 
 EditedToken = Literal["subject_first", "subject_last", "subject_first_after_last", "last"]
@@ -28,6 +29,13 @@ def check_contexts(contexts: Sequence[str]) -> None:
         check_template(context, "context")
 
 
+def check_lengths(name: str, lengths: Sequence[tuple[int, int]]) -> None:
+    """Raises ValueError unless these are (tokens, how many) pairs."""
+    if any(tokens < 1 or count < 0 for tokens, count in lengths):
+        raise ValueError(f"{name} is {list(lengths)}, expected pairs (tokens from 1 on, how many contexts).")
+
+
+@checked
 def sample_contexts(
     model: Model, lengths: Sequence[tuple[int, int]] = ((10, 5),), *, seed: int = 0, top_k: int = 5
 ) -> tuple[str, ...]:
@@ -38,7 +46,14 @@ def sample_contexts(
         lengths: (tokens, how many) pairs: one for each length; see RomeConfig.
         seed: of the sampling.
         top_k: how many tokens are drawn from, as in the authors' code.
+
+    Raises:
+        ValueError: a length or `top_k` is below 1, or `top_k` is more than there are tokens.
     """
+    check_model(model)
+    check_lengths("lengths", lengths)
+    check_seed(seed)
+    check_top_k(model, top_k)
     contexts = [PLACE]
     for i, (new_tokens, count) in enumerate(lengths):
         for text in sample_texts(model, count, new_tokens=new_tokens, seed=seed + i, top_k=top_k):

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.checking import checked
 from rome_lens.edit.determination import CovarianceReport, condition_number, effective_rank, factor, oas_intensity
 from rome_lens.edit.probe import probe_cosine
 from rome_lens.errors import CovarianceError, FormatError
@@ -29,6 +30,7 @@ _FACTS = {
 _PROBE_COSINE = 0.99
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class KeyCovariance:
     """The uncentred second moment of a layer's keys, and where it came from.

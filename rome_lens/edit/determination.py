@@ -6,7 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.checking import checked
 
+
+@checked
 @dataclass(frozen=True)
 class CovarianceReport:
     """How well a KeyCovariance is determined.

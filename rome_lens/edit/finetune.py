@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from tqdm.auto import tqdm
 
+from rome_lens.checking import checked
 from rome_lens.edit.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.teacher_forcing import run_until
 from rome_lens.edit.weights import Edit, as_json
@@ -15,6 +16,7 @@ from rome_lens.facts import Continuation, EditRequest
 from rome_lens.models import Model, asking, find_output_matrix, frozen, kept_output_matrix
 
 
+@checked
 @dataclass(frozen=True)
 class FinetuneConfig:
     """The numbers of fine-tuning: those of the paper's GPT-2 XL runs (appendix E.1; kmeng01/rome, hparams/FT).
@@ -36,8 +38,8 @@ class FinetuneConfig:
     early_stop_loss: float = 1e-2
 
     def __post_init__(self) -> None:
-        if not self.layers or len(set(self.layers)) < len(self.layers):
-            raise ValueError(f"layers is {self.layers!r}, expected one or more different blocks, such as (1,).")
+        if not self.layers or len(set(self.layers)) < len(self.layers) or min(self.layers) < 0:
+            raise ValueError(f"layers is {self.layers!r}, expected one or more blocks from 0 on, each once.")
         for name in ("learning_rate", "steps", "max_change"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -54,6 +56,7 @@ class FinetuneConfig:
         return cls(layers=layers, max_change=max_change)
 
 
+@checked
 def finetune(
     model: Model,
     requests: EditRequest | Sequence[EditRequest],

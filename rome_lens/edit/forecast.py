@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.checking import check_whole, checked
 from rome_lens.edit.key import mlp_keys, subject_activations
 from rome_lens.edit.matrices import matrix_for
 from rome_lens.edit.weights import Edit
@@ -15,6 +16,7 @@ from rome_lens.models import Model, key_name, pad
 from rome_lens.tokens import batches, tokenize
 
 
+@checked
 @torch.no_grad()
 def forecast_bleed_over(
     model: Model, edit: Edit, prompts: Sequence[str], *, tokens_per_batch: int = 4096
@@ -43,6 +45,7 @@ def forecast_bleed_over(
         ValueError: no prompts; a prompt is blank or too long; the edit adds nothing at its own prompt.
     """
     check_prompts(prompts)
+    check_whole(tokens_per_batch=tokens_per_batch)
     for update in edit.updates:
         matrix_for(model, update)  # raises unless the update fits
     texts = {text.ids: text for text in (tokenize(model, prompt) for prompt in prompts)}
@@ -68,6 +71,7 @@ def forecast_bleed_over(
     return pd.concat([parts[text.text, layer] for text in texts.values() for layer in layers], ignore_index=True)
 
 
+@checked
 def strongest_bleed_over(forecast: pd.DataFrame) -> pd.DataFrame:
     """Where each prompt gets most of the edit.
 
@@ -77,7 +81,14 @@ def strongest_bleed_over(forecast: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row for each prompt and layer: prompt, layer; position, token, share and size where `size` is largest; and
         last_share, the share at the prompt's last position.
+
+    Raises:
+        ValueError: the frame is something else.
     """
+    columns = ["prompt", "layer", "position", "token", "share", "size"]
+    if forecast.empty or (missing := [column for column in columns if column not in forecast]):
+        lacks = "has no rows" if forecast.empty else f"lacks the columns {missing}"
+        raise ValueError(f"The forecast {lacks}. Give what forecast_bleed_over returns.")
     prompts = forecast.groupby(["prompt", "layer"], sort=False)
     strongest = forecast.loc[prompts["size"].idxmax()].reset_index(drop=True)
     return strongest.assign(last_share=prompts["share"].last().to_numpy())

@@ -1,20 +1,21 @@
 """What was done to a model's weights: low-rank edits found in the difference of two models."""
 
-import warnings
-
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from rome_lens.checking import checked
 from rome_lens.edit.update import Update
+from rome_lens.errors import warn
 from rome_lens.files import digest
 from rome_lens.models import Model, output_matrix, output_matrix_name
 
 _PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)
 
 
+@checked
 def weight_changes(original: Model, suspect: Model) -> pd.DataFrame:
     """Which parameters differ, and by how much more than rounding.
 
@@ -35,6 +36,7 @@ def weight_changes(original: Model, suspect: Model) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["parameter", "changed", "relative_change", "relative_rounding"])
 
 
+@checked
 def recover_updates(
     original: Model, suspect: Model, *, tolerance: float = 2.0, progress: bool = True
 ) -> tuple[Update, ...]:
@@ -68,13 +70,15 @@ def recover_updates(
     Raises:
         ValueError: the models have different parameters.
     """
+    if not tolerance > 0:
+        raise ValueError(f"tolerance is {tolerance}, expected a number above 0.")
     changed = _changed(original, suspect)
     names = {output_matrix_name(original, layer): layer for layer in range(original.cfg.n_layers)}
     if others := [name for name in changed if name not in names]:
-        warnings.warn(
+        warn(
             f"{len(others)} parameters differ that are no MLP output matrix ({', '.join(others[:3])}...). The updates "
             "leave them out; see weight_changes(original, suspect).",
-            stacklevel=2,
+            UserWarning,
         )
     updates = []
     matrices = [name for name in changed if name in names]

@@ -1,6 +1,5 @@
 """Is an edit likely to harm the model? The figures that tell, and where they become alarming."""
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
@@ -8,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rome_lens.errors import EditError, EditWarning
+from rome_lens.errors import EditError, EditWarning, warn
 
 OnUnhealthy = Literal["warn", "raise", "ignore"]
 
@@ -95,18 +94,18 @@ class EditHealth:
 
 def update_norms(changes: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
     """The first two figures of EditHealth, for (change, weight) pairs, all [d_mlp, d_model]: the largest of each."""
-    norms = [(change.float().norm(), weight.detach().float().norm()) for change, weight in changes]
+    norms = [(change.float().norm().cpu(), weight.detach().float().norm().cpu()) for change, weight in changes]
     return {
         "update_norm": max(change.item() for change, _ in norms),
         "relative_update_norm": max((change / weight).item() for change, weight in norms),
     }
 
 
-def report_problems(health: EditHealth, on_unhealthy: OnUnhealthy, *, edit: object, stacklevel: int = 3) -> None:
-    """Warns of an unhealthy edit (`stacklevel` calls up), refuses it with an EditError, or lets it pass."""
+def report_problems(health: EditHealth, on_unhealthy: OnUnhealthy, *, edit: object) -> None:
+    """Warns of an unhealthy edit, refuses it with an EditError, or lets it pass."""
     if on_unhealthy == "ignore" or not health.problems:
         return
     message = f"{edit} may do harm: {'; '.join(health.problems)}."
     if on_unhealthy == "raise":
         raise EditError(f"{message} No weight was changed.")
-    warnings.warn(message, EditWarning, stacklevel=stacklevel)
+    warn(message, EditWarning)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from rome_lens.checking import checked
 from rome_lens.edit.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.neurons import KnowledgeNeuronsConfig, knowledge_neurons
 from rome_lens.edit.weights import Edit, as_json, finite_matrix
@@ -12,6 +13,7 @@ from rome_lens.models import Model, embeddings
 from rome_lens.tokens import tokenize_continuation
 
 
+@checked
 def kn(
     model: Model,
     request: EditRequest,

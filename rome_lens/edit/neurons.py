@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from rome_lens.checking import checked
 from rome_lens.errors import EditError
-from rome_lens.facts import EditRequest, Fact, check_text
+from rome_lens.facts import EditRequest, Fact, check_prompts
 from rome_lens.models import (
     Hook,
     Model,
@@ -26,6 +27,7 @@ from rome_lens.models import (
 from rome_lens.tokens import tokenize, tokenize_continuation
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class KnowledgeNeuronsConfig:
     """The numbers of knowledge neurons: those of the ROME paper's baseline (kmeng01/rome@0874014, hparams/KN, kn_main).
@@ -58,6 +60,7 @@ class KnowledgeNeuronsConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a share: from 0 to below 1.")
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class KnowledgeNeurons:
     """The neurons that an answer depends on.
@@ -75,6 +78,7 @@ class KnowledgeNeurons:
     neurons: tuple[tuple[int, int], ...]
 
 
+@checked
 def knowledge_neurons(
     model: Model,
     fact: Fact | EditRequest,
@@ -107,8 +111,8 @@ def knowledge_neurons(
         ValueError: a prompt is blank or does not fit.
     """
     config = KnowledgeNeuronsConfig() if config is None else config
-    for paraphrase in paraphrases:
-        check_text(paraphrase, "paraphrase")
+    if paraphrases:
+        check_prompts(paraphrases, "paraphrases")
     answer = fact.answer if answer is None and isinstance(fact, Fact) else answer
     prompts = (fact.text, *paraphrases)
     wanted = _answer_tokens(model, fact.text, answer)
@@ -145,6 +149,7 @@ def token_attributions(
     with frozen(model), torch.enable_grad():
         for layer in layers:
             key, after = (states[name] for name in names[layer])
+            key, after = key.to(scales.device), after.to(scales.device)
             scaled = (scales * key.float()).requires_grad_()
             output = mlp_output(model, layer, key).expand(steps, -1)
             change = contribution_change(model, layer, output, mlp_output(model, layer, scaled) - output)

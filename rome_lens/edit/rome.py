@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 
+from rome_lens.checking import checked
 from rome_lens.edit.config import RomeConfig
 from rome_lens.edit.covariance import KeyCovariance
 from rome_lens.edit.health import EditHealth, OnUnhealthy, report_problems, update_norms
@@ -42,6 +43,7 @@ def _read_shipped(name: str) -> KeyCovariance:
         return KeyCovariance.load(path)
 
 
+@checked
 def rome(
     model: Model,
     request: EditRequest,

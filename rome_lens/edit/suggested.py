@@ -1,5 +1,6 @@
 """Which layer others edit in known models."""
 
+from rome_lens.checking import checked
 from rome_lens.models import Model, check_model
 
 _ROME = "kmeng01/rome, hparams/ROME"
@@ -21,6 +22,7 @@ SUGGESTED_LAYERS: dict[str, tuple[int, str]] = {
 """By a model's name on the hub without its owner, in small letters: the layer that ROME edits, and who says so."""
 
 
+@checked
 def suggested_layer(model: Model) -> int:
     """The layer that ROME's authors, or EasyEdit, edit in this model: where to start, not what is best for each fact.
 

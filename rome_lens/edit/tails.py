@@ -15,7 +15,6 @@ from torch import Tensor
 from rome_lens.edit.contexts import EditedToken, in_context
 from rome_lens.facts import PLACE, EditRequest
 from rome_lens.models import (
-    Hook,
     Model,
     PastState,
     contribution_change,
@@ -23,7 +22,7 @@ from rome_lens.models import (
     logits,
     mlp_output,
     pad,
-    run,
+    run_and_read,
     run_blocks,
     run_with_past,
     state_name,
@@ -133,10 +132,9 @@ def run_until_tails(model: Model, layer: int, prompts: Sequence[Prompts], at: Pl
     ids = [row for prompt in prompts for row in prompt.rows]
     subject = [position for prompt in prompts for position in prompt.subject]
     tokens, mask = (each.to(device) for each in pad(ids))
-    states: dict[str, Tensor] = {}
     names = state_name("resid", layer), key_name(layer)
-    run(model, tokens, mask=mask, stop_at_layer=layer + 1, hooks=[(name, _keep(states, name)) for name in names])
-    residual, keys = (states[name] for name in names)
+    read = run_and_read(model, tokens, names, mask=mask, stop_at_layer=layer + 1)
+    residual, keys = (read[name] for name in names)
     depth = max(1, *subject)  # a model is not run on no tokens at all; the mask hides what stands there for nothing
     _, past = run_with_past(model, tokens[:, :depth], mask=mask[:, :depth])
 
@@ -199,7 +197,3 @@ def run_tails(
     target = predicted.gather(-1, tails.token[:, None])[:, 0]
     of_request = tails.request[tails.row].bincount().tolist()
     return torch.stack([-part.mean() for part in target.split(of_request)]), essence
-
-
-def _keep(states: dict[str, Tensor], name: str) -> Hook:
-    return lambda value, hook: states.update({name: value})

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from rome_lens.checking import checked
 from rome_lens.edit.config import BatchConfig, SearchConfig
 from rome_lens.edit.contexts import EditedToken
 from rome_lens.edit.key import subject_activations
@@ -29,6 +30,7 @@ _REQUESTS_AT_ONCE = 4
 _MOST_DIFFERENCE = 0.02
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class MemitTargets:
     """The sought states of requests, and how they were found.
@@ -118,6 +120,7 @@ class MemitTargets:
 _ENDS = tuple(f.name for f in fields(Value) if f.name not in ("vector", "initial"))
 
 
+@checked
 def memit_targets(
     model: Model,
     requests: Sequence[EditRequest],

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import torch
 
+from rome_lens.checking import check_seed, check_whole, checked
 from rome_lens.errors import FormatError, UnavailableError
-from rome_lens.models import Model, sample_text
+from rome_lens.models import Model, check_model, sample_text
 
 _BLOCK = 1 << 20  # characters: tokenised at once, and cut at a line's end, so that few tokens differ from the whole's
 _SHUFFLED = 1_000
 
 
+@checked
 @dataclass(frozen=True)
 class Texts:
     """Texts that are read as they are needed, and from their start again by each loop over them.
@@ -33,6 +35,7 @@ class Texts:
         return self.read()
 
 
+@checked
 def texts_from_file(path: str | os.PathLike[str]) -> Texts:
     """The text of a file in UTF-8, in blocks of about a million characters: never the whole file at once.
 
@@ -55,6 +58,7 @@ def texts_from_file(path: str | os.PathLike[str]) -> Texts:
     return Texts(path.name, read)
 
 
+@checked
 def texts_from_dataset(
     name: str, config: str | None = None, *, split: str = "train", column: str = "text", seed: int | None = None
 ) -> Texts:
@@ -74,6 +78,7 @@ def texts_from_dataset(
         UnavailableError: the hub cannot be reached or does not have it, or `datasets` is not installed.
         ValueError: no such config, split or column.
     """
+    check_seed(seed)
     if importlib.util.find_spec("datasets") is None:
         raise UnavailableError("Reading a dataset needs the package datasets: pip install 'rome-lens[datasets]'.")
     import datasets
@@ -107,6 +112,7 @@ def _reaching(name: str) -> Iterator[None]:
         ) from error
 
 
+@checked
 def texts_from_model(model: Model, *, seed: int = 0, new_tokens: int = 256, texts_at_once: int = 16) -> Texts:
     """Texts without end that the model writes from nothing, where there is no text at hand.
 
@@ -118,7 +124,13 @@ def texts_from_model(model: Model, *, seed: int = 0, new_tokens: int = 256, text
         seed: of the sampling; the same texts come at each reading.
         new_tokens: in a text, at most what the model's context leaves room for.
         texts_at_once: sampled as one batch.
+
+    Raises:
+        ValueError: one of the numbers is below 1.
     """
+    check_model(model)
+    check_seed(seed)
+    check_whole(new_tokens=new_tokens, texts_at_once=texts_at_once)
     length = min(new_tokens, model.cfg.n_ctx - 1)
 
     def read() -> Iterator[str]:

@@ -32,6 +32,9 @@ class Update:
         if self.layer < 0:
             raise ValueError(f"An update of layer {self.layer}: layers are counted from 0 on.")
         factors = (self.left, self.right)
+        if not all(isinstance(factor, Tensor) for factor in factors):
+            found = " and ".join(type(factor).__name__ for factor in factors)
+            raise TypeError(f"left and right of layer {self.layer} are {found}, expected tensors.")
         fit = all(factor.ndim == 2 and factor.numel() for factor in factors) and len(self.right) == self.left.shape[1]
         if not fit or any(factor.dtype != torch.float32 for factor in factors):
             found = " and ".join(f"{list(factor.shape)} in {factor.dtype}" for factor in factors)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rome_lens.checking import checked
 from rome_lens.edit.applying import AppliedEdit
 from rome_lens.edit.health import EditHealth
 from rome_lens.edit.hooks import update_hooks
@@ -19,7 +19,7 @@ from rome_lens.edit.lora import save_lora
 from rome_lens.edit.matrices import EditableModel, name_of, output_matrix_of, state_dict_delta
 from rome_lens.edit.stored import load_fields, save_fields
 from rome_lens.edit.update import Update, one_for_each_layer
-from rome_lens.errors import EditError, EditWarning
+from rome_lens.errors import EditError, EditWarning, warn
 from rome_lens.facts import EditRequest
 from rome_lens.files import digest
 from rome_lens.models import Hook, Model, architecture_digest, output_matrix
@@ -27,6 +27,7 @@ from rome_lens.models import Hook, Model, architecture_digest, output_matrix
 _MOST_BYTES = 2 << 30  # six layers of GPT-J at full rank
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Edit:
     """What to add to a model's weights, for which requests, and how it was found.
@@ -206,7 +207,7 @@ class Edit:
             )
             if strict:
                 raise EditError(f"{message} No weight was changed.")
-            warnings.warn(message, EditWarning, stacklevel=4)
+            warn(message, EditWarning)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Writes the edit, and nothing of the model, as a safetensors file.

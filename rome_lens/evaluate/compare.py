@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from rome_lens.checking import checked
 from rome_lens.edit.weights import Edit
 from rome_lens.evaluate.scores import divergence
 from rome_lens.facts import check_prompts
@@ -22,6 +23,7 @@ BEFORE, AFTER = "before", "after"
 _KINDS: tuple[Kind, ...] = ("resid", "attn", "mlp")
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ModelComparison:
     """What `compare_models` gives, in frames whose `prompt` column tells the prompt.
@@ -55,6 +57,7 @@ class _Observed:
     log_probs: Float[Tensor, "layer d_vocab"]
 
 
+@checked
 @torch.no_grad()
 def compare_models(
     model: Model,

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
+from rome_lens.checking import checked
 from rome_lens.evaluate.scores import mean_log_probabilities
 from rome_lens.facts import Continuation, EditRecord
 from rome_lens.models import Model
 
 
+@checked
 def score_record(model: Model, record: EditRecord) -> dict[str, float]:
     """The scores of a record on the model as it is.
 

@@ -14,17 +14,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rome_lens.checking import check_seed, check_whole, checked
 from rome_lens.datasets import AttributeSnippets
 from rome_lens.errors import UnavailableError
 from rome_lens.evaluate.perplexity import perplexity
 from rome_lens.facts import EditRecord, check_prompts
-from rome_lens.models import Model, pad, write_on
+from rome_lens.models import Model, check_top_k, pad, write_on
 from rome_lens.tokens import tokenize
 
 _ENTROPY_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 _ESSENCE_TOKENS = 100
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ReferenceTexts:
     """Texts to compare a model's own texts with, and the tf-idf weights of their words.
@@ -57,6 +59,7 @@ class ReferenceTexts:
         return cls(snippets, TfidfVectorizer().fit(snippets.texts()))
 
 
+@checked
 def score_generation(
     model: Model,
     record: EditRecord,
@@ -91,6 +94,9 @@ def score_generation(
     Raises:
         ValueError: as `generate_texts`.
     """
+    check_seed(seed)
+    check_whole(length=length)
+    check_top_k(model, top_k)
     scores: dict[str, float] = {}
     if record.generation_prompts:
         texts = generate_texts(model, record.generation_prompts, length=length, top_k=top_k, seed=seed)
@@ -104,6 +110,7 @@ def score_generation(
     return scores
 
 
+@checked
 def generate_texts(
     model: Model,
     prompts: Sequence[str],
@@ -133,6 +140,9 @@ def generate_texts(
             context.
     """
     check_prompts(prompts)
+    check_seed(seed)
+    check_whole(length=length, tokens_per_batch=tokens_per_batch)
+    check_top_k(model, top_k)
     if length > model.cfg.n_ctx:
         raise ValueError(
             f"length is {length}, but {model.cfg.model_name} reads at most {model.cfg.n_ctx} tokens. Lower it."

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from rome_lens.checking import check_whole, checked
 from rome_lens.errors import UnavailableError
 from rome_lens.models import Model
 
 
+@checked
 def run_harness(
     model: Model,
     tasks: Sequence[str],
@@ -39,6 +41,8 @@ def run_harness(
     """
     if isinstance(tasks, str) or not tasks:
         raise ValueError(f"tasks is {tasks!r}, expected a list of one task's name or more.")
+    check_whole(least=0, shots=shots)
+    check_whole(limit=limit)
     if importlib.util.find_spec("lm_eval") is None:
         raise UnavailableError("These tasks need lm-evaluation-harness: pip install 'rome-lens[harness]'.")
     from lm_eval import simple_evaluate

@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
+from rome_lens.checking import check_seed, checked
 from rome_lens.evaluate.generation import generate_texts, ngram_entropy
 from rome_lens.evaluate.predictions import Prediction, locality_predictions, predict_kinds, predict_tokens
 from rome_lens.facts import Continuation, QuestionRecord
 from rome_lens.models import Model
 
 
+@checked
 def score_knowedit(
     model: Model,
     record: QuestionRecord,
@@ -41,6 +43,7 @@ def score_knowedit(
     Raises:
         ValueError: a question with its answer is longer than the model's context; and as `generate_texts`.
     """
+    check_seed(seed)
     request = record.request
     (success,) = predict_tokens(model, [Continuation(request.text, request.target)])
     scores = {"edit_success": success.accuracy}

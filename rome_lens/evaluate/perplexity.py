@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import torch
 from tqdm.auto import tqdm
 
+from rome_lens.checking import check_whole, checked
 from rome_lens.models import Model, bos_token, logits, pad, run
 from rome_lens.tokens import batches, token_pieces
 
 
+@checked
 @torch.no_grad()
 def perplexity(
     model: Model,
@@ -37,6 +39,7 @@ def perplexity(
     Raises:
         ValueError: no token is predicted: the text, `tokens` or `window` is too short.
     """
+    check_whole(tokens_per_batch=tokens_per_batch)
     before = bos_token(model)
     length = min(window, model.cfg.n_ctx) - len(before)
     if length < 1 or tokens < 1:

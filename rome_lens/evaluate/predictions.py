@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
+from rome_lens.checking import checked
 from rome_lens.evaluate.scores import teacher_forced
 from rome_lens.facts import Continuation, QuestionRecord
 from rome_lens.models import Model
 
 
+@checked
 @dataclass(frozen=True)
 class Prediction:
     """A continuation's tokens, and the most probable token at each of their places, by teacher forcing.
@@ -57,6 +59,7 @@ def predict_tokens(
     return [found[i] for i in range(len(continuations))]
 
 
+@checked
 def locality_predictions(model: Model, record: QuestionRecord) -> dict[str, list[Prediction]]:
     """What the model predicts at the answers of a record's locality questions, by kind.
 

@@ -1,6 +1,5 @@
 """Scores of many records, before and after edits: the rows that `summarize` reads."""
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -8,8 +7,9 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import pandas as pd
 from tqdm.auto import tqdm
 
+from rome_lens.checking import checked
 from rome_lens.edit.weights import Edit
-from rome_lens.errors import EditError, EditWarning
+from rome_lens.errors import EditError, EditWarning, warn
 from rome_lens.evaluate.counterfact import score_record
 from rome_lens.facts import EditRequest
 from rome_lens.models import Model
@@ -32,6 +32,7 @@ Method = Callable[[Model, EditRequest], Edit]
 Row = tuple[int, str, str, float, str]
 
 
+@checked
 def score_records(
     model: Model,
     records: Sequence[R],
@@ -60,6 +61,7 @@ def score_records(
     return as_frame([row for record in bar for row in _rows(record, name, score(model, record))])
 
 
+@checked
 def evaluate(
     model: Model,
     records: Sequence[R],
@@ -143,11 +145,10 @@ def warn_of_failures(frame: pd.DataFrame) -> None:
     """An EditWarning for each method with edits that could not be computed."""
     for method, failed in frame[frame["error"] != ""].groupby("method", sort=False):
         first = failed.iloc[0]
-        warnings.warn(
+        warn(
             f"{len(failed)} edits by {method!r} could not be computed and have no scores; the first is that of record "
             f"{first['case_id']}: {first['error']}",
             EditWarning,
-            stacklevel=3,
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from rome_lens.checking import checked
 from rome_lens.engine import EngineName, ModelSource, open_workers
 from rome_lens.errors import FormatError
 from rome_lens.evaluate.counterfact import score_record
@@ -34,6 +35,7 @@ from rome_lens.models import Model, model_identity
 Task = tuple[EditRecord | QuestionRecord, Sequence[str]]
 
 
+@checked
 def run_evaluation(
     model: ModelSource,
     records: Sequence[EditRecord] | Sequence[QuestionRecord],
@@ -71,12 +73,14 @@ def run_evaluation(
         are not tried again.
 
     Raises:
-        ValueError: there are no records, two have the same case_id, a method is named "base"; and as `open_workers`.
+        ValueError: no records or methods, two of the same case_id, a method named "base"; and as `open_workers`.
         FormatError: the folder was begun with another model, other weights, another score or another record of the same
             case_id, or holds something else.
         UnavailableError: Ray is not installed.
     """
     check_records(records)
+    if not methods:
+        raise ValueError("methods is empty, expected {name: function} of one method or more.")
     check_method_names(methods)
     states, digests = (BASE, *methods), {record.case_id: _digest(record) for record in records}
     if len(digests) < len(records):
@@ -108,6 +112,7 @@ def run_evaluation(
     return frame
 
 
+@checked
 def load_evaluation(folder: str | os.PathLike[str]) -> pd.DataFrame:
     """What `run_evaluation` has measured so far in a folder, without a model; records by case_id, methods by name.
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from rome_lens.checking import checked
 from rome_lens.edit.health import EditHealth
 from rome_lens.edit.rome import rome
 from rome_lens.edit.weights import Edit
@@ -29,6 +30,7 @@ from rome_lens.models import Model, architecture_digest, kept_output_matrix, out
 _ROWS = "rows.jsonl"
 
 
+@checked
 @dataclass(frozen=True)
 class StopRule:
     """When a sequence ends before its last record.
@@ -53,6 +55,7 @@ class StopRule:
         return ""
 
 
+@checked
 @dataclass(frozen=True)
 class EditSequence:
     """What `rome_sequence` measured.
@@ -79,6 +82,7 @@ def _rome(model: Model, request: EditRequest) -> Edit:
     return rome(model, request, progress=False)
 
 
+@checked
 def rome_sequence(
     model: Model,
     records: Sequence[EditRecord],
@@ -169,6 +173,7 @@ def rome_sequence(
     return _tables(rows.all, done, stopped)
 
 
+@checked
 def load_sequence(folder: str | os.PathLike[str]) -> EditSequence:
     """What `rome_sequence` has measured so far in a folder, without a model.
 

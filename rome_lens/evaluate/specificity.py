@@ -3,12 +3,14 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.checking import checked
 from rome_lens.evaluate.counterfact import compare_targets
 from rome_lens.evaluate.scores import divergence, next_token_log_probabilities
 from rome_lens.facts import EditRecord
 from rome_lens.models import Model
 
 
+@checked
 def score_specificity(
     model: Model, record: EditRecord, *, before: Float[Tensor, "prompt d_vocab"] | None = None
 ) -> dict[str, float]:
@@ -43,6 +45,7 @@ def score_specificity(
     return scores
 
 
+@checked
 def neighborhood_log_probabilities(model: Model, record: EditRecord) -> Float[Tensor, "prompt d_vocab"]:
     """The next token's log-probabilities, in nats, after a record's neighbourhood prompts, first as they are, then
     with the edit stated before them. Of the model before an edit, this is what `score_specificity` takes as `before`.

@@ -3,12 +3,14 @@
 import numpy as np
 import pandas as pd
 
+from rome_lens.checking import check_seed, checked
 from rome_lens.intervals import bootstrap_interval
 
 SUCCESSES = ("ES", "PS", "NS")
 METRICS = ("ES", "EM", "PS", "PM", "NS", "NM")
 
 
+@checked
 def summarize(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Means over records with 95 % bootstrap intervals, and S, the harmonic mean of mean ES, PS and NS (paper Table 4).
 
@@ -24,11 +26,14 @@ def summarize(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         each metric, with columns _low, _high; the metrics of `score_record` first, others in the frame's order.
 
     Raises:
-        ValueError: the frame lacks a column, or holds a record's metric twice.
+        ValueError: the frame lacks a column, has no rows, or holds a record's metric twice.
     """
+    check_seed(seed)
     expected = ["case_id", "method", "metric", "value"]
     if missing := [column for column in expected if column not in frame]:
         raise ValueError(f"The frame lacks the columns {missing}, expected {expected}: give what evaluate() returns.")
+    if frame.empty:
+        raise ValueError("The frame has no rows: give what evaluate() returns for one record or more.")
     if frame.duplicated(["case_id", "method", "metric"]).any():
         raise ValueError("The frame holds a record's metric more than once for a method. Drop the duplicates.")
     rows = []

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from rome_lens.checking import checked
 from rome_lens.evaluate.predictions import Prediction, predict_kinds
 from rome_lens.facts import Continuation, QuestionRecord
 from rome_lens.models import Model
 
 
+@checked
 def score_zsre(
     model: Model,
     record: QuestionRecord,

@@ -45,7 +45,7 @@ def attributed_values(
         gradients = torch.autograd.grad(values.sum(), states)
     effects = torch.stack(
         [
-            ((clean[layer] - state) * gradient).float().sum(-1).mean(0)
+            ((clean[layer] - state.to(clean.device)) * gradient.to(clean.device)).float().sum(-1).mean(0)
             for layer, (state, gradient) in enumerate(zip(states, gradients, strict=True))
         ],
         dim=1,

@@ -14,8 +14,9 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.checking import check_seed, checked
 from rome_lens.datasets import load_builtin_records
-from rome_lens.facts import Fact, subject_range
+from rome_lens.facts import Fact, check_subject, check_text, subject_range
 from rome_lens.models import Model, embed, embeddings
 from rome_lens.tokens import tokenize
 
@@ -46,6 +47,9 @@ class _Noise:
     seed: int = 1
     replace: bool = False
 
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
     def corrupted(
         self, model: Model, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
     ) -> Float[Tensor, "sample token d_model"]:
@@ -73,6 +77,8 @@ class _ScaledNoise(_Noise):
     subjects: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_subjects(self.subjects)
         for name, value in (("std", self.std), ("sigmas", self.sigmas)):
             if value is not None and not value > 0:
                 raise ValueError(
@@ -92,6 +98,7 @@ class _ScaledNoise(_Noise):
         raise TypeError(f"{type(self).__name__} is no noise of its own. Use GaussianNoise or another of its kind.")
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class GaussianNoise(_ScaledNoise):
     """Independent Gaussian noise, the paper's: by default of 3 sigma (section 2.1)."""
@@ -100,6 +107,7 @@ class GaussianNoise(_ScaledNoise):
         return random.randn(*shape)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class UniformNoise(_ScaledNoise):
     """Independent noise, uniform between -sqrt(3) and sqrt(3) standard deviations."""
@@ -108,6 +116,7 @@ class UniformNoise(_ScaledNoise):
         return random.uniform(-np.sqrt(3), np.sqrt(3), shape)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class StudentNoise(_ScaledNoise):
     """Independent noise with heavy tails: Student's t, scaled to the standard deviation.
@@ -127,6 +136,7 @@ class StudentNoise(_ScaledNoise):
         return random.standard_t(self.degrees, shape) * np.sqrt((self.degrees - 2) / self.degrees)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class MultivariateGaussianNoise(_Noise):
     """Gaussian noise with the covariance of subjects' embeddings; with `replace`, around their mean as well.
@@ -139,6 +149,12 @@ class MultivariateGaussianNoise(_Noise):
     scale: float = 1.0
     subjects: Sequence[str] | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_subjects(self.subjects)
+        if not self.scale > 0:
+            raise ValueError(f"The noise's scale is {self.scale}, expected a number above 0.")
+
     def _draw(self, random: np.random.RandomState, model: Model, shape: tuple[int, int, int]) -> np.ndarray:
         samples = subject_embeddings(model, self.subjects).double().cpu().numpy()
         mean = samples.mean(0)
@@ -147,6 +163,7 @@ class MultivariateGaussianNoise(_Noise):
         return self.scale * mixture @ (samples - mean) + (mean if self.replace else 0.0)
 
 
+@checked
 @dataclass(frozen=True)
 class TokenReplacement:
     """Symmetric token replacement: another subject of as many tokens stands in the subject's place.
@@ -158,6 +175,9 @@ class TokenReplacement:
     """
 
     subject: str
+
+    def __post_init__(self) -> None:
+        check_subject(self.subject)
 
     def corrupted(
         self, model: Model, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
@@ -179,6 +199,7 @@ class TokenReplacement:
         return repeat(embed(model, ids), "token d -> sample token d", sample=1)
 
 
+@checked
 def same_length_subject(model: Model, fact: Fact, others: Iterable[Fact]) -> str:
     """The first subject among `others`, facts of the same relation, that can replace the fact's token for token.
 
@@ -198,6 +219,16 @@ def same_length_subject(model: Model, fact: Fact, others: Iterable[Fact]) -> str
         f"None of the other subjects has the {len(positions)} tokens of {fact.subject!r} and another answer. Give more "
         "facts of the relation, or another corruption."
     )
+
+
+def check_subjects(subjects: Sequence[str] | None) -> None:
+    """Raises ValueError unless these are None, or a list of one subject or more."""
+    if subjects is None:
+        return
+    if isinstance(subjects, str) or not subjects:
+        raise ValueError(f"subjects is {subjects!r}, expected a list of one subject or more, or None.")
+    for subject in subjects:
+        check_text(subject, "subject")
 
 
 def subject_embeddings(model: Model, subjects: Sequence[str] | None = None) -> Float[Tensor, "token d_model"]:

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from rome_lens.checking import check_seed, checked
 from rome_lens.intervals import bootstrap_interval
 from rome_lens.locate.roles import ROLES
 from rome_lens.locate.trace import EXACT, CausalTrace
 
 
+@checked
 def average_effects(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.DataFrame:
     """The average indirect effect by kind, token role and layer, with 95 % bootstrap intervals over facts.
 
@@ -28,6 +30,7 @@ def average_effects(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.DataF
         ValueError: no traces, traces of models with different numbers of layers, or different windows, metrics or
             traced layers of one kind.
     """
+    check_seed(seed)
     if not traces:
         raise ValueError("traces is empty, expected one CausalTrace or more.")
     if len({trace.restored.shape[1] for trace in traces}) > 1:
@@ -58,6 +61,7 @@ def label(trace: CausalTrace) -> str:
     return kind if trace.method == EXACT else f"{kind} ({trace.method})"
 
 
+@checked
 def average_total_effect(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.DataFrame:
     """The average total effect, clean minus corrupted, with its 95 % bootstrap interval over facts (paper section 2.2).
 
@@ -67,6 +71,7 @@ def average_total_effect(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.
     Raises:
         ValueError: no traces.
     """
+    check_seed(seed)
     if not traces:
         raise ValueError("traces is empty, expected one CausalTrace or more.")
     rows = []

@@ -69,7 +69,8 @@ def _hooks(
             held = [p for p in batch.severed if p in batch.positions]
             value = value.clone()
             kept = corrupted.sublayers[kind][batch.layer][:, held]
-            value[:, [p - batch.positions.start for p in held]] = kept.repeat(len(value) // samples, 1, 1)
+            there = [p - batch.positions.start for p in held]
+            value[:, there] = kept.repeat(len(value) // samples, 1, 1).to(value.device)
             return value
 
         return hold

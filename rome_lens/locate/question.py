@@ -1,6 +1,5 @@
 """A fact as the tokens that a trace runs on, and what the model says to it."""
 
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from rome_lens.errors import warn
 from rome_lens.facts import Fact, subject_range
 from rome_lens.locate.runs import CleanRun, clean_run
 from rome_lens.models import Kind, Model
@@ -53,12 +53,12 @@ def tokenize_question(model: Model, fact: Fact, *, kinds: Collection[Kind] = ())
     return Question(tokens, top[None] if answer is None else answer, subject, start, int(top), clean)
 
 
-def warn_if_not_predicted(model: Model, fact: Fact, question: Question, *, stacklevel: int) -> None:
+def warn_if_not_predicted(model: Model, fact: Fact, question: Question) -> None:
     """Says so if the answer that the fact names is not what the model predicts."""
     if int(question.answer[0]) != question.predicted:
-        warnings.warn(
+        warn(
             f"The model does not predict {fact.answer!r} after {fact.text!r} but "
             f"{model.tokenizer.decode([question.predicted]).strip()!r}. The trace follows the answer that was named; "
             "leave the answer out to trace the model's own.",
-            stacklevel=stacklevel + 1,
+            UserWarning,
         )

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.checking import check_whole, checked
 from rome_lens.facts import Fact
 from rome_lens.locate.corruption import Corruption, GaussianNoise
 from rome_lens.locate.metrics import MetricName, make_metric
@@ -17,6 +18,7 @@ from rome_lens.locate.runs import answer_logits, put_in_place
 from rome_lens.models import EMBEDDING, Kind, Model, check_layer, embed, run, state_name
 
 
+@checked
 @dataclass(frozen=True)
 class State:
     """One hidden state: a block's output, its MLP's, its attention's, or one head's, at one position."""
@@ -27,6 +29,7 @@ class State:
     head: int | None = None
 
 
+@checked
 def restore_states(
     model: Model,
     fact: Fact,
@@ -43,11 +46,13 @@ def restore_states(
     Raises:
         ValueError: a state does not exist; and as `causal_trace`.
     """
+    check_whole(samples=samples)
     question = _question(model, fact, states)
     values = make_metric(metric, question.answer, None, question.clean.logits)
     return values(_restored_logits(model, fact, question, states, samples, corruption)).mean().item()
 
 
+@checked
 def predict_restored(
     model: Model,
     fact: Fact,
@@ -65,6 +70,7 @@ def predict_restored(
     Raises:
         ValueError: as `restore_states`; or `top` is below 1 or above the vocabulary's size.
     """
+    check_whole(samples=samples)
     if not 1 <= top <= model.cfg.d_vocab:
         raise ValueError(f"top is {top}, expected a number from 1 to {model.cfg.d_vocab}.")
     question = _question(model, fact, states)
@@ -77,7 +83,7 @@ def predict_restored(
 def _question(model: Model, fact: Fact, states: Sequence[State]) -> Question:
     """Raises ValueError if the model has no such states."""
     question = tokenize_question(model, fact, kinds={state.kind for state in states})
-    warn_if_not_predicted(model, fact, question, stacklevel=4)
+    warn_if_not_predicted(model, fact, question)
     for state in states:
         check_layer(model, state.layer)
         if not 0 <= state.position < len(question.tokens):

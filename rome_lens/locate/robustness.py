@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from rome_lens.checking import checked
 from rome_lens.facts import Fact
 from rome_lens.locate.corruption import Corruption, GaussianNoise
 from rome_lens.locate.effects import average_effects
@@ -13,6 +14,7 @@ from rome_lens.locate.store import trace_facts
 from rome_lens.models import Kind, Model
 
 
+@checked
 def robustness_report(
     model: Model,
     facts: Sequence[Fact],
@@ -46,6 +48,8 @@ def robustness_report(
     Raises:
         ValueError: the model predicts none of the facts; and as `trace_facts`.
     """
+    if not windows:
+        raise ValueError("windows is empty, expected one number of layers or more.")
     corruptions = corruptions or {"3 sigma": GaussianNoise(), "1 sigma": GaussianNoise(sigmas=1.0)}
     rows = []
     first: pd.Series | None = None

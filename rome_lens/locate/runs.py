@@ -61,7 +61,9 @@ def answer_logits(
 def clean_run(model: Model, tokens: Int[Tensor, " pos"], answer_length: int, kinds: Collection[Kind]) -> CleanRun:
     """Runs the prompt as it is, and keeps the states of `kinds`."""
     states: dict[Kind, list[Tensor]] = {kind: [] for kind in kinds}
-    hooks = [(state_name(kind, i), keep(states[kind])) for kind in states for i in range(model.cfg.n_layers)]
+    hooks = [
+        (state_name(kind, i), keep(states[kind], tokens.device)) for kind in states for i in range(model.cfg.n_layers)
+    ]
     residual = run(model, tokens[None], hooks=hooks)
     kept = {kind: torch.cat(values) for kind, values in states.items()}
     return CleanRun(kept, answer_logits(model, residual, answer_length)[0])
@@ -92,8 +94,8 @@ def corrupted_run(
     outputs: dict[Sublayer, list[Tensor]] = {kind: [] for kind in severed}
     hooks: HookList = [
         (EMBEDDING, put_in_place(subject, embedded)),
-        *((input_name(layer), keep(states)) for layer in range(n_layers)),
-        *((state_name(kind, i), keep(outputs[kind])) for kind in severed for i in range(n_layers)),
+        *((input_name(layer), keep(states, tokens.device)) for layer in range(n_layers)),
+        *((state_name(kind, i), keep(outputs[kind], tokens.device)) for kind in severed for i in range(n_layers)),
     ]
     residual, past = run_with_past(model, tokens.expand(samples, -1), hooks=hooks)
     return CorruptedRun(
@@ -104,10 +106,10 @@ def corrupted_run(
     )
 
 
-def keep(states: list[Tensor]) -> Callable[..., None]:
-    """A hook that adds each value it sees to `states`."""
+def keep(states: list[Tensor], device: torch.device | None = None) -> Callable[..., None]:
+    """A hook that adds each value it sees to `states`, on a device, or (None) where it is."""
 
     def append(value: Tensor, hook: object) -> None:
-        states.append(value)
+        states.append(value.to(device))
 
     return append

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
+from rome_lens.checking import checked
 from rome_lens.engine import EngineName, ModelSource, open_workers
 from rome_lens.facts import Fact
 from rome_lens.files import append_line, read_lines
@@ -22,6 +23,7 @@ from rome_lens.locate.tracing import TraceOptions, resolved, trace_question
 from rome_lens.models import Kind, Model
 
 
+@checked
 @dataclass(frozen=True)
 class TracedFacts:
     """What `trace_facts` gives.
@@ -36,6 +38,7 @@ class TracedFacts:
     wrong: pd.DataFrame
 
 
+@checked
 def trace_facts(
     model: ModelSource,
     facts: Sequence[Fact],
@@ -76,6 +79,9 @@ def trace_facts(
     """
     if not facts:
         raise ValueError("facts is empty, expected one Fact or more.")
+    for name, chosen in (("kinds", kinds), ("metrics", metrics)):
+        if not chosen:
+            raise ValueError(f"{name} is empty, expected one of them or more.")
     shared = replace(TraceOptions(**options), corruption=options.get("corruption") or GaussianNoise())
     wrong: dict[Fact, str] = {}
     with open_workers(model, engine=engine, workers=workers, gpus_per_worker=gpus_per_worker) as spread:
@@ -131,6 +137,7 @@ def _traced(model: Model, grid: Grid, *, only_predicted: bool) -> list[CausalTra
     return trace_question(model, fact, question, options[0], [one.metric for one in options], progress=False)
 
 
+@checked
 def load_traces(store: str | os.PathLike[str]) -> list[CausalTrace]:
     """The traces that `trace_facts` has put into a store so far.
 

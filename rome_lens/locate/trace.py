@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.checking import checked
 from rome_lens.errors import FormatError
 from rome_lens.facts import Fact
 from rome_lens.locate.roles import token_roles
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 EXACT, ATTRIBUTION = "exact", "attribution"
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class CausalTrace:
     """The (position, layer) grid of one fact and one kind of state.

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from rome_lens.checking import check_whole, checked
 from rome_lens.facts import Fact
 from rome_lens.locate.attribution import attributed_values
 from rome_lens.locate.corruption import Corruption, GaussianNoise
@@ -52,19 +53,16 @@ class TraceOptions:
         ):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}.")
-        for name, number in (
-            ("window", self.window),
-            ("samples", self.samples),
-            ("tokens_per_batch", 1 if self.tokens_per_batch is None else self.tokens_per_batch),
-        ):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ValueError(f"{name} is {number!r}, expected a whole number from 1 on.")
+        check_whole(window=self.window, samples=self.samples, tokens_per_batch=self.tokens_per_batch)
         heads, n_layers = model.cfg.n_heads, model.cfg.n_layers
         if (self.head is not None) != (self.kind == "head") or not 0 <= (self.head or 0) < heads:
             raise ValueError(
                 f"kind is {self.kind!r} and head is {self.head!r}, expected a head from 0 to {heads - 1} with kind "
                 "'head', and none with the others."
             )
+        for name, wanted in (("layers", self.layers), ("positions", self.positions)):
+            if wanted is not None and not len(wanted):
+                raise ValueError(f"{name} is empty, expected one number or more, or None for all.")
         if outside := [layer for layer in self.layers or () if not 0 <= layer < n_layers]:
             raise ValueError(f"The layers {outside} do not exist: {model.cfg.model_name} has 0 to {n_layers - 1}.")
         if not set(self.severed) <= {"mlp", "attn"} or self.kind in self.severed:
@@ -78,6 +76,7 @@ class TraceOptions:
             raise ValueError("Severed traces have no attribution. Use method='exact'.")
 
 
+@checked
 @torch.no_grad()
 def causal_trace(
     model: Model,
@@ -145,7 +144,7 @@ def causal_trace(
     )
     options.check(model)
     question = tokenize_question(model, fact, kinds=[kind])
-    warn_if_not_predicted(model, fact, question, stacklevel=3)
+    warn_if_not_predicted(model, fact, question)
     return trace_question(model, fact, question, options, [metric], progress=progress)[0]
 
 

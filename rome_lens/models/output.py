@@ -113,17 +113,18 @@ def kept_output_matrix(model: Model, layer: int) -> Iterator[Float[Tensor, "d_ml
 
 def mlp_output(model: Model, layer: int, key: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "*n d_model"]:
     """What the MLP of `layer` answers to a key, in float32: key @ W_out + b_out."""
-    answer = key.float() @ output_matrix(model, layer).float()
-    bias = model.blocks[layer].mlp.b_out
-    return answer if bias is None else answer + bias.detach().float()
+    weight, bias = output_matrix(model, layer), model.blocks[layer].mlp.b_out
+    answer = key.float().to(weight.device) @ weight.float()
+    return (answer if bias is None else answer + bias.detach().float()).to(key.device)
 
 
 def mlp_contribution(model: Model, layer: int, output: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
     """What the block adds to the residual stream for an MLP output: the output itself, or normed (Gemma 2, OLMo 2)."""
     states = output[(None,) * max(0, 3 - output.ndim)]  # norms take [batch, pos, d_model]
+    states = states.to(output_matrix(model, layer).device)
     for post_norm in norms_after_mlp(model.blocks[layer]):
         states = post_norm(states)
-    return states.reshape(output.shape)
+    return states.reshape(output.shape).to(output.device)
 
 
 def contribution_change(

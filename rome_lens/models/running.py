@@ -1,4 +1,8 @@
-"""Running all or part of a model."""
+"""Running all or part of a model.
+
+Of a model whose layers are on several devices, what is given and taken is on the one that tokens go to, `cfg.device`.
+Hooks alone see their block's device.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -39,9 +43,11 @@ def run(
     mask = torch.ones_like(tokens) if mask is None else mask
     stop = model.cfg.n_layers if stop_at_layer is None else stop_at_layer
     if is_bridge(model):
-        return bridge.run_tokens(model, tokens, stop, mask=mask, hooks=hooks)
-    with model.hooks(fwd_hooks=list(hooks)):
-        return model(tokens, attention_mask=mask, stop_at_layer=stop, return_type=None)
+        residual = bridge.run_tokens(model, tokens, stop, mask=mask, hooks=hooks)
+    else:
+        with model.hooks(fwd_hooks=list(hooks)):
+            residual = model(tokens, attention_mask=mask, stop_at_layer=stop, return_type=None)
+    return residual.to(tokens.device)
 
 
 def run_and_read(
@@ -57,7 +63,7 @@ def run_and_read(
     values: dict[str, Tensor] = {}
 
     def keep(name: str) -> Hook:
-        return lambda value, hook: values.update({name: value})
+        return lambda value, hook: values.update({name: value.to(tokens.device)})
 
     reading = [(name, keep(name)) for name in names]
     run(model, tokens, mask=mask, stop_at_layer=stop_at_layer, hooks=[*hooks, *reading])
@@ -74,13 +80,14 @@ def run_with_past(
     """Like `run`, and gives each layer's keys and values as well."""
     mask = torch.ones_like(tokens) if mask is None else mask
     if is_bridge(model):
-        return bridge.run_keeping_past(model, tokens, mask=mask, hooks=hooks)
+        residual, pasts = bridge.run_keeping_past(model, tokens, mask=mask, hooks=hooks)
+        return residual.to(tokens.device), pasts
     cache = _RecordingCache(model, tokens.shape[0])
     with model.hooks(fwd_hooks=list(hooks)):
         residual = model(
             tokens, attention_mask=mask, stop_at_layer=model.cfg.n_layers, past_kv_cache=cache, return_type=None
         )
-    return residual, [entry.state for entry in cache.entries]  # type: ignore[misc]
+    return residual.to(tokens.device), [entry.state for entry in cache.entries]  # type: ignore[misc]
 
 
 def reader(model: Model, rows: int) -> Callable[[Int[Tensor, "batch new"]], Float[Tensor, "batch new d_model"]]:
@@ -115,7 +122,7 @@ def run_blocks(
     """
     with model.hooks(fwd_hooks=list(hooks)):
         if is_bridge(model):
-            return bridge.run_part(model, residual, start, stop, past=past, mask=mask)
+            return bridge.run_part(model, residual, start, stop, past=past, mask=mask).to(residual.device)
         for layer in range(start, stop):
             residual = run_block(model, residual, layer, past=None if past is None else past[layer], mask=mask)
     return residual
@@ -151,7 +158,7 @@ def run_block(
             attention_mask=mask,
             return_type=None,
         )
-        return whole[:, -last:]
+        return whole[:, -last:].to(residual.device)
     residual = block.hook_resid_pre(residual)
     normed, asked = block.ln1(residual), residual[:, -last:]
     attention = block.attn(
@@ -181,8 +188,8 @@ def _is_usual(block: Any) -> bool:
 def logits(model: Model, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
     """The logits, in float32, of residual states after the last block: only for the positions that are needed."""
     if is_bridge(model):
-        return bridge.final_logits(model, residual).float()
-    states = residual[None]
+        return bridge.final_logits(model, residual).float().to(residual.device)
+    states = residual[None].to(model.unembed.W_U.device)
     if model.cfg.normalization_type is not None:
         states = model.ln_final(states)
-    return apply_softcap(model.unembed(states), model.cfg.output_logits_soft_cap)[0].float()
+    return apply_softcap(model.unembed(states), model.cfg.output_logits_soft_cap)[0].float().to(residual.device)

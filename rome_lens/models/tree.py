@@ -61,7 +61,7 @@ def run_tree(model: Model, rows: Sequence[tuple[int, ...]]) -> list[Float[Tensor
             seen[i, 0, where[:, None], where] = True  # later ones too, which the model itself hides
     device = model.cfg.device
     hidden = ~seen.to(device)
-    see: Hook = lambda scores, hook: scores.masked_fill(hidden, -torch.inf)  # noqa: E731
+    see: Hook = lambda scores, hook: scores.masked_fill(hidden.to(scores.device), -torch.inf)  # noqa: E731
     hooks = [(f"blocks.{layer}.attn.hook_attn_scores", see) for layer in range(cfg.n_layers)]
     residual = run(model, tokens.to(device), mask=steps.to(device), hooks=hooks)
     states = {number: residual[i, path] for i, tree in enumerate(trees) for number, path in tree.paths.items()}

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rome_lens.checking import checked
 from rome_lens.models.kinds import Model, is_bridge
 
 
@@ -33,6 +34,12 @@ def check_layer(model: Model, layer: int) -> None:
         raise TypeError(f"layer is {layer!r}, expected an int from 0 to {model.cfg.n_layers - 1}.")
     if not 0 <= layer < model.cfg.n_layers:
         raise ValueError(f"layer is {layer}, but {model.cfg.model_name} has layers 0 to {model.cfg.n_layers - 1}.")
+
+
+def check_top_k(model: Model, top_k: int) -> None:
+    """Raises ValueError unless so many tokens can be drawn from."""
+    if isinstance(top_k, bool) or not 1 <= top_k <= model.cfg.d_vocab:
+        raise ValueError(f"top_k is {top_k}, expected a whole number from 1 to {model.cfg.d_vocab}.")
 
 
 def architecture_digest(model: Model) -> str:
@@ -96,6 +103,7 @@ def frozen(model: Model) -> AbstractContextManager[None]:
     return asking(model.parameters(), gradients=False)
 
 
+@checked
 def optimize_layout(model: Model) -> Model:
     """Stores the weights in the order in which HookedTransformer reads them, and gives the same model back.
 
@@ -103,7 +111,7 @@ def optimize_layout(model: Model) -> Model:
     at every call; stored in that order to begin with, the copies become views. Values, shapes, parameters and
     `state_dict` stay as they are; only strides change. A model that does not copy (TransformerBridge) is left alone.
     """
-    if not isinstance(model, Model):
+    if is_bridge(model):
         return model
     from transformer_lens.components.mlps.gated_mlp import GatedMLP
 

@@ -5,9 +5,11 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
+from rome_lens.checking import checked
 from rome_lens.plots.style import KIND_NAMES, LAYOUT, LEGEND_BELOW, METHOD_COLOURS, PANEL_TITLE, check_columns, plain
 
 
+@checked
 def plot_convergence(frame: pd.DataFrame) -> go.Figure:
     """How well covariances are determined as tokens grow, a line for each layer: how far two halves of the text differ,
     how nearly they give the same direction, and how many directions the keys spread over.
@@ -49,6 +51,7 @@ def plot_convergence(frame: pd.DataFrame) -> go.Figure:
     return figure
 
 
+@checked
 def plot_bleed_over(frame: pd.DataFrame, *, forecast: str = "size", change: str = "kl") -> go.Figure:
     """A point for each prompt: how much of the edit was forecast to reach it, and how much changed.
 
@@ -84,6 +87,7 @@ def plot_bleed_over(frame: pd.DataFrame, *, forecast: str = "size", change: str 
     return figure
 
 
+@checked
 def plot_comparison(lens: pd.DataFrame, contributions: pd.DataFrame) -> go.Figure:
     """Two panels by layer, means over prompts: the answer's probability under the logit lens before and after, and how
     much attention and MLP outputs moved.

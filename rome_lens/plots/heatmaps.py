@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from rome_lens.checking import checked
 from rome_lens.plots.style import (
     HEATMAP_AXIS,
     KIND_COLOURS,
@@ -21,6 +22,7 @@ from rome_lens.plots.style import (
 _TRACE = ["position", "token", "role", "layer", "kind", "window", "indirect_effect"]
 
 
+@checked
 def plot_trace(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
     """The paper's heatmap (figure 1): tokens down, layers across, subject tokens starred.
 
@@ -52,6 +54,7 @@ def plot_trace(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
     return figure
 
 
+@checked
 def plot_traces(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
     """The heatmaps of one fact side by side, a panel for each kind of state, each with its own colour scale: see
     `plot_trace`.
@@ -72,6 +75,7 @@ def plot_traces(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
     return figure.update_layout(height=100 + 20 * len(names))
 
 
+@checked
 def plot_effect_maps(frame: pd.DataFrame) -> go.Figure:
     """The paper's figure 2: average indirect effects, token roles down, layers across, a panel for each kind of state
     with its own colour scale, which starts at 0.

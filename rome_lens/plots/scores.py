@@ -4,6 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from rome_lens.checking import checked
 from rome_lens.plots.style import LAYOUT, LEGEND_ABOVE, LEGEND_BELOW, METHOD_COLOURS, PANEL_TITLE, check_columns, plain
 
 _EDITED = {
@@ -14,6 +15,7 @@ _EDITED = {
 }
 
 
+@checked
 def plot_scores(summary: pd.DataFrame) -> go.Figure:
     """Bars of S, ES, PS and NS with their intervals, side by side for each method (before and after an edit).
 
@@ -62,6 +64,7 @@ def plot_scores(summary: pd.DataFrame) -> go.Figure:
     return figure
 
 
+@checked
 def plot_layers_and_tokens(summary: pd.DataFrame) -> go.Figure:
     """Panels of ES, PS and NS by the edited layer, a line with its intervals for each edited token (paper figure 5).
 
@@ -111,6 +114,7 @@ def plot_layers_and_tokens(summary: pd.DataFrame) -> go.Figure:
     return figure
 
 
+@checked
 def plot_sequence(frame: pd.DataFrame) -> go.Figure:
     """What piles up with the edits: a panel for each score, perplexity and norm growth, a line for each method.
 

@@ -1,12 +1,14 @@
 """Figures of single studies: one rewrite step by step, texts before and after it, and tracing beside editing."""
 
 from collections.abc import Mapping
+from itertools import product
 from textwrap import wrap
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from rome_lens.checking import check_whole, checked
 from rome_lens.plots.style import LAYOUT, LEGEND_BELOW, METHOD_COLOURS, PANEL_TITLE, SIZE, check_columns, plain
 
 _BEFORE, _AFTER = METHOD_COLOURS[:2]
@@ -14,6 +16,7 @@ _TARGETS = {"new": METHOD_COLOURS[1], "true": METHOD_COLOURS[2]}
 _TRACED = {"mlp_effect": "effect of the MLPs", "resid_effect": "effect of the state"}
 
 
+@checked
 def plot_rewrite(keys: pd.DataFrame, steps: pd.DataFrame, lens: pd.DataFrame, outcome: pd.DataFrame) -> go.Figure:
     """One rewrite in four panels (compare the paper's figure 4).
 
@@ -81,6 +84,7 @@ def plot_rewrite(keys: pd.DataFrame, steps: pd.DataFrame, lens: pd.DataFrame, ou
     return figure.update_layout(**LAYOUT, height=620, bargap=0.25, legend=LEGEND_BELOW)
 
 
+@checked
 def plot_texts(frame: pd.DataFrame, *, highlight: Mapping[str, str] | None = None, width: int = 56) -> go.Figure:
     """A table of texts: a row for each prompt, a column for each state of the model (the paper's figure 6).
 
@@ -93,6 +97,7 @@ def plot_texts(frame: pd.DataFrame, *, highlight: Mapping[str, str] | None = Non
         ValueError: the frame lacks a column.
     """
     check_columns(frame, ["prompt", "model", "text"], "analyses.figure6_generations")
+    check_whole(width=width)
     columns = [str(model) for model in frame["model"].unique()]
     texts = frame.pivot(index="prompt", columns="model", values="text").loc[frame["prompt"].unique(), columns]
     cells = [[_paragraph(text, width, highlight or {}) for text in texts[column]] for column in columns]
@@ -108,6 +113,7 @@ def plot_texts(frame: pd.DataFrame, *, highlight: Mapping[str, str] | None = Non
     return figure.update_layout(**LAYOUT, margin_t=10, height=60 + sum(count * line + 14 for count in lines))
 
 
+@checked
 def plot_tracing_against_editing(frame: pd.DataFrame, correlations: pd.DataFrame) -> go.Figure:
     """Tracing effects at the edit layer across, the edit's scores up: a point for each fact, Spearman's correlation and
     R2 above each panel. EM, PM and NM are the margins that `score_record` gives.
@@ -124,6 +130,10 @@ def plot_tracing_against_editing(frame: pd.DataFrame, correlations: pd.DataFrame
     check_columns(correlations, ["traced", "score", "spearman", "r2"], "analyses.tracing_against_editing")
     pairs = zip(correlations["traced"], correlations["score"], strict=True)
     found = dict(zip(pairs, zip(correlations["spearman"], correlations["r2"], strict=True), strict=True))
+    if missing := [pair for pair in product(_TRACED, scores) if pair not in found]:
+        raise ValueError(
+            f"The correlations of {missing} are missing. Give what analyses.tracing_against_editing returns."
+        )
     figure = make_subplots(
         rows=len(_TRACED),
         cols=len(scores),

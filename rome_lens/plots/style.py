@@ -39,6 +39,8 @@ def plain(text: str) -> str:
 
 
 def check_columns(frame: pd.DataFrame, columns: list[str], source: str) -> None:
-    """Raises ValueError if the frame is not what `source` returns."""
+    """Raises ValueError if the frame has no rows, or is not what `source` returns."""
     if missing := [column for column in columns if column not in frame]:
         raise ValueError(f"The frame lacks the columns {missing}. Give what {source} returns.")
+    if frame.empty:
+        raise ValueError(f"The frame has no rows. Give what {source} returns.")

@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from rome_lens.checking import checked
 from rome_lens.plots.style import (
     KIND_NAMES,
     LAYOUT,
@@ -22,6 +23,7 @@ _SEVERED_NAMES = {"resid": "as it is", "resid, mlp severed": "MLPs severed", "re
 _SEVERED_COLOURS = {"resid": "#6a51a3", "resid, mlp severed": "#009e73", "resid, attn severed": "#d55e00"}
 
 
+@checked
 def plot_average_effects(frame: pd.DataFrame) -> go.Figure:
     """Average indirect effects by layer, a line with its interval for each token role, a panel for each kind.
 
@@ -36,6 +38,7 @@ def plot_average_effects(frame: pd.DataFrame) -> go.Figure:
     return _lines(frame, panel="kind", line="role", colours=colours)
 
 
+@checked
 def plot_noise_levels(frame: pd.DataFrame) -> go.Figure:
     """Average indirect effects by layer, a line for each corruption, a panel for each token role; the first one's
     interval tells how sure they are.
@@ -52,6 +55,7 @@ def plot_noise_levels(frame: pd.DataFrame) -> go.Figure:
     return _lines(frame, panel="role", line="corruption", colours=colours, bands=names[:1])
 
 
+@checked
 def plot_severed(frame: pd.DataFrame) -> go.Figure:
     """The paper's figure 3: what restoring one state brings back, layer by layer, as it is and with MLPs or attentions
     held at their corrupted values; bars with their intervals.
@@ -131,6 +135,7 @@ def _lines(
     return figure.update_layout(**LAYOUT, height=400, legend=LEGEND_BELOW)
 
 
+@checked
 def plot_robustness(frame: pd.DataFrame) -> go.Figure:
     """Where the average effect peaks under each setting: the layer across, the settings down, a colour for each role.
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from tests.conformance.environments import FOLDER, ROOT, make
 
-TESTED = ["-e", ".", "beartype", "hypothesis", "pytest"]
+TESTED = ["-e", ".", "hypothesis", "pytest"]
 ENVIRONMENTS = {
     "transformer-lens-3.9.0": ["transformer-lens==3.9.0"],
     "transformer-lens-4": ["transformer-lens>=4,<5"],
@@ -40,6 +40,8 @@ def run(name: str, requirements: list[str]) -> pd.DataFrame:
 
 def read(report: Path) -> pd.DataFrame:
     """How often each test function passed, failed and was skipped, from pytest's XML."""
+    if not report.is_file():
+        return pd.DataFrame([{"test": "pytest itself", "passed": 0, "failed": 1, "skipped": 0}])
     counts: dict[str, Counter[str]] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         name = case.attrib["name"].split("[")[0]

@@ -159,3 +159,12 @@ def test_the_pass_through_a_bridge_leaves_no_trace(made):
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
     with torch.no_grad():
         assert torch.equal(model(TOKENS), before)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("bridge")])
+def test_the_layout_of_a_bridge_is_left_alone(made, kind):
+    model = made("llama-gqa", kind)
+    before = {name: (parameter.data_ptr(), parameter.stride()) for name, parameter in model.named_parameters()}
+    assert rl.optimize_layout(model) is model
+    after = {name: (parameter.data_ptr(), parameter.stride()) for name, parameter in model.named_parameters()}
+    assert after == before

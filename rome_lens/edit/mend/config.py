@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rome_lens.checking import checked
+from rome_lens.edit.config import check_ascending
 from rome_lens.models import Model, output_matrix
 
 _LAST_BLOCKS = 3
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class MendConfig:
     """The numbers of MEND and of its training: the authors' (eric-mitchell/mend, config/config.yaml, alg/mend.yaml).
@@ -45,8 +48,8 @@ class MendConfig:
     patience: int = 2000
 
     def __post_init__(self) -> None:
-        if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
-            raise ValueError(f"layers is {list(self.layers)}, expected one block or more, each once and ascending.")
+        if self.layers is not None:
+            check_ascending(self.layers)
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number from {least} on.")

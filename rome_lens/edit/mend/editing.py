@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from rome_lens.checking import checked
 from rome_lens.edit.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.mend.config import MendConfig
 from rome_lens.edit.mend.factors import edited_factors, edits_in_place, gradient_factors
@@ -21,6 +22,7 @@ _KIND = "rome_lens mend editor 1"
 _FACTS = {"layers": list, "widths": list, "config": dict, "model": str, "architecture": str, "history": list}
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Mend:
     """An editor for one model: `train_mend` makes it, `mend` uses it.
@@ -108,6 +110,7 @@ def _network(widths: tuple[int, ...], layers: int, config: MendConfig, seed: int
     )
 
 
+@checked
 def mend(model: Model, request: EditRequest, *, editor: Mend, on_unhealthy: OnUnhealthy = "warn") -> Edit:
     """One gradient of the fine-tuning loss, turned into an edit by a trained editor (MEND, Mitchell et al. 2022).
 

@@ -13,6 +13,7 @@ from statistics import fmean
 import torch
 from tqdm.auto import tqdm
 
+from rome_lens.checking import check_seed, check_whole, checked
 from rome_lens.edit.mend.config import MendConfig
 from rome_lens.edit.mend.editing import Mend
 from rome_lens.edit.mend.examples import Example, example_losses
@@ -27,6 +28,7 @@ _SECONDS_BETWEEN_SAVES = 60.0
 _VALIDATION_LOSS = "validation_loss"
 
 
+@checked
 def train_mend(
     model: Model,
     records: Sequence[QuestionRecord],
@@ -74,6 +76,8 @@ def train_mend(
     """
     config = MendConfig() if config is None else config
     _check(records, validation, steps)
+    check_seed(seed)
+    check_whole(least=0, kept_examples=kept_examples)
     editor = Mend.untrained(model, config=config, seed=seed)
     weights = {str(layer): digest(finite_matrix(model, layer)) for layer in editor.layers}
     asked = {"config": as_json(config), "seed": seed, "weights": weights, "architecture": editor.architecture}

@@ -1,0 +1,111 @@
+"""What public functions, and the constructors and methods of public classes, are given is compared with annotations."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, wraps
+from reprlib import repr as shortened
+from types import FunctionType, NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+from torch import Tensor
+
+_CONF = BeartypeConf(is_pep484_tower=True)  # an int is a float
+_NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "True or False", NoneType: "None"}
+_MOST_SEED = 2**32 - 1  # of NumPy's RandomState
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def checked(thing: T) -> T:
+    """Arguments that do not fit their annotations are refused before anything is done: see `_check`.
+
+    To be the outermost decorator of a function; or of a class, whose constructor and public methods are checked.
+    """
+    if not isinstance(thing, type):
+        return _checks_arguments(thing)
+    for name, method in list(vars(thing).items()):
+        if isinstance(method, FunctionType) and (name == "__init__" or not name.startswith("_")):
+            setattr(thing, name, _checks_arguments(method))
+    return thing
+
+
+def check_whole(*, least: int = 1, **numbers: int | None) -> None:
+    """Raises ValueError unless each of the numbers is None, or whole and from `least` on."""
+    for name, number in numbers.items():
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
+            raise ValueError(f"{name} is {number!r}, expected a whole number from {least} on.")
+
+
+def check_seed(seed: int | None) -> None:
+    """Raises ValueError unless `seed` is None, or one that every random generator takes."""
+    if seed is not None and not 0 <= seed <= _MOST_SEED:
+        raise ValueError(f"seed is {seed}, expected a whole number from 0 to {_MOST_SEED}.")
+
+
+def _checks_arguments(function: T) -> T:
+    @cache
+    def signature() -> inspect.Signature:
+        return inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            given = signature().bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{function.__qualname__}: {error}. Its arguments are {signature()}.") from None
+        for name, value in given.items():
+            parameter = signature().parameters[name]
+            known = not isinstance(parameter.annotation, str) and parameter.annotation is not parameter.empty
+            if known and parameter.kind is not parameter.VAR_KEYWORD:
+                _check(name, value, parameter.annotation)
+        return function(*args, **kwargs)
+
+    call.is_checked = True  # type: ignore[attr-defined]
+    return call  # type: ignore[return-value]
+
+
+def _check(name: str, value: object, hint: Any) -> None:
+    """Raises TypeError (ValueError where the annotation lists what may be said) unless the value fits its annotation.
+
+    beartype looks at one item of a list, a tuple or a dict, which it draws at random; here it is shown each alone.
+    """
+    for shown in (value, *(_items(value) if _has_any_length(hint) else ())):
+        if not is_bearable(shown, hint, conf=_CONF) or (isinstance(value, bool) and hint in (int, float)):
+            error = ValueError if "Literal" in str(hint) and isinstance(value, str | list | tuple) else TypeError
+            raise error(f"{name} is {_received(value)}, expected {_expected(hint)}.")
+
+
+def _items(value: object) -> Iterator[object]:
+    """For each item of a list, tuple or dict with several, one that holds it alone."""
+    if isinstance(value, list | tuple) and len(value) > 1:
+        yield from ([item] if isinstance(value, list) else (item,) for item in value)
+    elif isinstance(value, dict) and len(value) > 1:
+        yield from ({key: item} for key, item in value.items())
+
+
+@cache
+def _has_any_length(hint: Any) -> bool:
+    if get_origin(hint) in (Union, UnionType):
+        return any(map(_has_any_length, get_args(hint)))
+    one_type = get_origin(hint) is tuple and get_args(hint)[-1:] == (...,)
+    return one_type or get_origin(hint) in (Sequence, Iterable, Mapping, list, dict)
+
+
+def _received(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)} in {value.dtype}"
+    return shortened(value) if type(value).__module__ == "builtins" else f"a {type(value).__name__}, {shortened(value)}"
+
+
+def _expected(hint: Any) -> str:
+    """An annotation in words."""
+    parts = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(_expected, parts))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(repr, parts))}"
+    if _has_any_length(hint):
+        what = "a dict" if get_origin(hint) in (Mapping, dict) else "a list"
+        return f"{what} of {' and '.join(_expected(part) for part in parts if part is not ...)}"
+    return _NAMES.get(hint) or (hint.__name__ if isinstance(hint, type) else str(hint))

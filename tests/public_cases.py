@@ -1,0 +1,586 @@
+"""Calls everything public with what it can use and with what it cannot; `test_public_api.py` runs this.
+
+It runs without the type checker of the other tests, as users run the package: there, the package's own checks must do.
+Whatever happens, the model's weights stay bit for bit what they were.
+"""
+
+import importlib.util
+import inspect
+import os
+import traceback
+import warnings
+from dataclasses import asdict, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import rome_lens as rl
+import rome_lens.plots
+from rome_lens.edit.mend.network import EditorNetwork
+from tests.tiny import CORPUS, save_model
+
+ACCEPTED = (ValueError, TypeError, rl.EditError, rl.UnavailableError, FileNotFoundError, FileExistsError)
+ACCEPTED = (*ACCEPTED, NotADirectoryError)
+SETTINGS = settings(
+    max_examples=25,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+FACT = rl.Fact("{} is located in the city of", "The Eiffel Tower")
+REQUEST = rl.EditRequest(FACT.prompt, FACT.subject, "Rome")
+QUIET = {"progress": False}
+WARNS_NOT = {"on_unhealthy": "ignore", **QUIET}
+
+
+def is_public(thing: object) -> bool:
+    """Whether it can be called, and is more than an error's name."""
+    return callable(thing) and not (isinstance(thing, type) and issubclass(thing, BaseException))
+
+
+NAMES = sorted(name for name in rl.__all__ if is_public(getattr(rl, name)))
+
+
+class World:
+    """What calls are made with. It is made as it is needed, and once."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        (folder / "garbage").write_bytes(b'{"a": [1, 2')
+        (folder / "text").write_text(CORPUS)
+
+    @cached_property
+    def model(self) -> Any:
+        return rl.load_model(save_model(self.folder / "gpt2", "gpt2"), device="cpu")
+
+    @cached_property
+    def record(self) -> rl.EditRecord:
+        return rl.EditRecord(REQUEST, "Paris", ("Where is it?",), ("The Louvre is in",), (), ("It is",))
+
+    @cached_property
+    def question(self) -> rl.QuestionRecord:
+        locality = {"nq": (rl.Continuation("Dante is", "Italian"),)}
+        return rl.QuestionRecord(REQUEST, ("Where is it?",), {}, locality, 3)
+
+    @cached_property
+    def covariances(self) -> dict[int, rl.KeyCovariance]:
+        found = rl.collect_covariance(self.model, [1, 2], texts=[CORPUS] * 3, tokens=300, progress=False)
+        return {layer: covariance.shrunk(0.3) for layer, covariance in found.items()}
+
+    @cached_property
+    def search(self) -> dict[str, Any]:
+        return {"contexts": ["{}"], "steps": 2}
+
+    @cached_property
+    def edit(self) -> rl.Edit:
+        generator = torch.Generator().manual_seed(0)
+        left, right = (torch.randn(size, generator=generator) for size in ((128, 1), (1, 32)))
+        return rl.Edit((rl.Update(1, left, 0.01 * right),), (REQUEST,), "rome")
+
+    @cached_property
+    def trace(self) -> rl.CausalTrace:
+        return rl.causal_trace(self.model, FACT, samples=2, **QUIET)
+
+    @cached_property
+    def editor(self) -> rl.Mend:
+        return rl.Mend.untrained(self.model, config=rl.MendConfig(layers=[2], rank=4))
+
+    @cached_property
+    def store(self) -> Path:
+        path = self.folder / "store.jsonl"
+        rl.trace_facts(self.model, [FACT], kinds=["resid"], samples=1, store=path, **QUIET)
+        return path
+
+    @cached_property
+    def sequence(self) -> Path:
+        folder = self.folder / "sequence"
+        rl.rome_sequence(self.model, [self.record], out=folder, method=lambda *_: self.edit, **QUIET)
+        return folder
+
+    @cached_property
+    def evaluation(self) -> Path:
+        folder = self.folder / "evaluation"
+        rl.run_evaluation(self.model, [self.record], {"noise": lambda *_: self.edit}, out=folder, **QUIET)
+        return folder
+
+    @cached_property
+    def comparison(self) -> rl.ModelComparison:
+        return rl.compare_models(self.model, self.edit, [FACT.text], **QUIET)
+
+    def data(self, kind: str) -> Path:
+        """The smallest file of a data set."""
+        path = self.folder / f"{kind}.json"
+        records = {
+            "counterfact": "[]",
+            "known": '[{"prompt": "Rome is in", "subject": "Rome", "attribute": "Italy"}]',
+            "zsre": "[]",
+            "knowedit": "[]",
+            "snippets": "[]",
+        }
+        path.write_text(records[kind])
+        return path
+
+
+def frame(*columns: str, **values: Any) -> pd.DataFrame:
+    """Two rows of numbers, but for what is given."""
+    return pd.DataFrame({**{column: [0.25, 0.5] for column in columns}, **values})
+
+
+EFFECTS = frame("layer", "mean", "ci_low", "ci_high", "n", kind="mlp", role="last token", corruption="3 sigma")
+SCORES = [f"{metric}{end}" for metric in ("S", "ES", "PS", "NS") for end in ("", "_low", "_high")]
+SUMMARY = frame(*SCORES, "n", "layer", method=["base", "rome"], token=["", "last"])
+LENS = frame("answer_probability", condition=["before", "after"], layer=0)
+TRACED = {"traced": ["mlp_effect", "resid_effect"] * 4, "score": ["S", "S", "EM", "EM", "PM", "PM", "NM", "NM"]}
+
+CASES: dict[str, Any] = {
+    "AlphaEditConfig": lambda w: {"layers": [1], **w.search},
+    "AppliedEdit": lambda w: {"model": w.model, "updates": w.edit.updates},
+    "AttributeSnippets": lambda w: {"samples": {("P1", "Q1"): (("Rome", "Rome is old."),)}},
+    "CausalTrace": lambda w: {name: getattr(w.trace, name) for name in inspect.signature(rl.CausalTrace).parameters},
+    "Continuation": lambda w: {"prompt": "Dante is", "text": "Italian"},
+    "CovarianceReport": lambda w: asdict(w.covariances[1].report()),
+    "Edit": lambda w: {"updates": w.edit.updates, "requests": (REQUEST,)},
+    "EditHealth": lambda w: {"update_norm": 1.0, "relative_update_norm": 0.1},
+    "EditRecord": lambda w: {"request": REQUEST, "target_true": "Paris"},
+    "EditRequest": lambda w: {"prompt": FACT.prompt, "subject": FACT.subject, "target": "Rome"},
+    "EditSequence": lambda w: {"edits": SUMMARY, "checkpoints": SUMMARY},
+    "EmmetConfig": lambda w: {"layers": [1], **w.search},
+    "Explorer": lambda w: {"model": w.model, "fact": FACT},
+    "Fact": lambda w: {"prompt": FACT.prompt, "subject": FACT.subject},
+    "FinetuneConfig": lambda w: {"layers": [1], "steps": 2},
+    "GaussianNoise": lambda w: {"std": 0.1},
+    "KeyCovariance": lambda w: {"second_moment": w.covariances[1].second_moment, "layer": 1, "tokens": 300},
+    "KnowledgeNeurons": lambda w: {
+        "prompts": ("a",),
+        "answer": (1,),
+        "attributions": torch.ones(1, 3, 4),
+        "neurons": ((0, 1),),
+    },
+    "KnowledgeNeuronsConfig": lambda w: {"steps": 2},
+    "MemitConfig": lambda w: {"layers": [1], **w.search},
+    "MemitTargets": lambda w: {"layer": 1, "contexts": ("{}",), "search": {}, "requests": (), "values": ()},
+    "Mend": lambda w: {
+        "layers": (2,),
+        "network": EditorNetwork((128, 32), 1, rank=4, hidden_layers=1, step_size=0.1, seed=0),
+        "config": rl.MendConfig(layers=[2]),
+        "model": "gpt2",
+        "architecture": "",
+    },
+    "MendConfig": lambda w: {"layers": [1, 2]},
+    "ModelComparison": lambda w: dict.fromkeys(["tokens", "divergence", "lens", "contributions"], LENS),
+    "MultivariateGaussianNoise": lambda w: {"scale": 1.0},
+    "Prediction": lambda w: {"wanted": (1, 2), "predicted": (1, 3)},
+    "QuestionRecord": lambda w: {"request": REQUEST},
+    "ReferenceTexts": lambda w: {"snippets": rl.AttributeSnippets({}), "vectorizer": None},
+    "RomeConfig": lambda w: {"layer": 1, **w.search},
+    "State": lambda w: {"kind": "mlp", "position": 3, "layer": 1},
+    "StopRule": lambda w: {"perplexity_factor": 2.0},
+    "StudentNoise": lambda w: {"std": 0.1},
+    "Texts": lambda w: {"corpus": "mine", "read": lambda: iter([CORPUS])},
+    "TokenReplacement": lambda w: {"subject": "The Space Needle"},
+    "TracedFacts": lambda w: {"traces": [w.trace], "wrong": SUMMARY},
+    "UniformNoise": lambda w: {"std": 0.1},
+    "Update": lambda w: {"layer": 1, "left": torch.ones(4, 1), "right": torch.ones(1, 2)},
+    "alphaedit": lambda w: {
+        "model": w.model,
+        "requests": [REQUEST],
+        "covariances": w.covariances,
+        "config": rl.AlphaEditConfig(null_space_threshold=100.0, **w.search),
+        **WARNS_NOT,
+    },
+    "average_effects": lambda w: {"traces": [w.trace]},
+    "average_total_effect": lambda w: {"traces": [w.trace]},
+    "causal_trace": lambda w: {"model": w.model, "fact": FACT, "samples": 2, "layers": [1], "positions": [5], **QUIET},
+    "collect_covariance": lambda w: {"model": w.model, "layers": [1], "texts": CORPUS, "tokens": 50, **QUIET},
+    "compare_models": lambda w: {"model": w.model, "other": w.edit, "prompts": [FACT.text], **QUIET},
+    "emmet": lambda w: {
+        "model": w.model,
+        "requests": [REQUEST],
+        "covariances": w.covariances,
+        "config": rl.EmmetConfig(**w.search),
+        **WARNS_NOT,
+    },
+    "evaluate": lambda w: {"model": w.model, "records": [w.record], "method": lambda record: w.edit, **QUIET},
+    "finetune": lambda w: {
+        "model": w.model,
+        "requests": REQUEST,
+        "config": rl.FinetuneConfig(layers=[2], steps=1),
+        **WARNS_NOT,
+    },
+    "forecast_bleed_over": lambda w: {"model": w.model, "edit": w.edit, "prompts": [FACT.text]},
+    "generate_texts": lambda w: {"model": w.model, "prompts": [FACT.text], "length": 20},
+    "kn": lambda w: {
+        "model": w.model,
+        "request": REQUEST,
+        "config": rl.KnowledgeNeuronsConfig(steps=2),
+        **WARNS_NOT,
+    },
+    "knowledge_neurons": lambda w: {
+        "model": w.model,
+        "fact": FACT,
+        "config": rl.KnowledgeNeuronsConfig(steps=2),
+        **QUIET,
+    },
+    "load_attribute_snippets": lambda w: {"path": w.data("snippets")},
+    "load_builtin_records": lambda w: {},
+    "load_counterfact": lambda w: {"path": w.data("counterfact")},
+    "load_evaluation": lambda w: {"folder": w.evaluation},
+    "load_knowedit": lambda w: {"path": w.data("knowedit")},
+    "load_known_facts": lambda w: {"path": w.data("known")},
+    "load_model": lambda w: {"name": w.folder / "gpt2", "device": w.model and "cpu"},
+    "load_sequence": lambda w: {"folder": w.sequence},
+    "load_traces": lambda w: {"store": w.store},
+    "load_zsre": lambda w: {"path": w.data("zsre")},
+    "locality_predictions": lambda w: {"model": w.model, "record": w.question},
+    "memit": lambda w: {
+        "model": w.model,
+        "requests": [REQUEST],
+        "covariances": w.covariances,
+        "config": rl.MemitConfig(**w.search),
+        **WARNS_NOT,
+    },
+    "memit_targets": lambda w: {
+        "model": w.model,
+        "requests": [REQUEST],
+        "layer": 1,
+        "config": rl.MemitConfig(**w.search),
+        **QUIET,
+    },
+    "mend": lambda w: {"model": w.model, "request": REQUEST, "editor": w.editor, "on_unhealthy": "ignore"},
+    "neighborhood_log_probabilities": lambda w: {"model": w.model, "record": w.record},
+    "optimize_layout": lambda w: {"model": w.model},
+    "perplexity": lambda w: {"model": w.model, "text": CORPUS, "tokens": 50, **QUIET},
+    "plot_average_effects": lambda w: {"frame": EFFECTS},
+    "plot_bleed_over": lambda w: {"frame": frame("size", "kl", case_id=1, prompt="a")},
+    "plot_comparison": lambda w: {"lens": w.comparison.lens, "contributions": w.comparison.contributions},
+    "plot_convergence": lambda w: {
+        "frame": frame("tokens", "half_difference", "half_cosine", "effective_rank", layer=1)
+    },
+    "plot_effect_maps": lambda w: {"frame": EFFECTS.assign(layer=[0, 1])},
+    "plot_layers_and_tokens": lambda w: {"summary": SUMMARY},
+    "plot_noise_levels": lambda w: {"frame": EFFECTS},
+    "plot_rewrite": lambda w: {
+        "keys": frame("cosine", "share", prompt="a", token="b", group="c"),
+        "steps": frame("fraction", "probability", object="new"),
+        "lens": LENS,
+        "outcome": frame("probability", group="a", object="new", condition=["before", "after"]),
+    },
+    "plot_robustness": lambda w: {
+        "frame": frame("peak_effect", "agreement", corruption="a", metric="prob", window=1, peak_role="b", peak_layer=1)
+    },
+    "plot_scores": lambda w: {"summary": SUMMARY},
+    "plot_sequence": lambda w: {"frame": frame("edits", "perplexity", "norm_growth", "ES", method="rome")},
+    "plot_severed": lambda w: {"frame": EFFECTS},
+    "plot_texts": lambda w: {"frame": frame(prompt=["a", "b"], model="rome", text="long")},
+    "plot_trace": lambda w: {"frame": w.trace.to_frame()},
+    "plot_traces": lambda w: {"frame": w.trace.to_frame()},
+    "plot_tracing_against_editing": lambda w: {
+        "frame": frame("mlp_effect", "resid_effect", "S", "EM", "PM", "NM", subject="a"),
+        "correlations": pd.DataFrame({**TRACED, "spearman": 0.1, "r2": 0.2}),
+    },
+    "predict_restored": lambda w: {"model": w.model, "fact": FACT, "states": [rl.State("mlp", 5, 1)], "samples": 2},
+    "recover_updates": lambda w: {"original": w.model, "suspect": w.model, **QUIET},
+    "restore_states": lambda w: {"model": w.model, "fact": FACT, "states": [rl.State("mlp", 5, 1)], "samples": 2},
+    "robustness_report": lambda w: {
+        "model": w.model,
+        "facts": [FACT],
+        "corruptions": {"small": rl.GaussianNoise(std=0.1)},
+        "metrics": ["prob"],
+        "windows": [1],
+        "samples": 1,
+        **QUIET,
+    },
+    "rome": lambda w: {
+        "model": w.model,
+        "request": REQUEST,
+        "covariance": w.covariances[1],
+        "config": rl.RomeConfig(**w.search),
+        **WARNS_NOT,
+    },
+    "rome_sequence": lambda w: {
+        "model": w.model,
+        "records": [w.record],
+        "out": "sequence",
+        "method": lambda *_: w.edit,
+        **QUIET,
+    },
+    "run_evaluation": lambda w: {
+        "model": w.model,
+        "records": [w.record],
+        "methods": {"noise": lambda *_: w.edit},
+        "out": "evaluation",
+        **QUIET,
+    },
+    "same_length_subject": lambda w: {"model": w.model, "fact": FACT, "others": [rl.Fact("{} is", "The Eiffel Rower")]},
+    "sample_contexts": lambda w: {"model": w.model, "lengths": [(3, 2)]},
+    "score_generation": lambda w: {"model": w.model, "record": w.record, "length": 20},
+    "score_knowedit": lambda w: {"model": w.model, "record": w.question, "fluency": False},
+    "score_record": lambda w: {"model": w.model, "record": w.record},
+    "score_records": lambda w: {"model": w.model, "records": [w.record], **QUIET},
+    "score_specificity": lambda w: {"model": w.model, "record": w.record},
+    "score_zsre": lambda w: {"model": w.model, "record": w.question},
+    "strongest_bleed_over": lambda w: {"forecast": rl.forecast_bleed_over(w.model, w.edit, [FACT.text])},
+    "summarize": lambda w: {"frame": rl.load_evaluation(w.evaluation)},
+    "texts_from_file": lambda w: {"path": w.folder / "text"},
+    "texts_from_model": lambda w: {"model": w.model, "new_tokens": 3},
+    "trace_facts": lambda w: {"model": w.model, "facts": [FACT], "kinds": ["mlp"], "samples": 1, **QUIET},
+    "train_mend": lambda w: {
+        "model": w.model,
+        "records": [w.question],
+        "steps": 1,
+        "config": rl.MendConfig(layers=[2], rank=4, batch_size=1),
+        **QUIET,
+    },
+    "weight_changes": lambda w: {"original": w.model, "suspect": w.model},
+}
+ELSEWHERE = {
+    "run_harness": "lm-evaluation-harness takes seconds to import",
+    "suggested_layer": "knows no tiny model",
+    "texts_from_dataset": "datasets takes seconds to import",
+}
+"""Without a call that works here. What they cannot use is tried all the same."""
+if importlib.util.find_spec("anywidget") is None:
+    ELSEWHERE["Explorer"] = "needs anywidget"
+CASES |= {
+    "run_harness": lambda w: {"model": w.model, "tasks": ["hellaswag"]},
+    "suggested_layer": lambda w: {"model": w.model},
+    "texts_from_dataset": lambda w: {"name": "none"},
+}
+
+BY_THEMSELVES = {"EditHealth", "Update"}
+"""They name the layer or figure that a stranger's file has wrong."""
+NOT_COUNTS = [0, -1]
+REFUSED: dict[str, list[Any]] = {
+    "checkpoints": [[0], [-3]],
+    "clamp_norm_factor": [0.0, -1.0, float("nan")],
+    "context_lengths": [[(0, 5)], [(10, -1)]],
+    "contexts": [[], ["no place"], ["a {}"]],
+    "device": ["nowhere"],
+    "dtype": [torch.int64],
+    "engine": ["threads"],
+    "facts": [[]],
+    "head": [-1, 99],
+    "kind": ["all"],
+    "kinds": [["all"], []],
+    "layer": [-1, 99],
+    "layers": [[], [-1], [99]],
+    "learning_rate": [0.0, -1.0, float("nan")],
+    "length": NOT_COUNTS,
+    "lengths": [[(0, 5)], [(10, -1)]],
+    "methods": [{}, {"base": lambda *_: None}],
+    "metric": ["p"],
+    "metrics": [["p"], []],
+    "new_tokens": NOT_COUNTS,
+    "on_unhealthy": ["shout"],
+    "positions": [[-1], [99]],
+    "prompts": [[], [""], [" "], "a text"],
+    "prompt": ["no place", "{} and {}"],
+    "records": [[]],
+    "requests": [[]],
+    "samples": NOT_COUNTS,
+    "seed": [-1, 2**70],
+    "sequence_length": NOT_COUNTS,
+    "severed": [["resid"]],
+    "std": [0.0, -1.0, float("nan")],
+    "steps": NOT_COUNTS,
+    "subject": ["", " ", " Rome"],
+    "target": ["", " "],
+    "tasks": [[], "hellaswag"],
+    "texts_at_once": NOT_COUNTS,
+    "text": ["", []],
+    "tokens": NOT_COUNTS,
+    "tokens_per_batch": NOT_COUNTS,
+    "tolerance": [-1.0, float("nan")],
+    "top": [0, 10**6],
+    "top_k": [*NOT_COUNTS, 10**6],
+    "traces": [[]],
+    "window": NOT_COUNTS,
+    "windows": [[], [0]],
+}
+"""By a parameter's name: what nobody can have meant."""
+RESULTS = {
+    "CausalTrace",
+    "Continuation",
+    "CovarianceReport",
+    "EditHealth",
+    "KeyCovariance",
+    "KnowledgeNeurons",
+    "MemitTargets",
+    "Prediction",
+    "State",
+    "TracedFacts",
+}
+"""Plain data. What makes no sense in them is refused where it is used."""
+MEANT = [
+    ("Explorer", "prompts", []),
+    ("Explorer", "target", ""),
+    ("Explorer", "target", " "),
+]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files with odd names go where they do no harm."""
+    monkeypatch.chdir(tmp_path)
+    warnings.simplefilter("ignore")
+
+
+def test_every_public_name_is_tried():
+    assert set(NAMES) == set(CASES)
+    assert set(rl.plots.__all__) <= set(CASES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_everything_public_is_checked(name):
+    """By its decorator, in the module where it is."""
+    thing = getattr(rl, name)
+    checks = getattr(thing.__init__ if isinstance(thing, type) else thing, "is_checked", False)
+    assert checks or name in BY_THEMSELVES
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(ELSEWHERE)))
+def test_what_it_can_use_works(world, name):
+    arguments = CASES[name](world)
+    before = kept(world)
+    getattr(rl, name)(**arguments)
+    assert unchanged(world, before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_it_cannot_use_is_refused(world, name):
+    parameters = inspect.signature(getattr(rl, name)).parameters
+    arguments = CASES[name](world)
+    before = kept(world)
+    for parameter in parameters:
+        for value in () if name in RESULTS else REFUSED.get(parameter, ()):
+            if (name, parameter, value) in MEANT or (isinstance(getattr(rl, name), type) and value in (99, [99])):
+                continue  # whether there is such a layer is seen when there is a model
+            error = outcome(name, {**arguments, parameter: value})
+            assert error is not None, f"{name}({parameter}={value!r}) was accepted"
+            check_message(error, parameter, value)
+        if isinstance(arguments.get(parameter), pd.DataFrame) and name.startswith(("plot", "sum", "strongest")):
+            for value in broken_frames(arguments[parameter]):
+                error = outcome(name, {**arguments, parameter: value})
+                assert error is not None, f"{name}({parameter}=...) without rows or columns was accepted"
+    assert unchanged(world, before)
+
+
+def broken_frames(whole: pd.DataFrame) -> list[pd.DataFrame]:
+    return [pd.DataFrame(), whole.iloc[:0], pd.DataFrame({"a": [1.0]})]
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 130),
+    st.sampled_from([float("nan"), float("inf"), -float("inf"), -1.0, 0.0, 0.5, 1e30]),
+    st.text("a {}/.", max_size=5),
+    st.sampled_from(["", "resid", "mlp", "prob", "local", "garbage", "The Eiffel Tower", FACT.text]),
+    st.binary(max_size=3),
+    st.sampled_from([object(), len, int, 1j, SimpleNamespace(cfg=SimpleNamespace(n_layers=3)), np.zeros(2)]),
+    st.builds(torch.ones, st.lists(st.integers(0, 3), max_size=3)),
+    st.sampled_from([FACT, REQUEST, rl.State("mlp", 99, 1), rl.State("head", 5, 99), rl.RomeConfig(layer=99)]),
+    st.sampled_from([rl.MemitConfig(layers=[99]), rl.FinetuneConfig(layers=[99]), rl.MendConfig(layers=[99])]),
+    st.sampled_from([rl.GaussianNoise(), rl.TokenReplacement("Rome"), pd.DataFrame(), Path("none"), Path(os.devnull)]),
+)
+HASHABLE = st.one_of(st.none(), st.integers(-3, 130), st.text("ab{}", max_size=3))
+WRONG = st.one_of(
+    VALUES,
+    st.lists(VALUES, max_size=3),
+    st.tuples(VALUES, VALUES),
+    st.dictionaries(HASHABLE, VALUES, max_size=2),
+)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if inspect.signature(getattr(rl, name)).parameters])
+def test_anything_is_used_or_refused(world, name):
+    """Errors are of the kinds that the documentation names, from this package, and say what was received."""
+    parameters = inspect.signature(getattr(rl, name)).parameters
+    arguments = CASES[name](world)
+    before = kept(world)
+    tower = BeartypeConf(is_pep484_tower=True)
+
+    @SETTINGS
+    @given(st.sampled_from(sorted(parameters)), WRONG)
+    def attempt(parameter: str, value: Any) -> None:
+        fits = is_bearable(value, parameters[parameter].annotation, conf=tower)
+        if (name in ELSEWHERE and fits) or costly(name, parameter, value):
+            return
+        error = outcome(name, {**arguments, parameter: value})
+        assert unchanged(world, before)
+        assert fits or error is not None, f"{name}({parameter}={value!r}) was accepted"
+        if error is not None:
+            check_message(error, parameter, value)
+
+    attempt()
+
+
+def costly(name: str, parameter: str, value: Any) -> bool:
+    """Whether a call means much work, and rightly so."""
+    if parameter == "path" and value is None:
+        return True  # a download
+    return (
+        parameter in ("samples", "steps", "window", "windows", "length", "new_tokens")
+        and isinstance(value, int)
+        and value > 20
+    )
+
+
+def outcome(name: str, arguments: dict[str, Any]) -> BaseException | None:
+    """The error of a call; None if there was none. What a public function promises about errors holds."""
+    try:
+        getattr(rl, name)(**arguments)
+    except ACCEPTED as error:
+        frames = list(traceback.walk_tb(error.__traceback__))
+        raised_by = frames[-1][0].f_globals["__name__"].partition(".")[0]
+        if raised_by not in ("rome_lens", "beartype"):
+            raise AssertionError(f"{name} failed in the depths of {raised_by}: {error!r}") from error
+        return error
+    return None
+
+
+def check_message(error: BaseException, parameter: str, value: Any) -> None:
+    """Says what was received, or where."""
+    text = str(error)
+    signs = [parameter, *(show(each) for each in (value, *parts(value)) for show in (str, repr))]
+    assert len(text) > 20, text
+    assert any(sign and sign in text for sign in signs), f"{error!r} does not say that {parameter} is {value!r}"
+
+
+def parts(value: Any) -> list[Any]:
+    """What may be named in place of the whole."""
+    if isinstance(value, torch.Tensor):
+        return [list(value.shape)]
+    if isinstance(value, pd.DataFrame):
+        return ["frame"]
+    if is_dataclass(value):
+        return [part for each in vars(value).values() for part in (each if isinstance(each, list) else [each])]
+    if value == "":
+        return ["file ."]
+    return list(value) if isinstance(value, list | tuple | dict) else ["null_space_threshold"] if value is None else []
+
+
+def kept(world: World) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in world.model.state_dict().items()}
+
+
+def unchanged(world: World, before: dict[str, torch.Tensor]) -> bool:
+    after = world.model.state_dict()
+    return after.keys() == before.keys() and all(torch.equal(before[name], after[name]) for name in before)

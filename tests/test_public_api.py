@@ -1,0 +1,30 @@
+"""Every public function and class says what is wrong with what it is given."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rome_lens as rl
+
+CASES = Path(__file__).with_name("public_cases.py")
+
+
+def test_everything_public_refuses_what_it_cannot_use():
+    """In a process without the tests' type checker, which would speak before the package does."""
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", str(CASES)]
+    root = CASES.parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-10_000:]
+
+
+@pytest.mark.parametrize("call", ["causal_trace", "restore_states"])
+def test_a_warning_points_at_the_line_that_called(tiny, call):
+    fact = rl.Fact("{} is located in the city of", "The Eiffel Tower", "Antarctica")
+    states = [[rl.State("mlp", 3, 1)]] if call == "restore_states" else []
+    with pytest.warns(UserWarning, match="does not predict 'Antarctica'") as caught:
+        getattr(rl, call)(tiny, fact, *states, samples=1)
+    assert [warning.filename for warning in caught] == [__file__]
