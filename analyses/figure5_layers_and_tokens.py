@@ -63,7 +63,7 @@ def main() -> None:
     methods = methods_of_cells(covariances, options.edited, rl.sample_contexts(model))
     summary = with_cells(rl.summarize(rl.run_evaluation(model, records, methods, out=options.out / "records")))
     write_csv(summary, options.out / "scores.csv")
-    write_figure(rl.plot_layers_and_tokens(summary), options.out / "figure")
+    write_figure(rl.plot_layers_and_tokens(summary), options.out / "figure5.html")
     write_manifest(options, model)
     print(summary[["token", "layer", "n", "S", "ES", "PS", "NS"]].round(3).to_string(index=False))
 

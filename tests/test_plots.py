@@ -293,9 +293,10 @@ def test_layers_and_tokens_have_a_panel_for_each_success_and_a_line_for_each_tok
     assert [line.name for line in figure.data] == legend * 3
     assert [line.name for line in figure.data if line.showlegend] == legend
     first, last, base = figure.data[:3]
-    assert (list(first.x), list(first.y)) == ([2, 4], pytest.approx([0.2, 0.4]))
-    assert (list(last.x), list(last.y)) == ([2, 4], pytest.approx([0.3, 0.1]))
+    assert (list(first.customdata), list(first.y)) == ([2, 4], pytest.approx([0.2, 0.4]))
+    assert (list(last.customdata), list(last.y)) == ([2, 4], pytest.approx([0.3, 0.1]))
     assert (list(base.x), list(base.y)) == ([2, 4], [0, 0])
+    assert first.x[0] < 2 < last.x[0] < first.x[1] < 4
     assert list(first.error_y.array) == pytest.approx([0.05] * 2)
     assert list(first.error_y.arrayminus) == pytest.approx([0.02] * 2)
 

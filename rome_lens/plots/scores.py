@@ -1,5 +1,6 @@
 """Figures of scores."""
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -13,6 +14,7 @@ _EDITED = {
     "subject_first_after_last": "first subsequent token",
     "last": "last token",
 }
+_BESIDE = 0.06  # of the distance between layers: from mark to mark
 
 
 @checked
@@ -68,7 +70,8 @@ def plot_scores(summary: pd.DataFrame) -> go.Figure:
 def plot_layers_and_tokens(summary: pd.DataFrame) -> go.Figure:
     """Panels of ES, PS and NS by the edited layer, a line with its intervals for each edited token (paper figure 5).
 
-    A dotted line is the model before the edits.
+    A dotted line is the model before the edits. The tokens' marks stand a little beside each other, so that equal scores
+    are seen.
 
     Args:
         summary: what `summarize` gives, with the columns token ("subject_last", ...; "" before the edits) and layer.
@@ -81,20 +84,23 @@ def plot_layers_and_tokens(summary: pd.DataFrame) -> go.Figure:
     check_columns(summary, ["token", "layer", *needed], "summarize(), with token and layer,")
     figure = make_subplots(rows=1, cols=3, subplot_titles=list(panels.values()), horizontal_spacing=0.06)
     edited = summary[summary["token"] != ""].sort_values("layer")
+    layers = edited["layer"].unique()
+    beside = _BESIDE * min(np.diff(layers), default=1)
     for column, metric in enumerate(panels, start=1):
         where = {"row": 1, "col": column, "showlegend": column == 1}
         for i, (token, part) in enumerate(edited.groupby("token", sort=False)):
             name = plain(_EDITED.get(str(token), str(token)))
             above, below = part[f"{metric}_high"] - part[metric], part[metric] - part[f"{metric}_low"]
             figure.add_scatter(
-                x=part["layer"],
+                x=part["layer"] + beside * (i - (edited["token"].nunique() - 1) / 2),
                 y=part[metric],
+                customdata=part["layer"],
                 name=name,
                 legendgroup=name,
                 mode="lines+markers",
                 line={"color": METHOD_COLOURS[1 + i % (len(METHOD_COLOURS) - 1)], "width": 2},
                 error_y={"array": above, "arrayminus": below, "thickness": 1, "width": 2},
-                hovertemplate=f"{name}, layer %{{x}}: %{{y:.3f}}<extra></extra>",
+                hovertemplate=f"{name}, layer %{{customdata}}: %{{y:.3f}}<extra></extra>",
                 **where,
             )
         for value in summary.loc[summary["token"] == "", metric]:
@@ -108,7 +114,7 @@ def plot_layers_and_tokens(summary: pd.DataFrame) -> go.Figure:
                 hovertemplate="before the edits: %{y:.3f}<extra></extra>",
                 **where,
             )
-    figure.update_xaxes(title="edited layer")
+    figure.update_xaxes(title="edited layer", tickvals=layers)
     figure.update_yaxes(range=[0, 1.05])
     figure.update_layout(**LAYOUT, height=380, legend={"orientation": "h", "y": -0.26, "yanchor": "top", "x": 0})
     return figure
