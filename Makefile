@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo docs notebooks test test-matrix test-wheel format
+.PHONY: coverage install demo docs notebooks test test-matrix test-wheel format
 
 install: $(INSTALLED)
 
@@ -27,7 +27,11 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses=2 --dist=loadfile --cov --cov-report=term-missing
+	$(BIN)/pytest --numprocesses=2 --dist=loadgroup
+
+# Watching lines makes most tests nearly twice as slow, so it is not part of `test`.
+coverage: install
+	$(BIN)/pytest --numprocesses=2 --dist=loadgroup --cov --cov-report=term-missing
 
 # The conformance tests with each TransformerLens that is supported, and beside SAELens; see docs/models.md.
 test-matrix: install

@@ -16,6 +16,15 @@ from tests.tiny import save_model
 GOLDEN = Path(__file__).parent / "golden"
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # of notebooks' kernels too
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each process takes whole files, whose tests share models; but notebooks, which share nothing, one by one."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            alone = item.name.startswith("test_notebook_runs")
+            item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else item.nodeid.split("::")[0]))
 
 
 @pytest.fixture(autouse=True, scope="session")
