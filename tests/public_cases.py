@@ -379,7 +379,7 @@ REFUSED: dict[str, list[Any]] = {
     "learning_rate": [0.0, -1.0, float("nan")],
     "length": NOT_COUNTS,
     "lengths": [[(0, 5)], [(10, -1)]],
-    "methods": [{}, {"base": lambda *_: None}],
+    "methods": [{"base": lambda *_: None}],
     "metric": ["p"],
     "metrics": [["p"], []],
     "new_tokens": NOT_COUNTS,

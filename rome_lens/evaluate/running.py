@@ -58,8 +58,9 @@ def run_evaluation(
     Args:
         model: is edited and put back: a model, or what `load_model` takes.
         records: each is edited alone; no two with the same case_id.
-        methods: by name; each makes the edit for a request: `lambda model, request: rome(model, request)`. A method of
-            the same name with other settings is not noticed: choose another name, or another folder.
+        methods: by name; each makes the edit for a request: `lambda model, request: rome(model, request)`. With none,
+            the model is scored as it is. A method of the same name with other settings is not noticed: choose another
+            name, or another folder.
         out: a folder for this evaluation alone (one run at a time); made if it is missing.
         score: as in `evaluate`. Other settings of a function of the same name are not noticed.
         before: as in `evaluate`; likewise.
@@ -73,14 +74,12 @@ def run_evaluation(
         are not tried again.
 
     Raises:
-        ValueError: no records or methods, two of the same case_id, a method named "base"; and as `open_workers`.
+        ValueError: no records, two of the same case_id, a method named "base"; and as `open_workers`.
         FormatError: the folder was begun with another model, other weights, another score or another record of the same
             case_id, or holds something else.
         UnavailableError: Ray is not installed.
     """
     check_records(records)
-    if not methods:
-        raise ValueError("methods is empty, expected {name: function} of one method or more.")
     check_method_names(methods)
     states, digests = (BASE, *methods), {record.case_id: _digest(record) for record in records}
     if len(digests) < len(records):

@@ -70,8 +70,7 @@ def plot_scores(summary: pd.DataFrame) -> go.Figure:
 def plot_layers_and_tokens(summary: pd.DataFrame) -> go.Figure:
     """Panels of ES, PS and NS by the edited layer, a line with its intervals for each edited token (paper figure 5).
 
-    A dotted line is the model before the edits. The tokens' marks stand a little beside each other, so that equal scores
-    are seen.
+    A dotted line is the model before the edits. The tokens' marks stand beside each other, to tell equal scores.
 
     Args:
         summary: what `summarize` gives, with the columns token ("subject_last", ...; "" before the edits) and layer.
