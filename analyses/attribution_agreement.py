@@ -3,6 +3,7 @@
 Exact traces are kept in, and read from, the store of analyses.figure2_average_effects.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pandas as pd
 
 import rome_lens as rl
 from analyses.facts import add_fact_arguments, chosen_facts
-from analyses.files import parser, write_csv
+from analyses.files import parsed, parser, write_csv
+from analyses.manifest import write_manifest
 from rome_lens.intervals import bootstrap_interval
 
 
@@ -21,13 +23,13 @@ def agreement(exact: rl.CausalTrace, approximate: rl.CausalTrace) -> tuple[float
     return grids[0].rank().corr(grids[1].rank()), bool(grids[0].argmax() == grids[1].argmax())
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
     add_fact_arguments(arguments, count=20)
     arguments.add_argument("--store", type=Path, default=Path("results/figure2/traces.jsonl"))
-    arguments.add_argument("--out", type=Path, default=Path("results/attribution_agreement.csv"))
-    options = arguments.parse_args()
+    arguments.add_argument("--out", type=Path, default=Path("results/attribution_agreement"), help="a folder")
+    options = parsed(arguments, argv, full={"count": 1000, "samples": 10})
 
     model = rl.load_model(options.model)
     facts = chosen_facts(model, options)
@@ -41,7 +43,8 @@ def main() -> None:
         same = float(np.mean([match for _, match in pairs]))
         rows.append((kind, len(pairs), correlations.mean(), low[0], high[0], same))
     frame = pd.DataFrame(rows, columns=["kind", "n", "rank_correlation", "ci_low", "ci_high", "same_strongest_cell"])
-    write_csv(frame, options.out)
+    write_csv(frame, options.out / "agreement.csv")
+    write_manifest(options, model)
     print(frame.to_string(index=False))
 
 

@@ -1,11 +1,11 @@
 """Many records written at once: the scores of MEMIT, EMMET and AlphaEdit on CounterFact records, and before the edit.
 
 All records are scored on the model that holds them all. What was done is kept and not done again: covariances in their
-folder, the targets that the methods share and each method's scores beside `--out`.
+folder, the targets that the methods share and each record's scores (records.csv) in OUT.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,13 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.files import add_record_arguments, chosen_records, parser, write_csv
+from analyses.files import add_record_arguments, chosen_records, parsed, parser, write_csv
+from analyses.manifest import write_manifest
 from analyses.methods import BATCH, add_covariances_arguments, kept_covariances
 from rome_lens.models import Model
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
     arguments.add_argument("--methods", choices=BATCH, nargs="+", default=list(BATCH))
@@ -28,15 +29,15 @@ def main() -> None:
     )
     arguments.add_argument("--null-space-threshold", type=float, default=rl.AlphaEditConfig.null_space_threshold)
     arguments.add_argument("--ridge", type=float, default=rl.AlphaEditConfig.ridge, help="of AlphaEdit")
-    arguments.add_argument("--out", type=Path, default=Path("results/batch_editing.csv"))
+    arguments.add_argument("--out", type=Path, default=Path("results/batch_editing"), help="a folder")
     add_record_arguments(arguments, count=100)
-    options = arguments.parse_args()
+    options = parsed(arguments, argv, full={"count": 10_000})
 
     model = rl.load_model(options.model)
     records = chosen_records(options)
     requests = [record.request for record in records]
     covariances = kept_covariances(model, options)
-    kept = options.out.with_suffix(".records.csv")
+    kept = options.out / "records.csv"
     frames = dict(list(pd.read_csv(kept).groupby("method", sort=False))) if kept.exists() else {}
 
     def score(name: str, edit: Callable[[], rl.Edit] | None = None) -> None:
@@ -47,12 +48,13 @@ def main() -> None:
         write_csv(pd.concat(frames.values()), kept)
 
     score("base")
-    store = options.out.with_suffix(".targets.safetensors")
+    store = options.out / "targets.safetensors"
     targets = rl.memit_targets(model, requests, layer=max(options.layers), store=store)
     for method in options.methods:
         score(described(method, options), partial(computed, method, options, model, covariances, targets))
     summary = rl.summarize(pd.concat(frames.values()))
-    write_csv(summary, options.out)
+    write_csv(summary, options.out / "table.csv")
+    write_manifest(options, model)
     print(summary[["method", "n", "S", "ES", "PS", "NS", "EM", "PM", "NM"]].round(3).to_string(index=False))
 
 

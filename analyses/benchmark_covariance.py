@@ -98,7 +98,7 @@ def agreement(covariance: rl.KeyCovariance, best: rl.KeyCovariance) -> float | N
     return torch.stack([torch.cosine_similarity(one, other, dim=0) for one, other in pairs]).median().item()
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
     arguments.add_argument("--layers", type=int, nargs="+", default=[2, 3, 4, 5, 6])
@@ -106,7 +106,7 @@ def main() -> None:
     arguments.add_argument("--tokens", type=int, default=8192, help=f"for the speeds, in units of {LENGTH}")
     arguments.add_argument("--counts", type=int, nargs="+", default=[1000 * 2**i for i in range(7)])
     arguments.add_argument("--out", type=Path, default=Path("results/benchmark_covariance"), help="a folder")
-    options = arguments.parse_args()
+    options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)
     text = "".join(rl.texts_from_file(options.texts)) if options.texts else facts_text()

@@ -6,6 +6,7 @@ token on, one forward and one backward pass a step), at the measured speed of ma
 a request when several are searched for at once.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ import torch
 
 import rome_lens as rl
 from analyses.files import parser, write_csv
+from analyses.manifest import write_manifest
 from analyses.measuring import matrix_product_speed, measured, operations_per_token
 from analyses.plain_editing import plain_value
 from rome_lens.edit.tails import Prompts, tokenize_prompts
@@ -91,13 +93,13 @@ def batches(
     return pd.DataFrame(rows, columns=["requests_at_once", "seconds_a_request"])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
     arguments.add_argument("--layer", type=int, default=4)
     arguments.add_argument("--steps", type=int, default=20)
-    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_editing"))
-    options = arguments.parse_args()
+    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_editing"), help="a folder")
+    options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)
     speed = matrix_product_speed()
@@ -109,6 +111,7 @@ def main() -> None:
     for name, table in (("against_plain", frame), ("batches", several)):
         write_csv(table, options.out / f"{name}.csv")
         print(table.round(8).to_string(index=False), end="\n\n")
+    write_manifest(options, model)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ both with the logits of every position, on the same laid-out model; they have to
 time of the operations for every distinct beginning of a text, each once, at the measured speed of matrix products.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ import torch
 
 import rome_lens as rl
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
+from analyses.manifest import write_manifest
 from analyses.measuring import matrix_product_speed, measured, operations_per_token
 from analyses.plain_evaluation import one_batch, one_pass_each, plain_scores
 from rome_lens.models import Model
@@ -62,12 +64,12 @@ def compare(model: Model, record: rl.EditRecord, speed: float) -> dict[str, obje
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
-    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_evaluation.csv"))
+    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_evaluation"), help="a folder")
     add_record_arguments(arguments, count=10)
-    options = arguments.parse_args()
+    options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)
     records = chosen_records(options)
@@ -86,7 +88,8 @@ def main() -> None:
         **table[["largest_difference", "ours_peak_mb", "one_batch_peak_mb"]].max(),
     }
     table = pd.concat([table, pd.DataFrame([total])], ignore_index=True)
-    write_csv(table, options.out)
+    write_csv(table, options.out / "records.csv")
+    write_manifest(options, model)
     print(table.round(8).to_string(index=False))
 
 

@@ -6,6 +6,7 @@ difference between the logits.
 
 import copy
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ import torch
 
 import rome_lens as rl
 from analyses.files import parser, write_csv
+from analyses.manifest import write_manifest
 from rome_lens.models import Model
 
 PROMPT = "The Eiffel Tower is located in the city of"
@@ -48,17 +50,18 @@ def compare(model: Model, prompts: int, repeats: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
     arguments.add_argument("--prompts", type=int, nargs="+", default=[1, 11])
     arguments.add_argument("--repeats", type=int, default=15)
-    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_forward.csv"))
-    options = arguments.parse_args()
+    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_forward"), help="a folder")
+    options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)
     frame = pd.DataFrame([compare(model, prompts, options.repeats) for prompts in options.prompts])
-    write_csv(frame, options.out)
+    write_csv(frame, options.out / "forward.csv")
+    write_manifest(options, model)
     print(frame.to_string(index=False))
 
 

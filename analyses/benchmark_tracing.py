@@ -5,6 +5,7 @@ no method can leave out (blocks after each restored state, positions from it on)
 products. Further tables: how cost grows with prompt length, layers and samples.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import rome_lens as rl
 from analyses.files import parser, write_csv
+from analyses.manifest import write_manifest
 from analyses.measuring import matrix_product_speed, measured, operations_per_token
 from analyses.plain_tracing import plain_grid
 from rome_lens.locate.grid import restored_layers
@@ -85,7 +87,7 @@ def growth(model: HookedTransformer) -> pd.DataFrame:
     ids = model.tokenizer(sentence, add_special_tokens=False)["input_ids"]
     n_layers = model.cfg.n_layers
     plans = [("tokens", length, length, n_layers, 1) for length in (5, 10, 20, 40, 60)]
-    plans += [("layers", layers, 10, layers, 1) for layers in (n_layers // 4, n_layers // 2, n_layers)]
+    plans += [("layers", layers, 10, layers, 1) for layers in sorted({max(1, n_layers // each) for each in (4, 2, 1)})]
     plans += [("samples", samples, 10, n_layers, samples) for samples in (1, 2, 5, 10)]
     rows = []
     for what, value, length, layers, samples in plans:
@@ -112,12 +114,12 @@ def attribution(model: HookedTransformer) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["kind", "exact_seconds", "attribution_seconds", "ratio"])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
     arguments.add_argument("--samples", type=int, default=10)
-    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_tracing"))
-    options = arguments.parse_args()
+    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_tracing"), help="a folder")
+    options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)
     speed = matrix_product_speed()
@@ -132,6 +134,7 @@ def main() -> None:
         table = made()
         write_csv(table, options.out / f"{name}.csv")
         print(table.round(8).to_string(index=False), end="\n\n", flush=True)
+    write_manifest(options, model)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ size). Edits and results are kept as they are made, so a run that was stopped go
 can use the edits.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 
 import rome_lens as rl
 from analyses.figures import write_figure
-from analyses.files import add_record_arguments, chosen_records, parser, write_csv
+from analyses.files import add_record_arguments, chosen_records, parsed, parser, write_csv
 from analyses.kept_edits import kept_edit
 from analyses.manifest import write_manifest
 from rome_lens.evaluate.scores import Continuation, divergence, mean_log_probabilities, next_token_log_probabilities
@@ -57,12 +58,12 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["forecast", "change", "n", "spearman", "mean_within_record"])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
     arguments.add_argument("--out", type=Path, default=Path("results/bleed_over"), help="a folder")
     add_record_arguments(arguments, count=100)
-    options = arguments.parse_args()
+    options = parsed(arguments, argv, full={"count": None})
 
     model = rl.load_model(options.model)
     config = rl.RomeConfig(contexts=rl.sample_contexts(model))

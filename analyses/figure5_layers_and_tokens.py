@@ -13,7 +13,7 @@ import pandas as pd
 
 import rome_lens as rl
 from analyses.figures import write_figure
-from analyses.files import add_record_arguments, chosen_records, parser, write_csv
+from analyses.files import add_record_arguments, chosen_records, parsed, parser, write_csv
 from analyses.manifest import write_manifest
 from analyses.methods import QUIET, add_covariances_arguments, kept_covariances
 from rome_lens.edit.contexts import EditedToken
@@ -45,14 +45,14 @@ def with_cells(summary: pd.DataFrame) -> pd.DataFrame:
     return summary.assign(token=token, layer=[int(each) for each in layer])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
     add_covariances_arguments(arguments, layers=[2, 4, 6, 8])
     arguments.add_argument("--edited", choices=get_args(EditedToken), nargs="+", default=TOKENS, help="which tokens")
     arguments.add_argument("--out", type=Path, default=Path("results/figure5"))
     add_record_arguments(arguments, count=12)
-    options = arguments.parse_args()
+    options = parsed(arguments, argv, full={"layers": None, "count": 100})
 
     model = rl.load_model(options.model)
     asked = chosen_records(options)

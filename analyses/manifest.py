@@ -24,8 +24,7 @@ NAME = "manifest.json"
 
 
 def write_manifest(options: argparse.Namespace, model: Model | None, **details: Any) -> Path:
-    """Writes what made the results in `options.out`: manifest.json in that folder, or NAME.manifest.json beside that
-    file.
+    """Writes what made the results in the folder `options.out`: its manifest.json.
 
     It holds the command line, all options with their defaults (seeds are among them), SHA-256 of the files that options
     name, the model's name and `architecture_digest`, versions, the device and its threads, and the seconds, by the
@@ -33,7 +32,7 @@ def write_manifest(options: argparse.Namespace, model: Model | None, **details: 
     lacked.
 
     Args:
-        options: those of the program; `out` is a folder or the file that was written.
+        options: those of the program; `out` is the folder.
         model: that was run; None if none was.
         details: what else the results depend on, such as the noise that a default came to.
     """
@@ -55,7 +54,7 @@ def write_manifest(options: argparse.Namespace, model: Model | None, **details: 
         "seconds": round(time.time() - process.create_time(), 1),
         "cpu_seconds": round(sum(process.cpu_times()[:2]), 1),
     }
-    path = out / NAME if out.is_dir() else out.with_suffix(f".{NAME}")
+    path = out / NAME
     with new_file(path, overwrite=True) as temporary:
         temporary.write_text(json.dumps(made_by, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path

@@ -41,8 +41,9 @@ def add_covariances_arguments(arguments: argparse.ArgumentParser, layers: list[i
 
 
 def kept_covariances(model: Model, options: argparse.Namespace) -> dict[int, rl.KeyCovariance]:
-    """Those in the folder, and those that are missing there, collected from the text."""
-    paths = {layer: options.covariances / f"layer{layer}.safetensors" for layer in options.layers}
+    """Those in the folder, and those that it lacks, collected from the text; of all layers if none is named."""
+    layers = range(model.cfg.n_layers) if options.layers is None else options.layers
+    paths = {layer: options.covariances / f"layer{layer}.safetensors" for layer in layers}
     missing = [layer for layer, path in paths.items() if not path.exists()]
     if missing:
         if options.texts is None:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import rome_lens as rl
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
+from analyses.manifest import write_manifest
 from analyses.measuring import matrix_product_speed, measured
 from analyses.methods import add_method_arguments, chosen_methods
 from rome_lens.evaluate.records import Method
@@ -32,16 +33,16 @@ def record_cost(model: Model, records: Sequence[rl.EditRecord], method: Method) 
     return counter.get_total_flops() / len(records), plain.seconds / len(records)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
     add_method_arguments(arguments)
     arguments.add_argument("--parameters", type=float, default=6.05e9, help="of the larger model; GPT-J's")
     arguments.add_argument("--total", type=int, default=21_919, help="records to evaluate; CounterFact's")
     arguments.add_argument("--peak", type=float, default=19.5e12, help="operations a second; an A100's in float32")
-    arguments.add_argument("--out", type=Path, default=Path("results/record_cost.csv"))
+    arguments.add_argument("--out", type=Path, default=Path("results/record_cost"), help="a folder")
     add_record_arguments(arguments, count=5)
-    options = arguments.parse_args()
+    options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)
     records, speed = chosen_records(options), matrix_product_speed()
@@ -61,7 +62,8 @@ def main() -> None:
             "larger_days_of_one_worker": larger / (share * options.peak) * options.total / 86_400,
         }
         rows.append(row)
-    write_csv(pd.DataFrame(rows), options.out)
+    write_csv(pd.DataFrame(rows), options.out / "cost.csv")
+    write_manifest(options, model)
     print(pd.DataFrame(rows).T.to_string(header=False))
 
 

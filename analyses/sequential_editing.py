@@ -4,13 +4,14 @@ Every method has a folder below --out that keeps its edits and rows; a run that 
 may run in several processes at once, and the table and the figure are made of all that is in --out.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 import rome_lens as rl
 from analyses.figures import write_figure
-from analyses.files import add_record_arguments, chosen_records, parser, write_csv
+from analyses.files import add_record_arguments, chosen_records, parsed, parser, write_csv
 from analyses.manifest import write_manifest
 from analyses.methods import PRESETS, add_method_arguments, chosen_methods
 
@@ -28,7 +29,7 @@ def write_results(out: Path) -> pd.DataFrame:
     return frames["checkpoints"]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
     add_method_arguments(arguments, default=list(PRESETS))
@@ -38,7 +39,7 @@ def main() -> None:
     arguments.add_argument("--stop-factor", type=float, help="stop when the perplexity is so many times the first one")
     arguments.add_argument("--out", type=Path, default=Path("results/sequential_editing"), help="a folder")
     add_record_arguments(arguments, count=100)
-    options = arguments.parse_args()
+    options = parsed(arguments, argv, full={"count": 1000, "checkpoints": [1, 10, 25, 50, 100, 250, 500, 1000]})
 
     model = rl.load_model(options.model)
     text = "".join(rl.texts_from_file(options.perplexity_texts)) if options.perplexity_texts else None

@@ -1,19 +1,21 @@
 """Trains a MEND editor on zsRE's training records, for the comparison of paper tables 1 and 4.
 
-It can be stopped at any time: the same command goes on. OUT.safetensors is the editor, OUT.csv its losses, and
-OUT.checkpoint.safetensors what a stopped run goes on from (delete it when all is done). The paper's numbers are for
-many days of a GPU; a short run wants a narrower editor and larger steps, as the defaults here are.
+It can be stopped at any time: the same command goes on. OUT/editor.safetensors is the editor, OUT/losses.csv its
+losses, and OUT/checkpoint.safetensors what a stopped run goes on from (delete it when all is done). The paper's numbers
+are for many days of a GPU; a short run wants a narrower editor and larger steps, as the defaults here are.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 import rome_lens as rl
 from analyses.files import parser, write_csv
+from analyses.manifest import write_manifest
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--records", type=Path, required=True, help="a file in the schema of zsre_mend_train.json")
     arguments.add_argument("--model", default="smollm2-135m")
@@ -23,23 +25,25 @@ def main() -> None:
     arguments.add_argument("--rank", type=int, default=256, help="of the editor's matrices; the paper: 1920")
     arguments.add_argument("--learning-rate", type=float, default=1e-5, help="of the editor; the paper: 1e-6")
     arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--out", type=Path, default=Path("results/mend"), help="name of the files, without ending")
-    options = arguments.parse_args()
+    arguments.add_argument("--out", type=Path, default=Path("results/mend"), help="a folder")
+    options = arguments.parse_args(argv)
 
     records = rl.load_zsre(options.records, target="alt", strict=False)
     config = rl.MendConfig(rank=options.rank, learning_rate=options.learning_rate, validation_interval=options.interval)
+    model = rl.load_model(options.model)
     editor = rl.train_mend(
-        rl.load_model(options.model),
+        model,
         records[: -options.validation],
         validation=records[-options.validation :],
         steps=options.steps,
         config=config,
         seed=options.seed,
-        checkpoint=options.out.with_suffix(".checkpoint.safetensors"),
+        checkpoint=options.out / "checkpoint.safetensors",
     )
-    editor.save(options.out.with_suffix(".safetensors"), overwrite=True)
+    editor.save(options.out / "editor.safetensors", overwrite=True)
     history = pd.DataFrame(editor.history)
-    write_csv(history, options.out.with_suffix(".csv"))
+    write_csv(history, options.out / "losses.csv")
+    write_manifest(options, model)
     print(history.round(4).to_string(index=False))
 
 

@@ -1,15 +1,11 @@
 """The modules that make the paper's figures: each runs on a tiny model, leaves its files, and goes on where it was."""
 
 import json
-from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformer_lens import HookedTransformer
 
 import rome_lens as rl
 from analyses import (
@@ -23,69 +19,10 @@ from analyses import (
     table4_counterfact,
     tracing_against_editing,
 )
-from analyses.facts import predicted
 from analyses.files import parsed, parser
 from analyses.kept_edits import kept_edit
 from analyses.layout import as_in_paper
-from rome_lens.locate.question import tokenize_question
-
-SUBJECTS = ("The Eiffel Tower", "The Space Needle", "The Colosseum", "Vinson Massif", "Porsche 911", "Beats Music")
-PROMPTS = ("{} is located in the city of", "{} is owned by", "{} is in the", "The mother tongue of {} is")
-TRACE = ["--samples", "1"]
-
-
-@cache
-def known(model: HookedTransformer) -> list[rl.Fact]:
-    """Facts whose answer is what the model says by itself; answers that are no text of their own are left out."""
-    asked = [rl.Fact(prompt, subject) for prompt in PROMPTS for subject in SUBJECTS]
-    said = [model.tokenizer.decode([tokenize_question(model, fact).predicted]).strip() for fact in asked]
-    facts = [replace(fact, answer=answer) for fact, answer in zip(asked, said, strict=True) if answer]
-    facts = [facts[number] for number in predicted(model, facts, 3)]
-    assert len(facts) == 3
-    return facts
-
-
-@pytest.fixture
-def given(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """Arguments that name a tiny model's facts, records and covariance. No browser is started."""
-    monkeypatch.setattr(rl, "load_model", lambda name: tiny)
-    monkeypatch.setattr(figures, "_drawn", lambda figure, suffixes, width: dict.fromkeys(suffixes, b"drawn"))
-    facts, records = [], []
-    for number, fact in enumerate(known(tiny)):
-        facts.append({"prompt": fact.text, "subject": fact.subject, "attribute": fact.answer})
-        records.append(
-            {
-                "case_id": number,
-                "requested_rewrite": {
-                    "prompt": fact.prompt,
-                    "subject": fact.subject,
-                    "target_new": {"str": "Rome"},
-                    "target_true": {"str": fact.answer},
-                },
-                "paraphrase_prompts": [f"One, two. {fact.subject} is in"],
-                "neighborhood_prompts": ["The capital of France is", "The mother tongue of Dante is"],
-                "attribute_prompts": [],
-                "generation_prompts": [f"{fact.subject} is", f"The city of {fact.subject} is"],
-            }
-        )
-    for name, content in (("facts", facts), ("records", records)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    keys = torch.randn(200, tiny.cfg.d_mlp, generator=torch.Generator().manual_seed(0))
-    covariance = rl.KeyCovariance.from_matrix(keys.T @ keys / 200, layer=1, tokens=200)
-    covariance.save(tmp_path / "covariance.safetensors")
-    out = ["--out", str(tmp_path / "out")]
-    edited = ["--records", str(tmp_path / "records.json"), "--covariance", str(tmp_path / "covariance.safetensors")]
-    return {"facts": [*out, "--facts", str(tmp_path / "facts.json"), *TRACE], "records": [*out, *edited]}
-
-
-def whole(out: Path, *names: str) -> dict:
-    """Checks that the figures are there in all forms, and gives the manifest."""
-    for name in names:
-        assert [(out / f"{name}.{form}").stat().st_size > 0 for form in ("html", "pdf", "svg", "png")] == [True] * 4
-    made_by = json.loads((out / "manifest.json").read_text())
-    assert made_by["model"]["architecture"]
-    assert made_by["versions"]["rome_lens"] == rl.__version__
-    return made_by
+from tests.analyses.cases import TRACE, known, whole
 
 
 def test_figure1_is_the_trace_of_the_chosen_fact(given, tiny, tmp_path):

@@ -1,0 +1,44 @@
+"""Arguments of analyses, for a tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import rome_lens as rl
+from analyses import figures
+from tests.analyses.cases import TRACE, known
+
+
+@pytest.fixture
+def given(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """Arguments that name a tiny model's facts, records and covariance. No browser is started."""
+    monkeypatch.setattr(rl, "load_model", lambda name: tiny)
+    monkeypatch.setattr(figures, "_drawn", lambda figure, suffixes, width: dict.fromkeys(suffixes, b"drawn"))
+    facts, records = [], []
+    for number, fact in enumerate(known(tiny)):
+        facts.append({"prompt": fact.text, "subject": fact.subject, "attribute": fact.answer})
+        records.append(
+            {
+                "case_id": number,
+                "requested_rewrite": {
+                    "prompt": fact.prompt,
+                    "subject": fact.subject,
+                    "target_new": {"str": "Rome"},
+                    "target_true": {"str": fact.answer},
+                },
+                "paraphrase_prompts": [f"One, two. {fact.subject} is in"],
+                "neighborhood_prompts": ["The capital of France is", "The mother tongue of Dante is"],
+                "attribute_prompts": [],
+                "generation_prompts": [f"{fact.subject} is", f"The city of {fact.subject} is"],
+            }
+        )
+    for name, content in (("facts", facts), ("records", records)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    keys = torch.randn(200, tiny.cfg.d_mlp, generator=torch.Generator().manual_seed(0))
+    covariance = rl.KeyCovariance.from_matrix(keys.T @ keys / 200, layer=1, tokens=200)
+    covariance.save(tmp_path / "covariance.safetensors")
+    out = ["--out", str(tmp_path / "out")]
+    edited = ["--records", str(tmp_path / "records.json"), "--covariance", str(tmp_path / "covariance.safetensors")]
+    return {"facts": [*out, "--facts", str(tmp_path / "facts.json"), *TRACE], "records": [*out, *edited]}

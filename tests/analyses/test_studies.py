@@ -1,0 +1,148 @@
+"""Studies of edits: each runs on a tiny model, leaves its tables and what made them, and goes on where it was."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+import rome_lens as rl
+from analyses import (
+    attribution_agreement,
+    batch_editing,
+    bleed_over,
+    figure5_layers_and_tokens,
+    record_cost,
+    sequential_editing,
+    table1_zsre,
+    train_mend,
+)
+from tests.analyses.cases import known, whole
+
+TWO = ["--count", "2"]
+
+
+@pytest.fixture
+def covariances(given, tiny, tmp_path) -> list[str]:
+    """Arguments that name a folder with a covariance for each layer."""
+    keys = torch.randn(200, tiny.cfg.d_mlp, generator=torch.Generator().manual_seed(0))
+    for layer in range(tiny.cfg.n_layers):
+        covariance = rl.KeyCovariance.from_matrix(keys.T @ keys / 200, layer=layer, tokens=200)
+        covariance.save(tmp_path / "covariances" / f"layer{layer}.safetensors")
+    return ["--covariances", str(tmp_path / "covariances")]
+
+
+@pytest.fixture
+def records(given) -> list[str]:
+    """Arguments that name the output and the records, for a program without --covariance."""
+    return [argument for argument in given["records"] if "covariance" not in argument]
+
+
+def nothing_twice(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Lets the package's functions fail: what they do was done already."""
+    for name in names:
+        monkeypatch.setattr(rl, name, lambda *_, **__: pytest.fail("This was done already."))
+
+
+def test_figure5_at_the_papers_size_edits_every_layer(given, records, covariances, tiny, tmp_path):
+    figure5_layers_and_tokens.main([*records, *covariances, "--full", "--count", "1", "--edited", "subject_last"])
+    scores = pd.read_csv(tmp_path / "out" / "scores.csv")
+    assert list(scores["layer"]) == [-1, *range(tiny.cfg.n_layers)]
+    assert whole(tmp_path / "out", "figure5")["arguments"]["layers"] is None
+
+
+def test_bleed_over_of_all_records_is_kept(given, tmp_path, monkeypatch):
+    monkeypatch.setattr("rome_lens.edit.rome.shipped_covariance", lambda model: covariance)
+    covariance = rl.KeyCovariance.load(tmp_path / "covariance.safetensors")
+    arguments = [argument for argument in given["records"] if "covariance" not in argument]
+    bleed_over.main([*arguments, "--full"])
+    first = pd.read_csv(tmp_path / "out" / "bleed_over.csv")
+    assert first.groupby("case_id").size().to_dict() == {0: 2, 1: 2, 2: 2}
+    nothing_twice(monkeypatch, "rome", "forecast_bleed_over")
+    bleed_over.main([*arguments, "--full"])
+    pd.testing.assert_frame_equal(first, pd.read_csv(tmp_path / "out" / "bleed_over.csv"))
+    assert whole(tmp_path / "out", "bleed_over")["arguments"]["count"] is None
+
+
+@pytest.mark.filterwarnings("ignore::rome_lens.errors.EditWarning")  # a tiny model knows no fact
+def test_a_batch_is_scored_on_the_model_that_holds_it_all(given, records, covariances, tiny, tmp_path, monkeypatch):
+    arguments = [*records, *covariances, *TWO, "--layers", "0", "1"]
+    batch_editing.main([*arguments, "--methods", "memit"])
+    asked = rl.load_counterfact(tmp_path / "records.json")[:2]
+    kept = {layer: rl.KeyCovariance.load(tmp_path / "covariances" / f"layer{layer}.safetensors") for layer in (0, 1)}
+    edit = rl.memit(
+        tiny,
+        [record.request for record in asked],
+        covariances=kept,
+        config=rl.MemitConfig(layers=(0, 1)),
+        on_unhealthy="ignore",
+        progress=False,
+    )
+    with edit.applied(tiny):
+        expected = rl.summarize(rl.score_records(tiny, asked, name="memit")).iloc[0]
+    table = pd.read_csv(tmp_path / "out" / "table.csv").set_index("method")
+    assert table.loc["memit, layers 0 1", "EM"] == pytest.approx(expected["EM"], rel=1e-3)
+    nothing_twice(monkeypatch, "score_records")
+    batch_editing.main([*arguments, "--methods", "memit"])
+    assert list(pd.read_csv(tmp_path / "out" / "table.csv")["method"]) == ["base", "memit, layers 0 1"]
+    assert set(whole(tmp_path / "out")["inputs"]) == {"records.json"}
+
+
+def test_a_sequence_has_a_row_for_each_edit_and_checkpoint(given, tmp_path):
+    arguments = [*given["records"], *TWO, "--methods", "ft", "--checkpoints", "1", "2"]
+    sequential_editing.main(arguments)
+    out = tmp_path / "out"
+    assert list(pd.read_csv(out / "edits.csv")["edit"]) == [1, 2]
+    assert list(pd.read_csv(out / "checkpoints.csv")["edits"]) == [0, 1, 2]
+    assert len(list((out / "ft").glob("*.safetensors"))) == 2
+    whole(out, "figure")
+
+
+def test_the_gradients_agree_with_exact_traces_as_the_table_says(given, tiny, tmp_path):
+    attribution_agreement.main([*given["facts"], *TWO, "--store", str(tmp_path / "traces.jsonl")])
+    table = pd.read_csv(tmp_path / "out" / "agreement.csv").set_index("kind")
+    asked = {"kind": "resid", "samples": 1, "progress": False}
+    pairs = [
+        attribution_agreement.agreement(
+            rl.causal_trace(tiny, fact, **asked), rl.causal_trace(tiny, fact, method="attribution", **asked)
+        )
+        for fact in known(tiny)[:2]
+    ]
+    assert table.loc["resid", "rank_correlation"] == pytest.approx(sum(each for each, _ in pairs) / 2, abs=1e-3)
+    assert whole(tmp_path / "out")["arguments"]["count"] == 2
+
+
+def test_the_cost_of_a_record_is_counted_and_said_of_a_larger_model(given, tmp_path):
+    record_cost.main([*given["records"], "--count", "1", "--methods", "ft", "--parameters", "1e9"])
+    row = pd.read_csv(tmp_path / "out" / "cost.csv").iloc[0]
+    assert row["operations_per_record"] > 0
+    larger = row["operations_per_record"] / row["parameters"] * 1e9
+    assert row["larger_operations_per_record"] == pytest.approx(larger, rel=1e-3)
+    assert whole(tmp_path / "out")["arguments"]["parameters"] == 1e9
+
+
+def test_a_trained_mend_edits_in_the_table_of_zsre(given, tmp_path):
+    """The editor that one command leaves is what the other takes, and each says what made its result."""
+    questions = [
+        {
+            "subject": subject,
+            "src": f"What is the capital of {subject}?",
+            "rephrase": f"The capital of {subject} is",
+            "loc": "nq question: who wrote the opera",
+            "loc_ans": "Verdi",
+            "alt": "Rome",
+            "answers": ["Paris"],
+        }
+        for subject in ("France", "Italy", "Spain", "Norway")
+    ]
+    zsre = tmp_path / "zsre.json"
+    zsre.write_text(json.dumps(questions))
+    trained = ["--steps", "2", "--validation", "1", "--interval", "1", "--rank", "4"]
+    train_mend.main(["--records", str(zsre), *trained, "--out", str(tmp_path / "mend")])
+    assert list(pd.read_csv(tmp_path / "mend" / "losses.csv")["step"]) == [0, 1, 2]
+    assert set(whole(tmp_path / "mend")["inputs"]) == {"zsre.json"}
+    editor = ["--methods", "mend", "--mend-editor", str(tmp_path / "mend" / "editor.safetensors")]
+    table1_zsre.main([str(zsre), *TWO, *editor, "--out", str(tmp_path / "out")])
+    table = pd.read_csv(tmp_path / "out" / "table.csv").set_index("method")
+    assert table.loc[["base", "mend"], "n"].tolist() == [2, 2]
+    assert set(whole(tmp_path / "out")["inputs"]) == {"editor.safetensors"}
