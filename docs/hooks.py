@@ -32,7 +32,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     def links(text: str, folder: Path) -> str:
         return _LINK.sub(lambda link: _in_site(link, folder, page, config, files), text)
 
-    markdown = links(markdown, DOCS / Path(page.file.src_uri).parent)
+    written = ROOT if page.file.generated_by else DOCS  # a notebook's page is in the site where the notebook is
+    markdown = links(markdown, written / Path(page.file.src_uri).parent)
     markdown = _INCLUDED.sub(lambda found: links(_read(found["path"]), (ROOT / found["path"]).parent), markdown)
     return _TABLE.sub(lambda found: _table(found["path"], found["columns"].split()), markdown)
 
@@ -52,13 +53,20 @@ def _in_site(link: re.Match[str], folder: Path, page: Page, config: MkDocsConfig
     path = (folder / link["path"]).resolve()
     if not (path.is_file() and path.is_relative_to(ROOT)):
         return link[0]
-    if path.is_relative_to(DOCS):
-        uri = path.relative_to(DOCS).as_posix()
-    else:
-        uri = f"{COPIES}/{path.relative_to(ROOT).as_posix()}" + (".txt" if path.suffix == ".md" else "")
-        if files.get_file_from_path(uri) is None:
-            files.append(File.generated(config, uri, abs_src_path=str(path)))
+    uri = _uri(path)
+    if files.get_file_from_path(uri) is None:
+        files.append(File.generated(config, uri, abs_src_path=str(path)))
     return f"]({os.path.relpath(uri, Path(page.file.src_uri).parent)}{link['anchor'] or ''})"
+
+
+def _uri(path: Path) -> str:
+    """Where a file of the repository is in the site: a page of docs/ or of a notebook, or a copy."""
+    if path.is_relative_to(DOCS):
+        return path.relative_to(DOCS).as_posix()
+    uri = path.relative_to(ROOT).as_posix()
+    if path.suffix == ".ipynb":
+        return f"{uri.removesuffix('.ipynb')}.md"
+    return f"{COPIES}/{uri}" + (".txt" if path.suffix == ".md" else "")
 
 
 def _read(path: str) -> str:

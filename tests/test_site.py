@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
 import pytest
 import transformers
 
@@ -97,6 +98,20 @@ def test_equations_are_mathml_and_tables_hold_what_was_measured(site):
     measured = dict(zip(names, values, strict=True))
     assert f"<td>{float(measured['S']):.3g} ({float(measured['S_low']):.3g} to " in results
     assert "{{" not in results
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_is_a_page_with_all_its_outputs(site, documents, path):
+    """Figures as pictures and tables as tables; where an output needs a script, a sentence says so."""
+    notebook = nbformat.read(path, as_version=4)
+    outputs = [output.data for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    page = (site / "notebooks" / f"{path.stem}.html").read_text(encoding="utf-8")
+    assert page.count("drawn by the cell above") == sum("image/png" in data for data in outputs) > 0
+    scripts = sum("<script" in data.get("text/html", "") for data in outputs)
+    assert page.count("open the notebook in Jupyter") == scripts
+    assert page.count("<table>") == sum("text/html" in data for data in outputs) - scripts > 0
+    assert f"{path.name}" in documents[site / "notebooks" / f"{path.stem}.html"].links
+    assert f"notebooks/{path.stem}.html" in documents[site / "quickstart.html"].links
 
 
 def test_names_and_modules_on_pages_are_there():
