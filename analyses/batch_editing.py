@@ -13,9 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
+from analyses.covariances import add_collecting_arguments, kept_covariances
 from analyses.files import add_record_arguments, chosen_records, parsed, parser, write_csv
 from analyses.manifest import write_manifest
-from analyses.methods import BATCH, add_covariances_arguments, kept_covariances
+from analyses.methods import BATCH, BATCH_LAYERS
 from rome_lens.models import Model
 
 
@@ -23,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
     arguments.add_argument("--methods", choices=BATCH, nargs="+", default=list(BATCH))
-    add_covariances_arguments(arguments, layers=[2, 3, 4, 5, 6])
+    arguments.add_argument("--layers", type=int, nargs="+", default=BATCH_LAYERS)
+    add_collecting_arguments(arguments)
     arguments.add_argument(
         "--covariance-weight", type=float, help="of MEMIT; 15,000 of GPT-J's d_mlp, scaled to the model's, if absent"
     )
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = rl.load_model(options.model)
     records = chosen_records(options)
     requests = [record.request for record in records]
-    covariances = kept_covariances(model, options)
+    covariances = kept_covariances(model, options.layers, options)
     kept = options.out / "records.csv"
     frames = dict(list(pd.read_csv(kept).groupby("method", sort=False))) if kept.exists() else {}
 

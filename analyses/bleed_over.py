@@ -14,6 +14,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 import rome_lens as rl
+from analyses.covariances import add_covariance_arguments, rome_covariance
 from analyses.figures import write_figure
 from analyses.files import add_record_arguments, chosen_records, parsed, parser, write_csv
 from analyses.kept_edits import kept_edit
@@ -61,18 +62,21 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
+    add_covariance_arguments(arguments)
     arguments.add_argument("--out", type=Path, default=Path("results/bleed_over"), help="a folder")
     add_record_arguments(arguments, count=100)
     options = parsed(arguments, argv, full={"count": None})
 
     model = rl.load_model(options.model)
+    covariance = rome_covariance(model, options)
     config = rl.RomeConfig(contexts=rl.sample_contexts(model))
     store = options.out / "records.jsonl"
     done = dict(read_lines(store, lambda line: (line["case_id"], line["rows"]), first_key="case_id", what="record"))
     records = chosen_records(options)
     for record in tqdm(records, desc="bleed-over", unit="record"):
         if record.case_id not in done:
-            measured = bleed_over(model, record, kept_edit(model, record, config, options.out / "edits"))
+            edit = kept_edit(model, record, config, options.out / "edits", covariance)
+            measured = bleed_over(model, record, edit)
             done[record.case_id] = measured.to_dict("records")
             append_line(store, {"case_id": record.case_id, "rows": done[record.case_id]})
     frame = pd.DataFrame([row for record in records for row in done[record.case_id]])

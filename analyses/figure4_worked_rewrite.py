@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 import rome_lens as rl
+from analyses.covariances import add_covariance_arguments, rome_covariance
 from analyses.figures import write_figure
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
 from analyses.kept_edits import kept_edit
@@ -96,14 +97,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
     add_record_arguments(arguments, count=1)
-    arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
+    add_covariance_arguments(arguments)
     arguments.add_argument("--seed", type=int, default=0, help="of the edit's contexts")
     arguments.add_argument("--out", type=Path, default=Path("results/figure4"), help="a folder")
     options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)
     record = chosen_records(options)[0]
-    covariance = rl.KeyCovariance.load(options.covariance) if options.covariance else None
+    covariance = rome_covariance(model, options)
     edit = kept_edit(model, record, rl.RomeConfig(seed=options.seed), options.out / "edits", covariance)
     before = outcome(model, record, "before")
     with edit.applied(model):

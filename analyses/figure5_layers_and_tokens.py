@@ -12,10 +12,11 @@ from typing import get_args
 import pandas as pd
 
 import rome_lens as rl
+from analyses.covariances import add_collecting_arguments, kept_covariances
 from analyses.figures import write_figure
 from analyses.files import add_record_arguments, chosen_records, parsed, parser, write_csv
 from analyses.manifest import write_manifest
-from analyses.methods import QUIET, add_covariances_arguments, kept_covariances
+from analyses.methods import QUIET
 from rome_lens.edit.contexts import EditedToken
 from rome_lens.evaluate.records import BASE, Method
 
@@ -48,7 +49,8 @@ def with_cells(summary: pd.DataFrame) -> pd.DataFrame:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
-    add_covariances_arguments(arguments, layers=[2, 4, 6, 8])
+    arguments.add_argument("--layers", type=int, nargs="+", default=[2, 4, 6, 8])
+    add_collecting_arguments(arguments)
     arguments.add_argument("--edited", choices=get_args(EditedToken), nargs="+", default=TOKENS, help="which tokens")
     arguments.add_argument("--out", type=Path, default=Path("results/figure5"))
     add_record_arguments(arguments, count=12)
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = [record for record in asked if not record.request.prompt.endswith("{}")]  # no token after the subject
     if len(records) < len(asked):
         print(f"{len(asked) - len(records)} records are left out: their prompts end with the subject")
-    covariances = kept_covariances(model, options)
+    covariances = kept_covariances(model, options.layers or range(model.cfg.n_layers), options)
     methods = methods_of_cells(covariances, options.edited, rl.sample_contexts(model))
     summary = with_cells(rl.summarize(rl.run_evaluation(model, records, methods, out=options.out / "records")))
     write_csv(summary, options.out / "scores.csv")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
+from analyses.covariances import add_covariance_arguments, rome_covariance
 from analyses.figures import write_figure
 from analyses.files import add_record_arguments, chosen_records, parsed, parser, write_csv
 from analyses.kept_edits import kept_edit
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
     add_record_arguments(arguments, count=1)
-    arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
+    add_covariance_arguments(arguments)
     arguments.add_argument("--prompts", type=int, default=3, help="how many of the record's generation prompts")
     arguments.add_argument("--length", type=int, default=50, help="tokens of each text, its prompt included")
     arguments.add_argument("--seed", type=int, default=0, help="of the sampling and of the edit's contexts")
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     model = rl.load_model(options.model)
     record = chosen_records(options)[0]
-    covariance = rl.KeyCovariance.load(options.covariance) if options.covariance else None
+    covariance = rome_covariance(model, options)
     prompts = list(dict.fromkeys(record.generation_prompts))[: options.prompts]
     edit = kept_edit(model, record, rl.RomeConfig(seed=options.seed), options.out / "edits", covariance)
     frames = [texts(model, prompts, BEFORE, options.length, options.seed)]

@@ -11,7 +11,7 @@ def kept_edit(
     record: rl.EditRecord,
     config: rl.RomeConfig,
     folder: Path,
-    covariance: rl.KeyCovariance | None = None,
+    covariance: rl.KeyCovariance,
 ) -> rl.Edit:
     """The record's edit, from the folder if it is there; else it is made and put there.
 

@@ -8,58 +8,35 @@ from pathlib import Path
 from typing import Any
 
 import rome_lens as rl
+from analyses.covariances import add_covariance_arguments, kept_covariances, rome_covariance
 from rome_lens.evaluate.records import Method
 from rome_lens.models import Model
 
-PRESETS: dict[str, Callable[[], rl.RomeConfig]] = {"consistent": rl.RomeConfig, "reference": rl.RomeConfig.reference}
+PRESETS: dict[str, Callable[[], rl.RomeConfig]] = {"rome": rl.RomeConfig, "rome-reference": rl.RomeConfig.reference}
 FINETUNING = {"ft": rl.FinetuneConfig(), "ft+l": rl.FinetuneConfig.constrained(max_change=2e-3)}  # see there
 BATCH: dict[str, tuple[Callable[..., rl.Edit], Callable[..., Any]]] = {
     "memit": (rl.memit, rl.MemitConfig),
     "emmet": (rl.emmet, rl.EmmetConfig),
     "alphaedit": (rl.alphaedit, rl.AlphaEditConfig),
 }
+BATCH_LAYERS = [2, 3, 4, 5, 6]  # of SmolLM2-135M
 QUIET: dict[str, Any] = {"on_unhealthy": "ignore", "progress": False}
 CHOICES = (*PRESETS, *FINETUNING, "kn", "mend", *BATCH)
 
 
-def add_method_arguments(arguments: argparse.ArgumentParser, default: Sequence[str] = ("consistent",)) -> None:
+def add_method_arguments(arguments: argparse.ArgumentParser, default: Sequence[str] = ("rome",)) -> None:
     """Which methods an analysis compares, and what they need."""
     arguments.add_argument("--methods", nargs="+", choices=CHOICES, default=list(default))
-    arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance for ROME; the shipped one if absent")
     arguments.add_argument("--mend-editor", type=Path, help="what analyses.train_mend saved; for mend")
-    add_covariances_arguments(arguments, layers=[2, 3, 4, 5, 6])
-
-
-def add_covariances_arguments(arguments: argparse.ArgumentParser, layers: list[int]) -> None:
-    """The layers for methods that need a covariance of each, and where these are."""
-    arguments.add_argument("--layers", type=int, nargs="+", default=layers)
-    arguments.add_argument(
-        "--covariances", type=Path, default=Path("results/covariances"), help="layer4.safetensors..."
-    )
-    arguments.add_argument("--texts", type=Path, help="a text file, for the covariances that are not there yet")
-    arguments.add_argument("--tokens", type=int, default=100_000, help="tokens of it to use")
-
-
-def kept_covariances(model: Model, options: argparse.Namespace) -> dict[int, rl.KeyCovariance]:
-    """Those in the folder, and those that it lacks, collected from the text; of all layers if none is named."""
-    layers = range(model.cfg.n_layers) if options.layers is None else options.layers
-    paths = {layer: options.covariances / f"layer{layer}.safetensors" for layer in layers}
-    missing = [layer for layer, path in paths.items() if not path.exists()]
-    if missing:
-        if options.texts is None:
-            raise SystemExit(f"{options.covariances} has no covariances of the layers {missing}. Give --texts FILE.")
-        texts = rl.texts_from_file(options.texts)
-        made = rl.collect_covariance(model, missing, texts=texts, tokens=options.tokens)
-        for layer in missing:
-            made[layer].save(paths[layer])
-    return {layer: rl.KeyCovariance.load(path) for layer, path in paths.items()}
+    arguments.add_argument("--layers", type=int, nargs="+", default=BATCH_LAYERS, help=f"of {', '.join(BATCH)}")
+    add_covariance_arguments(arguments)
 
 
 def chosen_methods(model: Model, options: argparse.Namespace) -> dict[str, Method]:
     """The methods that the options of `add_method_arguments` name."""
     methods = {name: _method(name, model, options) for name in options.methods if name not in BATCH}
     if not set(options.methods) <= set(methods):
-        single = _OneAtATime(kept_covariances(model, options))
+        single = _OneAtATime(kept_covariances(model, options.layers, options))
         methods |= {name: partial(single, name) for name in options.methods if name in BATCH}
     return {name: methods[name] for name in options.methods}
 
@@ -75,10 +52,9 @@ def _method(name: str, model: Model, options: argparse.Namespace) -> Method:
         return partial(
             rl.mend, editor=rl.Mend.load(options.mend_editor, device=model.cfg.device), on_unhealthy="ignore"
         )
-    covariance = rl.KeyCovariance.load(options.covariance) if options.covariance else None
     config = PRESETS[name]()  # its contexts are sampled once, before the first edit
     config = replace(config, contexts=rl.sample_contexts(model, config.context_lengths, seed=config.seed))
-    return partial(rl.rome, covariance=covariance, config=config, **QUIET)
+    return partial(rl.rome, covariance=rome_covariance(model, options), config=config, **QUIET)
 
 
 @dataclass

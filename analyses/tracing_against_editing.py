@@ -16,6 +16,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 import rome_lens as rl
+from analyses.covariances import add_covariance_arguments, rome_covariance
 from analyses.facts import predicted
 from analyses.figures import write_figure
 from analyses.files import add_record_arguments, listed_records, parsed, parser, write_csv
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
     add_record_arguments(arguments, count=30)
-    arguments.add_argument("--covariance", type=Path, help="a saved KeyCovariance; the shipped one if absent")
+    add_covariance_arguments(arguments)
     arguments.add_argument("--edits", type=Path, help="a folder of edits; OUT/edits if absent")
     arguments.add_argument("--window", type=int, default=10, help="MLPs at once")
     arguments.add_argument("--samples", type=int, default=10, help="corrupted runs for each number")
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = rl.load_model(options.model)
     listed = listed_records(options)
     records = [listed[i] for i in predicted(model, [record.fact for record in listed], options.count)]
-    covariance = rl.KeyCovariance.load(options.covariance) if options.covariance else None
+    covariance = rome_covariance(model, options)
     config = rl.RomeConfig(contexts=rl.sample_contexts(model, seed=options.seed), seed=options.seed)
     edits, store = options.edits or options.out / "edits", options.out / "scores.jsonl"
     scored = dict(read_lines(store, lambda line: (line["case_id"], line["scores"]), first_key="case_id", what="score"))

@@ -122,13 +122,14 @@ def test_correlations_are_those_of_numpy_and_empty_where_nothing_varies():
     assert row["spearman_low"] < row["spearman"] < row["spearman_high"]
 
 
-def test_an_edit_of_another_request_is_not_taken_for_the_records(tiny, tmp_path):
+def test_an_edit_of_another_request_is_not_taken_for_the_records(given, tiny, tmp_path):
     from tests.edit.test_weights import REQUEST, made_up
 
     made_up(tiny).save(tmp_path / "7.safetensors")
+    covariance = rl.KeyCovariance.load(tmp_path / "covariance.safetensors")
     record = rl.EditRecord(rl.EditRequest(REQUEST.prompt, REQUEST.subject, "Oslo"), "Paris", case_id=7)
     with pytest.raises(ValueError, match="holds an edit for .* -> 'Rome', expected one for .* -> 'Oslo'"):
-        kept_edit(tiny, record, rl.RomeConfig(contexts=["{}"]), tmp_path)
+        kept_edit(tiny, record, rl.RomeConfig(contexts=["{}"]), tmp_path, covariance)
 
 
 def test_table4_has_a_row_for_each_method_and_what_made_it(given, tmp_path, capsys):

@@ -52,14 +52,11 @@ def test_figure5_at_the_papers_size_edits_every_layer(given, records, covariance
 
 
 def test_bleed_over_of_all_records_is_kept(given, tmp_path, monkeypatch):
-    monkeypatch.setattr("rome_lens.edit.rome.shipped_covariance", lambda model: covariance)
-    covariance = rl.KeyCovariance.load(tmp_path / "covariance.safetensors")
-    arguments = [argument for argument in given["records"] if "covariance" not in argument]
-    bleed_over.main([*arguments, "--full"])
+    bleed_over.main([*given["records"], "--full"])
     first = pd.read_csv(tmp_path / "out" / "bleed_over.csv")
     assert first.groupby("case_id").size().to_dict() == {0: 2, 1: 2, 2: 2}
     nothing_twice(monkeypatch, "rome", "forecast_bleed_over")
-    bleed_over.main([*arguments, "--full"])
+    bleed_over.main([*given["records"], "--full"])
     pd.testing.assert_frame_equal(first, pd.read_csv(tmp_path / "out" / "bleed_over.csv"))
     assert whole(tmp_path / "out", "bleed_over")["arguments"]["count"] is None
 
