@@ -39,11 +39,11 @@ def write_manifest(options: argparse.Namespace, model: Model | None, **details: 
     out: Path = options.out
     process = psutil.Process()
     given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    inputs = [value for name, value in vars(options).items() if isinstance(value, Path) and name != "out"]
+    named = [Path(value) for name, value in vars(options).items() if isinstance(value, (str, Path)) and name != "out"]
     made_by = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "arguments": given,
-        "inputs": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs if path.is_file()},
+        "inputs": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in named if path.is_file()},
         "model": model and {"name": str(model.cfg.model_name), "architecture": architecture_digest(model)},
         **details,
         "versions": {"python": platform.python_version(), "rome_lens": rl.__version__}

@@ -142,4 +142,4 @@ def test_a_trained_mend_edits_in_the_table_of_zsre(given, tmp_path):
     table1_zsre.main([str(zsre), *TWO, *editor, "--out", str(tmp_path / "out")])
     table = pd.read_csv(tmp_path / "out" / "table.csv").set_index("method")
     assert table.loc[["base", "mend"], "n"].tolist() == [2, 2]
-    assert set(whole(tmp_path / "out")["inputs"]) == {"editor.safetensors"}
+    assert set(whole(tmp_path / "out")["inputs"]) == {"zsre.json", "editor.safetensors"}
