@@ -7,6 +7,7 @@ when the site is built, so that no number is copied. Paths start at the reposito
 import html
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 import latex2mathml.converter
@@ -64,9 +65,18 @@ def _uri(path: Path) -> str:
     if path.is_relative_to(DOCS):
         return path.relative_to(DOCS).as_posix()
     uri = path.relative_to(ROOT).as_posix()
+    if uri in _shown():
+        return _shown()[uri]
     if path.suffix == ".ipynb":
         return f"{uri.removesuffix('.ipynb')}.md"
     return f"{COPIES}/{uri}" + (".txt" if path.suffix == ".md" else "")
+
+
+@cache
+def _shown() -> dict[str, str]:
+    """The files of the repository that a page shows, and the page."""
+    pages = {page.relative_to(DOCS).as_posix(): page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")}
+    return {found["path"]: page for page, text in pages.items() for found in _INCLUDED.finditer(text)}
 
 
 def _read(path: str) -> str:

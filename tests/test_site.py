@@ -100,6 +100,13 @@ def test_equations_are_mathml_and_tables_hold_what_was_measured(site):
     assert "{{" not in results
 
 
+def test_what_a_page_shows_is_linked_as_that_page(documents, site):
+    """And not as a copy of the file; so the gallery is reached from a page that names its file."""
+    assert "gallery.html" in documents[site / "own_model.html"].links
+    assert "../results.html" in documents[site / "notebooks/locate.html"].links
+    assert not (site / "repository/analyses/README.md.txt").exists()
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_a_notebook_is_a_page_with_all_its_outputs(site, documents, path):
     """Figures as pictures and tables as tables; where an output needs a script, a sentence says so."""
