@@ -4,16 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 import rome_lens as rl
 from analyses import figures
 from tests.analyses.cases import TRACE, known
+from tests.edit.test_rome import covariance_of
 
 
 @pytest.fixture
 def given(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """Arguments that name a tiny model's facts, records and covariance. No browser is started."""
+    """Arguments that name a tiny model's facts, records without, and with, a covariance. No browser is started."""
     monkeypatch.setattr(rl, "load_model", lambda name: tiny)
     monkeypatch.setattr(figures, "_drawn", lambda figure, suffixes, width: dict.fromkeys(suffixes, b"drawn"))
     facts, records = [], []
@@ -36,9 +36,11 @@ def given(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, li
         )
     for name, content in (("facts", facts), ("records", records)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    keys = torch.randn(200, tiny.cfg.d_mlp, generator=torch.Generator().manual_seed(0))
-    covariance = rl.KeyCovariance.from_matrix(keys.T @ keys / 200, layer=1, tokens=200)
-    covariance.save(tmp_path / "covariance.safetensors")
+    covariance_of(tiny).save(tmp_path / "covariance.safetensors")
     out = ["--out", str(tmp_path / "out")]
-    edited = ["--records", str(tmp_path / "records.json"), "--covariance", str(tmp_path / "covariance.safetensors")]
-    return {"facts": [*out, "--facts", str(tmp_path / "facts.json"), *TRACE], "records": [*out, *edited]}
+    plain = [*out, "--records", str(tmp_path / "records.json")]
+    return {
+        "facts": [*out, "--facts", str(tmp_path / "facts.json"), *TRACE],
+        "plain": plain,
+        "records": [*plain, "--covariance", str(tmp_path / "covariance.safetensors")],
+    }

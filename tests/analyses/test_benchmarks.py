@@ -12,7 +12,6 @@ from analyses import (
     benchmark_evaluation,
     benchmark_forward,
     benchmark_tracing,
-    measuring,
 )
 
 SMALL = {
@@ -26,7 +25,6 @@ SMALL = {
 
 @pytest.mark.parametrize("benchmark", SMALL, ids=lambda module: module.__name__.split(".")[1])
 def test_both_sides_of_a_benchmark_agree_and_it_says_what_made_it(benchmark, given, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(measuring, "matrix_product_speed", lambda: 1e9)
     monkeypatch.setattr(benchmark_covariance, "LENGTH", 64)  # a tiny model reads no more than 128
     benchmark.main([*SMALL[benchmark], "--out", str(tmp_path / "out")])
     tables = [pd.read_csv(path) for path in (tmp_path / "out").glob("*.csv")]

@@ -24,8 +24,7 @@ def test_table4_of_a_model_without_a_covariance_collects_one_of_the_suggested_la
     monkeypatch.setitem(SUGGESTED_LAYERS, "gpt2", (2, "this test"))
     (tmp_path / "corpus.txt").write_text(models.CORPUS * 20)
     folder = ["--covariances", str(tmp_path / "covariances")]
-    records = [each for each in given["records"] if "covariance" not in each]
-    asked = [*records, "--count", "1", "--method", "rome", *folder]
+    asked = [*given["plain"], "--count", "1", "--method", "rome", *folder]
     table4_counterfact.main([*asked, "--texts", str(tmp_path / "corpus.txt"), "--tokens", "200"])
     assert list(pd.read_csv(tmp_path / "out" / "table.csv")["method"]) == ["base", "rome"]
     kept = rome_covariance(tiny, options(*folder))

@@ -4,7 +4,6 @@ import json
 
 import pandas as pd
 import pytest
-import torch
 
 import rome_lens as rl
 from analyses import (
@@ -18,6 +17,7 @@ from analyses import (
     train_mend,
 )
 from tests.analyses.cases import known, whole
+from tests.edit.test_rome import covariance_of
 
 TWO = ["--count", "2"]
 
@@ -25,17 +25,9 @@ TWO = ["--count", "2"]
 @pytest.fixture
 def covariances(given, tiny, tmp_path) -> list[str]:
     """Arguments that name a folder with a covariance for each layer."""
-    keys = torch.randn(200, tiny.cfg.d_mlp, generator=torch.Generator().manual_seed(0))
     for layer in range(tiny.cfg.n_layers):
-        covariance = rl.KeyCovariance.from_matrix(keys.T @ keys / 200, layer=layer, tokens=200)
-        covariance.save(tmp_path / "covariances" / f"layer{layer}.safetensors")
+        covariance_of(tiny, layer).save(tmp_path / "covariances" / f"layer{layer}.safetensors")
     return ["--covariances", str(tmp_path / "covariances")]
-
-
-@pytest.fixture
-def records(given) -> list[str]:
-    """Arguments that name the output and the records, for a program without --covariance."""
-    return [argument for argument in given["records"] if "covariance" not in argument]
 
 
 def nothing_twice(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -44,8 +36,10 @@ def nothing_twice(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         monkeypatch.setattr(rl, name, lambda *_, **__: pytest.fail("This was done already."))
 
 
-def test_figure5_at_the_papers_size_edits_every_layer(given, records, covariances, tiny, tmp_path):
-    figure5_layers_and_tokens.main([*records, *covariances, "--full", "--count", "1", "--edited", "subject_last"])
+def test_figure5_at_the_papers_size_edits_every_layer(given, covariances, tiny, tmp_path):
+    figure5_layers_and_tokens.main(
+        [*given["plain"], *covariances, "--full", "--count", "1", "--edited", "subject_last"]
+    )
     scores = pd.read_csv(tmp_path / "out" / "scores.csv")
     assert list(scores["layer"]) == [-1, *range(tiny.cfg.n_layers)]
     assert whole(tmp_path / "out", "figure5")["arguments"]["layers"] is None
@@ -62,8 +56,8 @@ def test_bleed_over_of_all_records_is_kept(given, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::rome_lens.errors.EditWarning")  # a tiny model knows no fact
-def test_a_batch_is_scored_on_the_model_that_holds_it_all(given, records, covariances, tiny, tmp_path, monkeypatch):
-    arguments = [*records, *covariances, *TWO, "--layers", "0", "1"]
+def test_a_batch_is_scored_on_the_model_that_holds_it_all(given, covariances, tiny, tmp_path, monkeypatch):
+    arguments = [*given["plain"], *covariances, *TWO, "--layers", "0", "1"]
     batch_editing.main([*arguments, "--methods", "memit"])
     asked = rl.load_counterfact(tmp_path / "records.json")[:2]
     kept = {layer: rl.KeyCovariance.load(tmp_path / "covariances" / f"layer{layer}.safetensors") for layer in (0, 1)}
