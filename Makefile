@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: coverage install demo docs notebooks test test-matrix test-wheel format
+.PHONY: coverage install demo docs notebooks test test-matrix test-wheel torture format
 
 install: $(INSTALLED)
 
@@ -28,6 +28,10 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses=2 --dist=loadgroup
+
+# The property tests at full size (damaged files, interrupted edits, ...); each prints what it counted.
+torture: install
+	ROME_LENS_TORTURE=1 $(BIN)/pytest -m torture -rP --numprocesses=2 --dist=loadgroup
 
 # Watching lines makes most tests nearly twice as slow, so it is not part of `test`.
 coverage: install

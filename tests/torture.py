@@ -1,0 +1,10 @@
+"""How often property tests try: a little in `make test`, at full size in `make torture`."""
+
+import os
+
+FULL = os.environ.get("ROME_LENS_TORTURE") == "1"
+
+
+def times(quick: int, full: int) -> int:
+    """`full` in `make torture`, else `quick`."""
+    return full if FULL else quick
