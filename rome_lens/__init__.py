@@ -9,7 +9,7 @@ from rome_lens.datasets import (
     load_known_facts,
     load_zsre,
 )
-from rome_lens.edit.applying import AppliedEdit
+from rome_lens.edit.applying import AppliedEdit, applied_edits
 from rome_lens.edit.batch import alphaedit, emmet, memit
 from rome_lens.edit.collecting import collect_covariance
 from rome_lens.edit.config import AlphaEditConfig, EmmetConfig, MemitConfig, RomeConfig
@@ -129,6 +129,7 @@ __all__ = [
     "Update",
     "__version__",
     "alphaedit",
+    "applied_edits",
     "average_effects",
     "average_total_effect",
     "causal_trace",

@@ -200,6 +200,7 @@ CASES: dict[str, Any] = {
         "config": rl.AlphaEditConfig(null_space_threshold=100.0, **w.search),
         **WARNS_NOT,
     },
+    "applied_edits": lambda w: {"model": w.model},
     "average_effects": lambda w: {"traces": [w.trace]},
     "average_total_effect": lambda w: {"traces": [w.trace]},
     "causal_trace": lambda w: {"model": w.model, "fact": FACT, "samples": 2, "layers": [1], "positions": [5], **QUIET},

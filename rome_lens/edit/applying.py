@@ -1,60 +1,77 @@
-"""Updates written into a model's weights, and taken out again bit for bit."""
+"""Edits in a model's weights: the handle that takes one out, and the list of those that are in."""
 
 from collections.abc import Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from rome_lens.checking import checked
 from rome_lens.edit.matrices import EditableModel, matrix_for
 from rome_lens.edit.update import Update
+from rome_lens.edit.written import Writing, kept_at, take_out, write, writings
 from rome_lens.errors import EditError
 from rome_lens.files import digest
+
+if TYPE_CHECKING:
+    from rome_lens.edit.weights import Edit
 
 
 @checked
 class AppliedEdit:
-    """The handle of an edit that is in a model's weights. It keeps the old matrices."""
+    """The handle of an edit that is in a model's weights. `Edit.apply` makes it."""
 
     def __init__(self, model: EditableModel, updates: Sequence[Update]):
-        self._matrices = [matrix_for(model, update) for update in updates]
-        self._new = []
-        for update, matrix in zip(updates, self._matrices, strict=True):
-            new = update.added_to(matrix.values)
-            if not new.isfinite().all():
-                raise EditError(
-                    f"The edit would make entries of layer {update.layer} infinite or NaN. No weight was changed; "
-                    "compute the edit again, with other contexts or on a model whose weights are finite."
-                )
-            self._new.append(new)
-        self._old = [matrix.values.clone() for matrix in self._matrices]
-        self._digests = [digest(new) for new in self._new]
-        self._reverted = False
+        self._model = model
+        self._places = [(matrix_for(model, update), update) for update in updates]
+        self._writing = Writing()
+        self._untouched: list[str] = []  # SHA-256 of the matrices without any edit
 
     def revert(self) -> None:
-        """Puts the old matrices back, bit for bit. A second call does nothing.
+        """Takes this edit out, whichever others came before or after it; a second call does nothing.
+
+        The matrices are what they were before any edit, plus the edits that are left, each added in its turn; without
+        any, they are bit for bit what they were.
 
         Raises:
-            EditError: a matrix was changed after this edit was applied (by a later edit, which has to be reverted
-                first, or by training). No weight is changed.
+            EditError: a matrix was changed by other means after this edit was applied (training, loading weights,
+                another dtype or device). No weight is changed.
         """
-        if self._reverted:
-            return
-        for matrix, written in zip(self._matrices, self._digests, strict=True):
-            if digest(matrix.values) != written:
-                raise EditError(
-                    "The edited matrix has been changed since this edit was applied, so putting the old one back would "
-                    "lose that change. Revert later edits first, in the opposite order."
-                )
-        self._restore()
+        if self._writing.in_force:
+            take_out(self._writing, self._check)
 
-    def _write(self) -> None:
-        with torch.no_grad():
-            for matrix, new in zip(self._matrices, self._new, strict=True):
-                matrix.values.copy_(new)
-        self._new = []
+    def _write(self, edit: "Edit") -> None:
+        self._writing.what = edit
+        write(self._writing, self._places)
+        found = [kept_at(matrix.parameter) for matrix, _ in self._places]
+        self._untouched = [kept.untouched for kept in found if kept is not None]
 
-    def _restore(self) -> None:
-        with torch.no_grad():
-            for matrix, old in zip(self._matrices, self._old, strict=True):
-                matrix.values.copy_(old)
-        self._reverted = True
+    def _check(self) -> None:
+        """Raises EditError if a matrix holds what taking this edit out would destroy."""
+        matrices = [matrix_for(self._model, update) for _, update in self._places]
+        for matrix, untouched in zip(matrices, self._untouched, strict=True):
+            kept = kept_at(matrix.parameter)
+            if kept is None or kept.is_changed() or not kept.is_on_top(self._writing):
+                if digest(matrix.values) != untouched:
+                    raise EditError(
+                        "The edited matrix has been changed since this edit was applied, not by an edit (by training, "
+                        "loading weights, or moving to another dtype), and taking the edit out would lose that change. "
+                        "Undo it first, or load the model again."
+                    )
+
+
+@checked
+def applied_edits(model: EditableModel) -> tuple["Edit", ...]:
+    """The edits that are in a model's weights, in the order in which they were applied.
+
+    It does not matter through which object they were applied: a TransformerBridge and the Hugging Face model inside it
+    share their weights and so their edits. A copy of an edited model (copy.deepcopy, or saved and loaded) is a model of
+    its own, whose weights are taken as they are: no edit is applied to it.
+
+    If an earlier call was broken off (Ctrl-C), this first makes all edited layers agree with what is listed, as every
+    call does that applies or reverts an edit.
+
+    Args:
+        model: a model of TransformerLens or of Hugging Face. Its weights stay as they are.
+
+    Returns:
+        Those of `Edit.apply` that are not reverted, and those of `with edit.applied(model)` inside of it.
+    """
+    return tuple(writing.what for writing in writings(model) if writing.what is not None)

@@ -1,7 +1,6 @@
 """Fine-tuning, the paper's baselines: gradient descent on an MLP output matrix (paper section 3.2, appendix E.1)."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +10,10 @@ from rome_lens.checking import checked
 from rome_lens.edit.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.teacher_forcing import run_until
 from rome_lens.edit.weights import Edit, as_json
+from rome_lens.edit.written import keeping
 from rome_lens.errors import EditError
 from rome_lens.facts import Continuation, EditRequest
-from rome_lens.models import Model, asking, find_output_matrix, frozen, kept_output_matrix
+from rome_lens.models import Model, asking, find_output_matrix, frozen
 
 
 @checked
@@ -102,14 +102,14 @@ def finetune(
     batch = run_until(model, asked, min(weights))
     changes = {layer: torch.zeros_like(weight, dtype=torch.float32) for layer, weight in weights.items()}
     optimizer = torch.optim.Adam(list(changes.values()), lr=config.learning_rate)
+    originals = {layer: weight.clone() for layer, weight in weights.items()}
     with (
         frozen(model),
         torch.enable_grad(),
-        ExitStack() as put_back,
+        keeping(matrices.values()),
+        asking(parameters, gradients=True),
         tqdm(range(config.steps + 1), desc="fine-tune", unit="step", disable=not progress) as bar,
     ):
-        originals = {layer: put_back.enter_context(kept_output_matrix(model, layer)) for layer in weights}
-        put_back.enter_context(asking(parameters, gradients=True))
         for step in bar:  # the last one only reads the loss
             losses = batch.losses(model, batch.run(model))
             loss = losses.mean()

@@ -55,8 +55,9 @@ class Update:
 
     def added_to(self, weight: Float[Tensor, "d_mlp d_model"]) -> Float[Tensor, "d_mlp d_model"]:
         """The weight with the update, computed in float32, in the weight's dtype and on its device."""
-        change = self.left.to(weight.device) @ self.right.to(weight.device)
-        return (weight.float() + change).to(weight.dtype)
+        with torch.autocast(weight.device.type, enabled=False):
+            change = self.left.to(weight.device) @ self.right.to(weight.device)
+            return (weight.float() + change).to(weight.dtype)
 
     def negated(self) -> "Update":
         """What takes this update away again, up to rounding."""

@@ -2,23 +2,25 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rome_lens.checking import checked
-from rome_lens.edit.applying import AppliedEdit
+from rome_lens.edit.applying import AppliedEdit, applied_edits
 from rome_lens.edit.health import EditHealth
 from rome_lens.edit.hooks import update_hooks
 from rome_lens.edit.lora import save_lora
-from rome_lens.edit.matrices import EditableModel, name_of, output_matrix_of, state_dict_delta
+from rome_lens.edit.matrices import EditableModel, matrix_for, name_of, output_matrix_of, state_dict_delta
 from rome_lens.edit.stored import load_fields, save_fields
 from rome_lens.edit.update import Update, one_for_each_layer
+from rome_lens.edit.written import Place, Temporarily, digests_so_far
 from rome_lens.errors import EditError, EditWarning, warn
 from rome_lens.facts import EditRequest
 from rome_lens.files import digest
@@ -36,6 +38,10 @@ class Edit:
     and updates of one layer become one of higher rank, made for what `a`'s was made for. `model` is `a`'s; where
     methods differ, both are named ("rome+memit"); `config` is {"parts": [...]}, the configs in turn; `health` is None,
     since its figures are those of one computation. Edits for different architectures or shapes raise an EditError.
+
+    `-a` adds the opposite, for the same requests, which are then taken back, not written: added to a model with `a` it
+    gives the model without, up to rounding (the handle's `revert` gives it bit for bit). Its method is named "-rome", it
+    is made for no weights in particular, and has no health. `a - b` is `a + -b`; `sum([a, b])` is `a + b`.
 
     Attributes:
         updates: one for each edited layer; several of one layer are joined when the edit is made.
@@ -98,17 +104,33 @@ class Edit:
             config={"parts": configs},
         )
 
-    def apply(self, model: EditableModel, *, strict: bool = False) -> AppliedEdit:
-        """Adds the updates to the model's weights; `revert()` of what comes back takes them away, bit for bit.
+    def __radd__(self, other: object) -> "Edit":
+        """`sum(edits)` begins with 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
-        Not for several threads at once on one model.
+    def __neg__(self) -> "Edit":
+        """The edit that takes this one away; see the class."""
+        names = [name[1:] if name.startswith("-") else f"-{name}" for name in self.method.split("+") if name]
+        updates = tuple(update.negated() for update in self.updates)
+        return replace(self, updates=updates, method="+".join(names), health=None)
+
+    def __sub__(self, other: "Edit") -> "Edit":
+        """`self + -other`."""
+        return self + -other if isinstance(other, Edit) else NotImplemented
+
+    def apply(self, model: EditableModel, *, strict: bool = False) -> AppliedEdit:
+        """Adds the updates to the model's weights; `revert()` of what comes back takes this edit out, in any order.
+
+        After the last edit is reverted the weights are bit for bit what they were. An exception at any moment, also
+        Ctrl-C, leaves them with the edit or without it, in all layers alike. Threads take turns.
 
         Args:
             model: its edited matrices are changed, computed in float32 whatever their dtype. A HookedTransformer or
                 TransformerBridge, with layer norms folded or weights centred or not, or the same model in Hugging
                 Face's classes.
-            strict: refuses a model whose matrices are not those that the edit was computed for (another model, dtype
-                or folding, or an earlier edit); otherwise there is an EditWarning.
+            strict: refuses a model whose matrices are not exactly those that the edit was computed for (another model,
+                dtype or folding, or an earlier edit). Otherwise there is an EditWarning, unless edits that are applied
+                (`applied_edits`) are the reason; or this edit is one of them.
 
         Raises:
             EditError: an update does not fit the model, or would make a weight infinite or NaN; or the family of a
@@ -116,32 +138,25 @@ class Edit:
         """
         self._check_made_for(model, strict=strict)
         applied = AppliedEdit(model, self.updates)
-        whole = False
-        try:
-            applied._write()
-            whole = True
-        finally:
-            if not whole:
-                applied._restore()
+        applied._write(self)
         return applied
 
-    @contextmanager
-    def applied(self, model: EditableModel, *, strict: bool = False) -> Iterator[EditableModel]:
+    def applied(self, model: EditableModel, *, strict: bool = False) -> AbstractContextManager[EditableModel]:
         """`with edit.applied(model): ...` runs the body on the edited model.
 
-        Afterwards the edited matrices are bit for bit what they were before, also if the body raises or is interrupted,
-        and whatever the body itself wrote into them.
+        Afterwards the edit is out again, and the edited matrices are bit for bit what they were before (with the edits
+        that the body itself applied and did not revert), also if the body raises or is interrupted, and whatever it
+        wrote into them by other means.
 
         Raises:
             EditError: as `apply`.
         """
-        self._check_made_for(model, strict=strict)
-        edit = AppliedEdit(model, self.updates)
-        try:
-            edit._write()
-            yield model
-        finally:
-            edit._restore()
+
+        def find() -> list[Place]:
+            self._check_made_for(model, strict=strict)
+            return [(matrix_for(model, update), update) for update in self.updates]
+
+        return Temporarily(find, model, self)
 
     def hooks(self, model: Model, *, strict: bool = False) -> list[tuple[str, Hook]]:
         """Hooks that make the model answer as if it were edited: `model.run_with_hooks(tokens, fwd_hooks=...)`, or
@@ -192,22 +207,36 @@ class Edit:
 
     def _check_made_for(self, model: EditableModel, *, strict: bool) -> None:
         """Warns, or raises, where the model is not the one that the edit was computed on."""
-        differences = [
-            f"layer {update.layer} was {update.made_for[:12]} and is {found[:12]}"
-            for update in self.updates
-            if update.made_for and (found := digest(output_matrix_of(model, update.layer).values)) != update.made_for
-        ]
+        present = any(self._has_updates_of(edit) for edit in applied_edits(model))
+        differences = []
+        for update in self.updates:
+            matrix = output_matrix_of(model, update.layer)
+            found = digest(matrix.values) if update.made_for else ""
+            explained = not strict and not present and update.made_for in digests_so_far(matrix.parameter)
+            if found != update.made_for and not explained:
+                differences.append(f"layer {update.layer} was {update.made_for[:12]} and is {found[:12]}")
         known = self.architecture and isinstance(model, Model)
         if known and self.architecture != architecture_digest(model):
             differences.insert(0, f"the architecture of {self.model} was another than that of {name_of(model)}")
+        messages = []
+        if present:
+            messages.append("The edit is already applied to this model; added once more, it counts twice.")
         if differences:
-            message = (
+            messages.append(
                 f"The edit was computed for other weights: {'; '.join(differences)} (SHA-256). Another model, dtype or "
                 "folding, or an earlier edit can be the reason; check that the edited model says what it should."
             )
-            if strict:
-                raise EditError(f"{message} No weight was changed.")
-            warn(message, EditWarning)
+        if messages and strict:
+            raise EditError(f"{' '.join(messages)} No weight was changed.")
+        if messages:
+            warn(" ".join(messages), EditWarning)
+
+    def _has_updates_of(self, other: "Edit") -> bool:
+        """Whether it adds the same to the same layers."""
+        return len(self.updates) == len(other.updates) > 0 and all(
+            ours.layer == theirs.layer and torch.equal(ours.left, theirs.left) and torch.equal(ours.right, theirs.right)
+            for ours, theirs in zip(self.updates, other.updates, strict=True)
+        )
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Writes the edit, and nothing of the model, as a safetensors file.

@@ -18,6 +18,7 @@ from rome_lens.checking import checked
 from rome_lens.edit.health import EditHealth
 from rome_lens.edit.rome import rome
 from rome_lens.edit.weights import Edit
+from rome_lens.edit.written import keeping
 from rome_lens.errors import EditError, FormatError
 from rome_lens.evaluate.counterfact import score_record
 from rome_lens.evaluate.perplexity import perplexity
@@ -25,7 +26,7 @@ from rome_lens.evaluate.records import Method
 from rome_lens.evaluate.summary import summarize
 from rome_lens.facts import EditRecord, EditRequest
 from rome_lens.files import append_line, digest, read_lines
-from rome_lens.models import Model, architecture_digest, kept_output_matrix, output_matrix
+from rome_lens.models import Model, architecture_digest, find_output_matrix, output_matrix
 
 _ROWS = "rows.jsonl"
 
@@ -158,7 +159,8 @@ def rome_sequence(
                 break
             for update in edit.updates:
                 if update.layer not in originals:
-                    originals[update.layer] = put_back.enter_context(kept_output_matrix(model, update.layer))
+                    put_back.enter_context(keeping([find_output_matrix(model, update.layer)]))
+                    originals[update.layer] = output_matrix(model, update.layer).clone()
             edit.apply(model)
             done = number
             rows.check("weights", number, [digest(output_matrix(model, layer)) for layer in originals])

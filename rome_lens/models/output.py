@@ -1,7 +1,5 @@
 """The MLP output matrices, which edits change, and what they answer to keys."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,17 +96,6 @@ def output_matrix_name(model: Model, layer: int) -> str:
     """The parameter's name among the model's `named_parameters()`."""
     place = output_matrix(model, layer).data_ptr()
     return next(name for name, parameter in model.named_parameters() if parameter.data_ptr() == place)
-
-
-@contextmanager
-def kept_output_matrix(model: Model, layer: int) -> Iterator[Float[Tensor, "d_mlp d_model"]]:
-    """Gives a copy of the MLP output matrix, which is written back at the end, whatever the body did or raised."""
-    weight = output_matrix(model, layer)
-    original = weight.clone()
-    try:
-        yield original
-    finally:
-        weight.copy_(original)
 
 
 def mlp_output(model: Model, layer: int, key: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "*n d_model"]:

@@ -98,17 +98,19 @@ def test_nested_edits_are_reverted_in_turn(tiny, weights_of):
     assert same(tiny, before)
 
 
-def test_reverting_an_earlier_edit_first_is_refused_and_changes_nothing(tiny, weights_of):
+def test_an_earlier_edit_is_reverted_alone_and_the_last_one_leaves_the_original(tiny, weights_of):
     before = weights_of(tiny)
-    first = made_up(tiny).apply(tiny)
-    second = made_up(tiny, seed=1).apply(tiny)
-    both = weights_of(tiny)
-    with pytest.raises(rl.EditError, match="Revert later edits first"):
-        first.revert()
-    assert same(tiny, both)
-    second.revert()
-    first.revert()
+    first, second = made_up(tiny), made_up(tiny, seed=1)
+    with second.applied(tiny):
+        second_alone = weights_of(tiny)
+    handles = first.apply(tiny), second.apply(tiny)
+    assert rl.applied_edits(tiny) == (first, second)
+    handles[0].revert()
+    assert same(tiny, second_alone)
+    assert rl.applied_edits(tiny) == (second,)
+    handles[1].revert()
     assert same(tiny, before)
+    assert rl.applied_edits(tiny) == ()
 
 
 def test_an_edit_of_another_width_is_refused(tiny, tiny_model):
