@@ -9,7 +9,7 @@ from rome_lens.datasets import (
     load_known_facts,
     load_zsre,
 )
-from rome_lens.edit.applying import AppliedEdit, applied_edits
+from rome_lens.edit.applying import AppliedEdit, applied_edits, revert_edits
 from rome_lens.edit.batch import alphaedit, emmet, memit
 from rome_lens.edit.collecting import collect_covariance
 from rome_lens.edit.config import AlphaEditConfig, EmmetConfig, MemitConfig, RomeConfig
@@ -178,6 +178,7 @@ __all__ = [
     "predict_restored",
     "recover_updates",
     "restore_states",
+    "revert_edits",
     "robustness_report",
     "rome",
     "rome_sequence",

@@ -294,6 +294,7 @@ CASES: dict[str, Any] = {
     "predict_restored": lambda w: {"model": w.model, "fact": FACT, "states": [rl.State("mlp", 5, 1)], "samples": 2},
     "recover_updates": lambda w: {"original": w.model, "suspect": w.model, **QUIET},
     "restore_states": lambda w: {"model": w.model, "fact": FACT, "states": [rl.State("mlp", 5, 1)], "samples": 2},
+    "revert_edits": lambda w: {"model": w.model},
     "robustness_report": lambda w: {
         "model": w.model,
         "facts": [FACT],

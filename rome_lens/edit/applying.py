@@ -1,17 +1,24 @@
 """Edits in a model's weights: the handle that takes one out, and the list of those that are in."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rome_lens.checking import checked
 from rome_lens.edit.matrices import EditableModel, matrix_for
 from rome_lens.edit.update import Update
-from rome_lens.edit.written import Writing, kept_at, take_out, write, writings
+from rome_lens.edit.written import Writing, can_take_out, kept_at, kept_in, take_out, write, writings
 from rome_lens.errors import EditError
 from rome_lens.files import digest
 
 if TYPE_CHECKING:
     from rome_lens.edit.weights import Edit
+
+
+_CHANGED = (
+    "The edited matrix has been changed since this edit was applied, not by an edit (by training, loading weights, or "
+    "moving to another dtype), and taking the edit out would lose that change. Undo it first, or load the model again."
+)
 
 
 @checked
@@ -44,17 +51,10 @@ class AppliedEdit:
         self._untouched = [kept.untouched for kept in found if kept is not None]
 
     def _check(self) -> None:
-        """Raises EditError if a matrix holds what taking this edit out would destroy."""
         matrices = [matrix_for(self._model, update) for _, update in self._places]
         for matrix, untouched in zip(matrices, self._untouched, strict=True):
-            kept = kept_at(matrix.parameter)
-            if kept is None or kept.is_changed() or not kept.is_on_top(self._writing):
-                if digest(matrix.values) != untouched:
-                    raise EditError(
-                        "The edited matrix has been changed since this edit was applied, not by an edit (by training, "
-                        "loading weights, or moving to another dtype), and taking the edit out would lose that change. "
-                        "Undo it first, or load the model again."
-                    )
+            if not can_take_out(self._writing, kept_at(matrix.parameter)) and digest(matrix.values) != untouched:
+                raise EditError(_CHANGED)
 
 
 @checked
@@ -75,3 +75,24 @@ def applied_edits(model: EditableModel) -> tuple["Edit", ...]:
         Those of `Edit.apply` that are not reverted, and those of `with edit.applied(model)` inside of it.
     """
     return tuple(writing.what for writing in writings(model) if writing.what is not None)
+
+
+@checked
+def revert_edits(model: EditableModel) -> tuple["Edit", ...]:
+    """Takes out all edits that `Edit.apply` put into a model's weights, as their handles do, and lists them.
+
+    For edits whose handles are lost. Those of `with edit.applied(model)` stay until it ends; without one around it, the
+    edited matrices are bit for bit what they were before the first edit.
+
+    Raises:
+        EditError: as `AppliedEdit.revert`. This edit, and earlier ones, are still in.
+    """
+    found = [writing for writing in writings(model) if writing.what is not None and not writing.temporary]
+    for writing in reversed(found):
+        take_out(writing, partial(_check_all, model, writing))
+    return tuple(writing.what for writing in found)
+
+
+def _check_all(model: EditableModel, writing: Writing) -> None:
+    if not all(can_take_out(writing, kept) for kept in kept_in(model) if kept.has(writing)):
+        raise EditError(_CHANGED)

@@ -1,5 +1,6 @@
 """Short work that Ctrl-C does not break off."""
 
+import inspect
 import signal
 import sys
 import threading
@@ -29,6 +30,14 @@ def uninterrupted(work: Callable[[], None]) -> None:
             before(signal.SIGINT, sys._getframe())
 
 
+def runs(function: Callable[..., Any], frame: FrameType | None) -> bool:
+    """Whether the function is this frame's, or one that called it, directly or not."""
+    code = inspect.unwrap(function).__code__
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
+
+
 class _Later:
     """Notes a signal while `uninterrupted` runs; should it be left behind, it gives way to the true handler."""
 
@@ -37,10 +46,7 @@ class _Later:
         self.came = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        caller = frame
-        while caller is not None and caller.f_code is not uninterrupted.__code__:
-            caller = caller.f_back
-        if caller is not None:
+        if runs(uninterrupted, frame):
             self.came = True
         else:
             signal.signal(number, self.handler)

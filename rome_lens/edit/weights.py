@@ -138,8 +138,12 @@ class Edit:
         """
         self._check_made_for(model, strict=strict)
         applied = AppliedEdit(model, self.updates)
-        applied._write(self)
-        return applied
+        try:
+            applied._write(self)
+            return applied
+        except BaseException:
+            applied.revert()
+            raise
 
     def applied(self, model: EditableModel, *, strict: bool = False) -> AbstractContextManager[EditableModel]:
         """`with edit.applied(model): ...` runs the body on the edited model.

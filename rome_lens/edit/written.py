@@ -12,20 +12,20 @@ had to leave. Ctrl-C itself waits for the few milliseconds of a copy. Threads ta
 The matrices are known by their parameters, weakly: a model's copy, and what is pickled of it, knows of no edits.
 """
 
+import itertools
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rome_lens.edit.uninterrupted import uninterrupted
+from rome_lens.edit.uninterrupted import runs, uninterrupted
 from rome_lens.edit.update import Update
 from rome_lens.errors import EditError
 from rome_lens.files import digest
@@ -35,7 +35,7 @@ Place: TypeAlias = tuple[OutputMatrix, Update | None]
 """A matrix, and what to add to it; None: it is only kept."""
 T = TypeVar("T")
 _TURN = threading.RLock()
-_NUMBERS = count()
+_NUMBERS = itertools.count()
 
 
 @dataclass(eq=False)
@@ -140,11 +140,9 @@ class _Kept:
         self.digest, self.holds = found, ()
         return False
 
-    def is_on_top(self, writing: Writing) -> bool:
-        """Whether a writing has a part here, and nothing was written by hand after it."""
-        parts = [*reversed(self.parts)]
-        after = next((number for number, part in enumerate(parts) if writing in part.of[:1]), None)
-        return after is not None and all(part.values is None for part in parts[:after])
+    def has(self, writing: Writing) -> bool:
+        """Whether a writing has a part here."""
+        return any(writing in part.of[:1] for part in self.parts)
 
     def notice(self) -> None:
         """Makes a part of what was written by hand since."""
@@ -164,40 +162,43 @@ def write(writing: Writing, places: Sequence[Place]) -> None:
     Raises:
         EditError: an entry would become infinite or NaN. No weight is changed.
     """
-    _check_turn()
-    with _TURN:
-        uninterrupted(_settle)
-        plans = [_plan(writing, *place) for place in places]
-        whole = False
-        try:
-            uninterrupted(partial(_carry_out, writing, plans))
-            whole = True
-        finally:
-            if not whole:
-                writing.in_force = False
-                uninterrupted(_settle)
+    _in_turn(partial(_write, writing, places))
 
 
 def take_out(writing: Writing, check: Callable[[], None] | None = None) -> None:
     """Takes a writing out, in all places. `check` is called before, and may raise to leave all as it is."""
-    _check_turn()
-    with _TURN:
-        uninterrupted(_settle)
+
+    def work() -> None:
         if check is not None:
             check()
         uninterrupted(partial(_end, writing))
 
+    _in_turn(work)
+
 
 def settled() -> None:
     """Brings all matrices to what was decided, should an earlier call have been broken off."""
-    if _KEPT and not _TURN._is_owned():  # type: ignore[attr-defined]
-        with _TURN:
-            uninterrupted(_settle)
+    if _KEPT and not runs(_in_turn, sys._getframe()):
+        _in_turn(lambda: None)
 
 
 def kept_at(parameter: Tensor) -> _Kept | None:
     """What is known of a parameter that something is written over."""
     return next((kept for kept in list(_KEPT.values()) if kept.is_that_of(parameter)), None)
+
+
+def kept_in(model: nn.Module) -> list[_Kept]:
+    """The matrices of a model that something is written over."""
+    places = {parameter.data_ptr() for parameter in model.parameters()} if _KEPT else set()
+    return [kept for kept in list(_KEPT.values()) if kept.matrix and kept.matrix.parameter.data_ptr() in places]
+
+
+def can_take_out(writing: Writing, kept: _Kept | None) -> bool:
+    """Whether a writing has a part in this matrix, and nothing was written by hand since."""
+    if kept is None or kept.is_changed() or not kept.has(writing):
+        return False
+    later = itertools.dropwhile(lambda part: writing not in part.of[:1], kept.parts)
+    return all(part.values is None for part in later)
 
 
 def digests_so_far(parameter: Tensor) -> Iterable[str]:
@@ -208,14 +209,15 @@ def digests_so_far(parameter: Tensor) -> Iterable[str]:
 
 def writings(model: nn.Module) -> list[Writing]:
     """What is written over a model's matrices, in order of age."""
-    settled()
-    with _TURN:
-        places = {parameter.data_ptr() for parameter in model.parameters()} if _KEPT else set()
-        here = [kept for kept in list(_KEPT.values()) if kept.matrix and kept.matrix.parameter.data_ptr() in places]
+
+    def work() -> list[Writing]:
+        here = kept_in(model)
         for kept in here:
             kept.is_changed()
         found = {writing.number: writing for kept in here for part in kept.parts for writing in part.of[:1]}
         return [found[number] for number in sorted(found)]
+
+    return _in_turn(work)
 
 
 class Temporarily(Generic[T]):
@@ -284,6 +286,18 @@ def _plan(writing: Writing, matrix: OutputMatrix, update: Update | None) -> _Pla
     return _Plan(kept, matrix, _Part((writing, *keepers), update, below=below), values, found)
 
 
+def _write(writing: Writing, places: Sequence[Place]) -> None:
+    plans = [_plan(writing, *place) for place in places]
+    whole = False
+    try:
+        uninterrupted(partial(_carry_out, writing, plans))
+        whole = True
+    finally:
+        if not whole:
+            writing.in_force = False
+            uninterrupted(_settle)
+
+
 def _carry_out(writing: Writing, plans: Sequence[_Plan]) -> None:
     for plan in plans:
         _KEPT[plan.kept.key] = plan.kept
@@ -311,12 +325,18 @@ def _settle() -> None:
             _KEPT.pop(key, None)
 
 
-def _check_turn() -> None:
-    if _TURN._is_owned():  # type: ignore[attr-defined]
+def _in_turn(work: Callable[[], T]) -> T:
+    """Does the work when no other thread is at it, once all that was broken off is ended."""
+    if runs(_in_turn, sys._getframe(1)):
         raise EditError(
             "Weights are being written by the call that this one interrupts (from a signal's handler?). No weight was "
             "changed. Apply and revert edits one after the other."
         )
+    while _TURN._is_owned():  # type: ignore[attr-defined] # left behind by an exception at the end of the `with` below
+        _TURN.release()
+    with _TURN:
+        uninterrupted(_settle)
+        return work()
 
 
 def _copy(values: Float[Tensor, "d_mlp d_model"], matrix: OutputMatrix) -> None:
