@@ -20,7 +20,7 @@ from rome_lens.edit.lora import save_lora
 from rome_lens.edit.matrices import EditableModel, matrix_for, name_of, output_matrix_of, state_dict_delta
 from rome_lens.edit.stored import load_fields, save_fields
 from rome_lens.edit.update import Update, one_for_each_layer
-from rome_lens.edit.written import Place, Temporarily, digests_so_far
+from rome_lens.edit.written import Place, Temporarily, digests_so_far, take_out
 from rome_lens.errors import EditError, EditWarning, warn
 from rome_lens.facts import EditRequest
 from rome_lens.files import digest
@@ -142,7 +142,7 @@ class Edit:
             applied._write(self)
             return applied
         except BaseException:
-            applied.revert()
+            take_out(applied._writing)
             raise
 
     def applied(self, model: EditableModel, *, strict: bool = False) -> AbstractContextManager[EditableModel]:

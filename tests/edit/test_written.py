@@ -21,6 +21,7 @@ import rome_lens as rl
 from rome_lens import models
 from rome_lens.edit import applying, uninterrupted, weights, written
 from rome_lens.edit.matrices import output_matrix_of
+from rome_lens.edit.uninterrupted import runs
 from rome_lens.edit.written import keeping
 from rome_lens.models.kinds import HAS_HOOKED
 from tests.edit.test_weights import REQUEST, made_on, made_up
@@ -138,7 +139,7 @@ def test_an_exception_at_any_line_leaves_all_layers_alike_and_the_next_call_ends
     both = bits(tiny)
     rl.revert_edits(tiny)
     tried = wrong = 0
-    step = times(7, 1)
+    draw = random.Random(0)
 
     def once(*lines: int) -> int:
         nonlocal tried, wrong
@@ -154,10 +155,99 @@ def test_an_exception_at_any_line_leaves_all_layers_alike_and_the_next_call_ends
         return count
 
     total = once()
-    for line in range(1, total + 1):
+    for line in draw.sample(range(1, total + 1), min(total, times(50, total))):
         once(line)
-        for later in range(1 + line % step, times(40, 160), step):
-            once(line, line + later)
+    for _ in range(times(30, 1500)):
+        line = draw.randint(1, total)
+        once(line, line + draw.randint(1, 80))
     print(f"{work.__name__}: {tried} interruptions at {total} lines, {wrong} wrong")
     assert wrong == 0
-    assert signal.getsignal(signal.SIGINT) is not None
+
+
+# ------------------------------------------------------------------------------------------------------ interleavings
+
+
+def interrupting(draw: random.Random, work: Callable[[], None]) -> None:
+    """Real signals come at some instants, at most two: one whose handler raises by itself, or SIGINT."""
+    left = [2]
+
+    def handle(number, frame):
+        if number == signal.SIGALRM and draw.random() < 0.5:
+            signal.raise_signal(signal.SIGINT)
+        elif left[0] > 0 and runs(step, frame):
+            left[0] -= 1
+            signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-6, 1e-3))
+            raise Broken
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGALRM, signal.SIGINT)}
+    signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-6, 5e-3))
+    with suppress(Broken):
+        work()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def too_much(model) -> rl.Edit:
+    """It would make entries infinite."""
+    d_mlp, d_model = output_matrix_of(model, 1).values.shape
+    return rl.Edit((rl.Update(1, torch.full((d_mlp, 1), 1e30), torch.full((1, d_model), 1e30)),), (REQUEST,))
+
+
+def opened(model, edit) -> Iterator[None]:
+    with edit.applied(model):
+        yield
+
+
+def step(model, edits: list, draw: random.Random, handles: list, contexts: list) -> None:
+    """One thing that a user may do."""
+    edit, what = draw.choice(edits), draw.randrange(8)
+    if what <= 1:
+        handles.append(edit.apply(model))
+    elif what == 2 and handles:
+        handles.pop(draw.randrange(len(handles))).revert()
+    elif what == 3:
+        contexts.append(opened(model, edit))
+        next(contexts[-1])
+    elif what == 4 and contexts:
+        contexts.pop(draw.randrange(len(contexts))).close()
+    elif what == 5 and contexts:
+        with suppress(ZeroDivisionError, StopIteration):
+            contexts.pop(draw.randrange(len(contexts))).throw(ZeroDivisionError())
+    elif what == 6:
+        with suppress(rl.EditError):
+            (edit + too_much(model)).apply(model)
+    elif what == 7:
+        matrix = output_matrix_of(model, 1)
+        with edit.applied(model), draw.choice(edits).applied(model), keeping([matrix]), torch.no_grad():
+            matrix.values.mul_(2)
+
+
+@pytest.mark.torture
+def test_however_edits_come_and_go_the_original_is_left(kind_of):
+    """Applied, reverted in any order, in blocks that end in any order, in open generators, with exceptions and signals."""
+    draw, unlike, alike = random.Random(0), 0, True
+    before = {kind: bits(kind_of(kind)) for kind in KINDS}
+    edits = {kind: edits_for(kind_of(kind)) for kind in KINDS}
+    rounds = times(200, 5000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rl.EditWarning)  # an edit is applied twice
+        for number in range(rounds):
+            kind = KINDS[number % len(KINDS)]
+            model, handles, contexts = kind_of(kind), [], []
+            for _ in range(draw.randint(2, 8)):
+                work = partial(step, model, edits[kind], draw, handles, contexts)
+                interrupting(draw, work) if draw.random() < 0.4 else work()
+            draw.shuffle(handles)
+            draw.shuffle(contexts)
+            for context in contexts:
+                context.close()
+            for handle in handles:
+                handle.revert()
+            rl.revert_edits(model)  # what was applied just before the signal, and whose handle is lost
+            alike = alike and rl.applied_edits(model) == ()
+            unlike += bool(unequal(model, before[kind]))
+    print(f"{rounds} interleavings, {unlike} unequal")
+    assert unlike == 0
+    assert alike
+    assert not written._KEPT
