@@ -40,8 +40,8 @@ class Edit:
     since its figures are those of one computation. Edits for different architectures or shapes raise an EditError.
 
     `-a` adds the opposite, for the same requests, which are then taken back, not written: added to a model with `a` it
-    gives the model without, up to rounding (the handle's `revert` gives it bit for bit). Its method is named "-rome", it
-    is made for no weights in particular, and has no health. `a - b` is `a + -b`; `sum([a, b])` is `a + b`.
+    gives the model without, up to rounding (the handle's `revert` gives it bit for bit). Its method is "-rome"; it is
+    made for no weights in particular and has no health. `a - b` is `a + -b`; `sum([a, b])` is `a + b`.
 
     Attributes:
         updates: one for each edited layer; several of one layer are joined when the edit is made.

@@ -130,7 +130,7 @@ class _Kept:
         return values
 
     def is_changed(self) -> bool:
-        """Whether the model's entries were written by hand since. If that put the untouched ones back, no part is left."""
+        """Whether the model's entries were written by hand since. If these are the untouched ones, no part is left."""
         matrix = self.matrix
         if matrix is None or (found := digest(matrix.values)) == self.digest:
             return False
@@ -253,7 +253,7 @@ class Temporarily(Generic[T]):
 
 
 def keeping(matrices: Iterable[OutputMatrix]) -> Temporarily[None]:
-    """`with` this, matrices may be written; afterwards they are what they were, and edits applied meanwhile are gone."""
+    """`with` this, matrices may be written; afterwards they are what they were, without edits applied meanwhile."""
     places: list[Place] = [(matrix, None) for matrix in matrices]
     return Temporarily(lambda: places, None)
 

@@ -1,8 +1,7 @@
-"""What is written over weights is taken out bit for bit: in any order, whatever breaks it off, by whom else they are held."""
+"""What is written over weights is taken out bit for bit: in any order, and whatever breaks it off."""
 
 import copy
 import gc
-import pickle
 import random
 import signal
 import sys
@@ -18,7 +17,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rome_lens as rl
-from rome_lens import models
 from rome_lens.edit import applying, uninterrupted, weights, written
 from rome_lens.edit.matrices import output_matrix_of
 from rome_lens.edit.uninterrupted import runs
@@ -133,7 +131,7 @@ def attempt(model, edit, work: Callable, lines: tuple[int, ...]) -> int:
 @pytest.mark.parametrize("work", [apply, revert, inside])
 def test_an_exception_at_any_line_leaves_all_layers_alike_and_the_next_call_ends_it(tiny, work):
     """At each line, and again some lines later while the first one is being put right."""
-    other, edit, _, _, _ = edits_for(tiny)
+    edit = edits_for(tiny)[1]
     before = bits(tiny)
     edit.apply(tiny)
     both = bits(tiny)
@@ -160,7 +158,7 @@ def test_an_exception_at_any_line_leaves_all_layers_alike_and_the_next_call_ends
     for _ in range(times(30, 1500)):
         line = draw.randint(1, total)
         once(line, line + draw.randint(1, 80))
-    print(f"{work.__name__}: {tried} interruptions at {total} lines, {wrong} wrong")
+    print(f"{work.__name__}: {tried} interruptions at {total} lines, {wrong} wrong")  # noqa: T201
     assert wrong == 0
 
 
@@ -225,7 +223,7 @@ def step(model, edits: list, draw: random.Random, handles: list, contexts: list)
 
 @pytest.mark.torture
 def test_however_edits_come_and_go_the_original_is_left(kind_of):
-    """Applied, reverted in any order, in blocks that end in any order, in open generators, with exceptions and signals."""
+    """Reverted in any order, in blocks and open generators that end in any order, with exceptions and signals."""
     draw, unlike, alike = random.Random(0), 0, True
     before = {kind: bits(kind_of(kind)) for kind in KINDS}
     edits = {kind: edits_for(kind_of(kind)) for kind in KINDS}
@@ -247,7 +245,147 @@ def test_however_edits_come_and_go_the_original_is_left(kind_of):
             rl.revert_edits(model)  # what was applied just before the signal, and whose handle is lost
             alike = alike and rl.applied_edits(model) == ()
             unlike += bool(unequal(model, before[kind]))
-    print(f"{rounds} interleavings, {unlike} unequal")
+    print(f"{rounds} interleavings, {unlike} unequal")  # noqa: T201
     assert unlike == 0
     assert alike
+    assert not written._KEPT
+
+
+# ---------------------------------------------------------------------------------------------------------- one by one
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-12])
+def test_an_edit_that_changes_nothing_is_listed_and_reverted_in_any_order(tiny, scale):
+    before, nothing, something = bits(tiny), made_up(tiny, scale=scale), made_up(tiny, seed=1)
+    handles = [edit.apply(tiny) for edit in (nothing, something)]
+    assert rl.applied_edits(tiny) == (nothing, something)
+    for handle in handles:
+        handle.revert()
+    assert unequal(tiny, before) == []
+
+
+def test_what_was_written_by_hand_since_is_not_lost(tiny):
+    """Reverting is refused; a later edit is taken out of it alone; put back by hand, the edit is out."""
+    before, weight = bits(tiny), output_matrix_of(tiny, 1).values
+    handle = made_up(tiny).apply(tiny)
+    edited = weight.clone()
+    weight.mul_(2)
+    by_hand = weight.clone()
+    for _ in range(2):
+        with pytest.raises(rl.EditError, match="has been changed since this edit was applied, not by an edit"):
+            handle.revert()
+        with pytest.raises(rl.EditError, match="has been changed since"):
+            rl.revert_edits(tiny)
+        assert torch.equal(weight, by_hand)
+        made_up(tiny, seed=1).apply(tiny).revert()
+        assert torch.equal(weight, by_hand)
+    assert not torch.equal(weight, edited)
+    tiny.load_state_dict(before)
+    assert rl.applied_edits(tiny) == ()
+    handle.revert()
+    assert unequal(tiny, before) == []
+
+
+def test_what_is_applied_already_is_said_and_other_applied_edits_are_no_reason_to_warn(tiny):
+    first, second = made_on(tiny), made_up(tiny, seed=1)
+    second = rl.Edit(tuple(rl.Update(u.layer, u.left, u.right, first.updates[0].made_for) for u in second.updates), ())
+    handles = [first.apply(tiny), second.apply(tiny)]
+    with pytest.warns(rl.EditWarning, match="already applied to this model"):
+        handles.append(first.apply(tiny))
+    with pytest.raises(rl.EditError, match="already applied"):
+        first.apply(tiny, strict=True)
+    for handle in handles:
+        handle.revert()
+
+
+def test_minus_takes_away_and_sum_adds(tiny):
+    before, a, b = bits(tiny), made_up(tiny), made_up(tiny, seed=1)
+    minus = -a
+    with a.applied(tiny), minus.applied(tiny):
+        torch.testing.assert_close(tiny.state_dict(), before, atol=1e-5, rtol=1e-5)
+    assert (minus.method, (-minus).method, minus.requests, (a - b).method) == (
+        "-rome",
+        "rome",
+        a.requests,
+        "rome+-rome",
+    )
+    assert sum([a]) is a
+    with sum([a, b, -a, -b]).applied(tiny):
+        torch.testing.assert_close(tiny.state_dict(), before, atol=1e-5, rtol=1e-5)
+    for wrong in (lambda: 1 + a, lambda: a - 1):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            wrong()
+
+
+def test_a_model_and_what_is_inside_it_share_edits_and_a_copy_has_none(kind_of):
+    bridge, edit = kind_of("gpt2-float32-bridge"), made_up(kind_of("gpt2-float32-bridge"))
+    handle = edit.apply(bridge)
+    try:
+        assert rl.applied_edits(bridge.original_model) == (edit,)
+        assert rl.applied_edits(copy.deepcopy(bridge.original_model)) == ()
+    finally:
+        handle.revert()
+
+
+def test_threads_take_turns(tiny):
+    before = bits(tiny)
+
+    def work(edit: rl.Edit) -> None:
+        for _ in range(10):
+            edit.apply(tiny).revert()
+
+    edits = [made_up(tiny, seed=seed) for seed in range(4)]
+    threads = [threading.Thread(target=work, args=[edit]) for edit in edits]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert unequal(tiny, before) == []
+    assert rl.applied_edits(tiny) == ()
+
+
+def test_ctrl_c_waits_for_a_copy_and_then_goes_to_the_handler_that_was_there(request):
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    done = []
+
+    def work() -> None:
+        signal.raise_signal(signal.SIGINT)
+        done.append("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        uninterrupted.uninterrupted(work)
+    assert done == ["whole"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_edits_work_under_inference_mode_and_autocast_as_without(tiny):
+    before, edit = bits(tiny), made_up(tiny)
+    with edit.applied(tiny):
+        edited = bits(tiny)
+    with torch.inference_mode():
+        handle = edit.apply(tiny)
+    assert unequal(tiny, edited) == []
+    with torch.autocast("cpu"):
+        handle.revert()
+        with edit.applied(tiny):
+            assert unequal(tiny, edited) == []
+    assert unequal(tiny, before) == []
+
+
+def test_matrices_that_are_kept_are_put_back_and_edits_made_meanwhile_are_gone(tiny):
+    before = bits(tiny)
+    with pytest.raises(RuntimeError, match="inside"), keeping([output_matrix_of(tiny, 1)]):
+        made_up(tiny).apply(tiny)
+        output_matrix_of(tiny, 1).values.fill_(float("nan"))
+        raise RuntimeError("inside")
+    assert unequal(tiny, before) == []
+    assert rl.applied_edits(tiny) == ()
+
+
+def test_what_is_written_over_a_model_goes_with_the_model(tiny):
+    copied = copy.deepcopy(tiny)
+    made_up(tiny).apply(copied)
+    del copied
+    gc.collect()
     assert not written._KEPT
