@@ -82,7 +82,7 @@ class _Kept:
 
     def __init__(self, matrix: OutputMatrix):
         self.key, self._transposed = id(matrix.parameter), matrix.transposed
-        self._parameter = weakref.ref(matrix.parameter, lambda _, key=self.key: _KEPT.pop(key, None))
+        self._parameter = weakref.ref(matrix.parameter, partial(_forget, self.key))
         with _normal_tensors():
             self._original = matrix.values.clone()
         self.untouched = self.digest = digest(self._original)
@@ -154,6 +154,10 @@ class _Kept:
 
 
 _KEPT: dict[int, _Kept] = {}  # by the parameter's id, until it is gone
+
+
+def _forget(key: int, _: object) -> None:
+    _KEPT.pop(key, None)
 
 
 def write(writing: Writing, places: Sequence[Place]) -> None:
