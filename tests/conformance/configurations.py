@@ -65,7 +65,13 @@ _LONG_PARTIAL["original_max_position_embeddings"] = 32
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", _OLD),
     "gpt2 n_inner": ("gpt2", {**_OLD, "n_inner": 48}),
-    "gpt2 scaled by layer": ("gpt2", {**_OLD, "scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}),
+    "gpt2 scaled by layer": (
+        "gpt2",
+        {**_OLD, "scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
+    ),
+        "gpt2",
+        {**_OLD, "scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
+    ),
     "gpt2 unscaled attention": ("gpt2", {**_OLD, "scale_attn_weights": False}),
     "gpt2 relu, epsilon": ("gpt2", {**_OLD, "activation_function": "relu", "layer_norm_epsilon": 1e-2}),
     "gpt2 gelu": ("gpt2", {**_OLD, "activation_function": "gelu"}),
