@@ -4,7 +4,7 @@ The rest of the package asks this folder for what it needs in the field's words 
 gets plain tensors back.
 """
 
-from rome_lens.models.converting import converted, from_hub, known_names, official_name
+from rome_lens.models.converting import converted, is_pickled, known_names, official_name
 from rome_lens.models.kinds import Model
 from rome_lens.models.names import EMBEDDING, Hook, HookList, Kind, input_name, key_name, state_name
 from rome_lens.models.output import (
@@ -63,9 +63,9 @@ __all__ = [
     "embed",
     "embeddings",
     "find_output_matrix",
-    "from_hub",
     "frozen",
     "input_name",
+    "is_pickled",
     "kept_output_matrix",
     "key_name",
     "known_names",
