@@ -25,8 +25,9 @@ _NEW = {
 _GROUPED = {**_NEW, "num_key_value_heads": 2}
 _NEO = {"num_layers": 3, "hidden_size": 32, "num_heads": 4, "max_position_embeddings": 128, "window_size": 8}
 _BLOOM = {"n_layer": 3, "hidden_size": 32, "n_head": 4}
-_OPT = {**_NEW, "ffn_dim": 128, "word_embed_proj_dim": 32}
-_FALCON = {**_NEW, "ffn_hidden_size": 128}
+_PLAIN = {name: value for name, value in _NEW.items() if name != "intermediate_size"}
+_OPT = {**_PLAIN, "ffn_dim": 64, "word_embed_proj_dim": 32}
+_FALCON = {**_PLAIN, "ffn_hidden_size": 64}
 _GEMMA = {**_GROUPED, "head_dim": 8}
 _GEMMA2 = {**_GEMMA, "query_pre_attn_scalar": 8, "sliding_window": 8}
 _QWEN_WINDOW = {**_GROUPED, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
@@ -66,9 +67,6 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", _OLD),
     "gpt2 n_inner": ("gpt2", {**_OLD, "n_inner": 48}),
     "gpt2 scaled by layer": (
-        "gpt2",
-        {**_OLD, "scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
-    ),
         "gpt2",
         {**_OLD, "scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
     ),
