@@ -15,6 +15,7 @@ from rome_lens.models import (
     Kind,
     Model,
     PastState,
+    check_shown,
     input_name,
     logits,
     run,
@@ -65,6 +66,7 @@ def clean_run(model: Model, tokens: Int[Tensor, " pos"], answer_length: int, kin
         (state_name(kind, i), keep(states[kind], tokens.device)) for kind in states for i in range(model.cfg.n_layers)
     ]
     residual = run(model, tokens[None], hooks=hooks)
+    check_shown(model, [state_name(kind, 0) for kind, values in states.items() if len(values) < model.cfg.n_layers])
     kept = {kind: torch.cat(values) for kind, values in states.items()}
     return CleanRun(kept, answer_logits(model, residual, answer_length)[0])
 

@@ -4,6 +4,7 @@ The rest of the package asks this folder for what it needs in the field's words 
 gets plain tensors back.
 """
 
+from rome_lens.models.adding import check_added
 from rome_lens.models.converting import converted, is_pickled, known_names, official_name
 from rome_lens.models.kinds import Model
 from rome_lens.models.names import EMBEDDING, Hook, HookList, Kind, input_name, key_name, state_name
@@ -12,6 +13,7 @@ from rome_lens.models.output import (
     contribution_change,
     find_output_matrix,
     kept_output_matrix,
+    key_width,
     mlp_contribution,
     mlp_output,
     norms_mlp_output,
@@ -20,6 +22,7 @@ from rome_lens.models.output import (
 )
 from rome_lens.models.past import PastState
 from rome_lens.models.running import (
+    check_shown,
     logits,
     pad,
     run,
@@ -55,8 +58,10 @@ __all__ = [
     "architecture_digest",
     "asking",
     "bos_token",
+    "check_added",
     "check_layer",
     "check_model",
+    "check_shown",
     "check_top_k",
     "contribution_change",
     "converted",
@@ -68,6 +73,7 @@ __all__ = [
     "is_pickled",
     "kept_output_matrix",
     "key_name",
+    "key_width",
     "known_names",
     "logits",
     "mlp_contribution",
