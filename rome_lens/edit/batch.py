@@ -173,6 +173,6 @@ def _check_layers(model: Model, layers: Sequence[int], covariances: Mapping[int,
         covariances[layer].check(model, layer)
         if norms_mlp_output(model, layer):
             raise ValueError(
-                f"{model.cfg.model_name} norms its MLPs' outputs, or scales them, so that what is missing in the residual "
-                "stream cannot be written into them in closed form. Use rome."
+                f"{model.cfg.model_name} norms its MLPs' outputs, or scales them, so that what is missing in the "
+                "residual stream cannot be written into them in closed form. Use rome."
             )

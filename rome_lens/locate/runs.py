@@ -109,9 +109,10 @@ def corrupted_run(
 
 
 def keep(states: list[Tensor], device: torch.device | None = None) -> Callable[..., None]:
-    """A hook that adds each value it sees to `states`, on a device, or (None) where it is."""
+    """A hook that adds each tensor it sees to `states`, on a device, or (None) where it is."""
 
-    def append(value: Tensor, hook: object) -> None:
-        states.append(value.to(device))
+    def append(value: object, hook: object) -> None:
+        if isinstance(value, Tensor):
+            states.append(value.to(device))
 
     return append

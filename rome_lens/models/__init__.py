@@ -9,6 +9,7 @@ from rome_lens.models.converting import converted, is_pickled, known_names, offi
 from rome_lens.models.kinds import Model
 from rome_lens.models.names import EMBEDDING, Hook, HookList, Kind, input_name, key_name, state_name
 from rome_lens.models.output import (
+    PLAIN,
     OutputMatrix,
     contribution_change,
     find_output_matrix,
@@ -54,6 +55,7 @@ __all__ = [
     "Kind",
     "Model",
     "OutputMatrix",
+    "PLAIN",
     "PastState",
     "architecture_digest",
     "asking",

@@ -45,8 +45,8 @@ def plain_trace(model: Model, found: rl.CausalTrace) -> dict[tuple[int, int], fl
     """Cells (position, layer) of the trace `found` of `FACT`, every second position, each by a pass of its own."""
     row = model.tokenizer(FACT.text, add_special_tokens=False)["input_ids"]
     start, end = found.subject_range
-    tokens = torch.tensor([row, row])
-    noise = torch.from_numpy(NOISE._draw(np.random.RandomState(1), model, (2, end - start, 32)))
+    tokens, width = torch.tensor([row, row]), models.embed(model, torch.tensor(row)).shape[-1]
+    noise = torch.from_numpy(NOISE._draw(np.random.RandomState(1), model, (2, end - start, width)))
     clean: dict[str, Tensor] = {}
 
     def corrupt(value: Tensor, hook: object) -> Tensor:
