@@ -115,7 +115,7 @@ def _checked_folder(folder: Path) -> list[Path]:
     names = _json(folder / _INDEX).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise FormatError(f"{folder / _INDEX} has no weight_map, expected names of weights and of files. Save it anew.")
-    outside = [name for name in names.values() if Path(name).name != name]
+    outside = [name for name in names.values() if Path(name).name != name or not name.endswith(".safetensors")]
     if outside:
         raise FormatError(f"{folder / _INDEX} names {outside[0]!r}, expected files of the same folder. Save it anew.")
     missing = sorted({name for name in names.values() if not (folder / name).is_file()})
