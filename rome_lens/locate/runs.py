@@ -60,13 +60,15 @@ def answer_logits(
 
 
 def clean_run(model: Model, tokens: Int[Tensor, " pos"], answer_length: int, kinds: Collection[Kind]) -> CleanRun:
-    """Runs the prompt as it is, and keeps the states of `kinds`."""
+    """Runs the prompt as it is, and keeps the states of `kinds`. Raises ValueError if the model does not show them."""
     states: dict[Kind, list[Tensor]] = {kind: [] for kind in kinds}
     hooks = [
         (state_name(kind, i), keep(states[kind], tokens.device)) for kind in states for i in range(model.cfg.n_layers)
     ]
-    residual = run(model, tokens[None], hooks=hooks)
-    check_shown(model, [state_name(kind, 0) for kind, values in states.items() if len(values) < model.cfg.n_layers])
+    stream: list[Tensor] = []  # GPT-1 does not show it, and cannot be run in parts
+    residual = run(model, tokens[None], hooks=[*hooks, (state_name("resid", 0), keep(stream))])
+    unseen = [kind for kind, values in states.items() if len(values) < model.cfg.n_layers]
+    check_shown(model, [state_name(kind, 0) for kind in (unseen if stream else ["resid"])])
     kept = {kind: torch.cat(values) for kind, values in states.items()}
     return CleanRun(kept, answer_logits(model, residual, answer_length)[0])
 
