@@ -70,7 +70,8 @@ def check_edit(model: Model, expected: PreTrainedModel) -> None:
     if expected.config.model_type in MODULE_OF:
         with found.applied(expected):
             torch.testing.assert_close(expected(ROWS[0]).logits.log_softmax(-1), edited, **_CLOSE)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    for name, value in model.state_dict().items():  # what BLOOM does not use is NaN
+        torch.testing.assert_close(value, before[name], atol=0, rtol=0, equal_nan=True)
 
 
 def row(name: str, folder: Path) -> dict[str, str]:
