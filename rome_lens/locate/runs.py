@@ -67,8 +67,8 @@ def clean_run(model: Model, tokens: Int[Tensor, " pos"], answer_length: int, kin
     ]
     stream: list[Tensor] = []  # GPT-1 does not show it, and cannot be run in parts
     residual = run(model, tokens[None], hooks=[*hooks, (state_name("resid", 0), keep(stream))])
-    unseen = [kind for kind, values in states.items() if len(values) < model.cfg.n_layers]
-    check_shown(model, [state_name(kind, 0) for kind in (unseen if stream else ["resid"])])
+    check_shown(model, [] if stream else [state_name("resid", 0)])
+    check_shown(model, [state_name(kind, 0) for kind, values in states.items() if len(values) < model.cfg.n_layers])
     kept = {kind: torch.cat(values) for kind, values in states.items()}
     return CleanRun(kept, answer_logits(model, residual, answer_length)[0])
 
