@@ -352,7 +352,10 @@ def test_a_model_that_is_a_pickle_is_refused():
 
 def run_hostile(tmp_path: Path, source: str, home: Path | None = None) -> subprocess.CompletedProcess:
     """Loads in a process of its own, without standard input, where any code of the model leaves a marker."""
-    script = f"import rome_lens as rl\ntry: rl.load_model({source!r}, device='cpu')\nexcept rl.errors.FormatError as e: print(e)"
+    script = (
+        f"import rome_lens as rl\ntry: rl.load_model({source!r}, device='cpu')\n"
+        "except rl.errors.FormatError as e: print(e)"
+    )
     environment = {**os.environ, "MARKER": str(tmp_path / "marker"), "HF_HUB_OFFLINE": "1"}
     if home is not None:
         environment["HF_HUB_CACHE"] = str(home)
@@ -370,7 +373,7 @@ def make_hostile(folder: Path, model_type: str) -> None:
     }
     change_json(folder / "config.json", model_type=model_type, auto_map=auto_map)
     change_json(folder / "tokenizer_config.json", auto_map=auto_map, tokenizer_class="EvilTokenizer")
-    (folder / "evil.py").write_text(MARKER + "Config = Model = T = None\n")
+    (folder / "evil.py").write_text(MARKER + "C = M = T = None\n")
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch $MARKER'\ntR.")
 
 

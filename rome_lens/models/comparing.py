@@ -186,5 +186,5 @@ def _same_llama3(rope: dict[str, Any], cfg: Any) -> bool:
 
 
 def _unread_bias(config: PretrainedConfig, field: str) -> bool:
-    """Whether there are biases that TransformerLens reads in no family but GPT-NeoX, and that may be as good as zero."""
+    """Whether there are biases that TransformerLens reads in GPT-NeoX alone, and that may be as good as zero."""
     return bool(getattr(config, field, False)) and config.model_type != "gpt_neox"
