@@ -1,8 +1,8 @@
 """How much memory and time `load_model` takes beside loading in the plain way, on a made-up model.
 
-The plain way is Hugging Face's `from_pretrained` and HookedTransformer's `from_pretrained_no_processing` (where there is
-one, else a Bridge). Each runs in a process of its own. `peak` is the most memory that the process held beyond what it
-held before loading, as a share of the weights; files that are mapped into memory count.
+The plain way is Hugging Face's `from_pretrained` and TransformerLens' own conversion (where it has one, else a Bridge).
+Each runs in a process of its own. `peak` is the most memory that the process held beyond what it held before loading, as
+a share of the weights; files that are mapped into memory count.
 """
 
 import json
@@ -25,19 +25,25 @@ from analyses.manifest import write_manifest
 _CHILD = """
 import json, pathlib, resource, sys, time, torch, transformers
 import rome_lens as rl
-from rome_lens.models.kinds import HAS_HOOKED, HookedTransformer
+from rome_lens.models.kinds import HookedTransformer
 
 folder, dtype, way = sys.argv[1], getattr(torch, sys.argv[2]), sys.argv[3]
 
 def plain():
     hf_model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    if not HAS_HOOKED:
+    try:
+        from transformer_lens import loading_from_pretrained as names
+        cfg = names.get_pretrained_model_config(folder, device="cpu", dtype=dtype)
+        weights = names.get_pretrained_state_dict(folder, cfg, hf_model, dtype=dtype)
+        model = HookedTransformer(cfg, tokenizer)
+        model.load_and_process_state_dict(
+            weights, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+        )
+        return model
+    except (ImportError, NotImplementedError):
         from transformer_lens.model_bridge import TransformerBridge
         return TransformerBridge.boot_transformers(folder, hf_model=hf_model, tokenizer=tokenizer, device="cpu")
-    return HookedTransformer.from_pretrained_no_processing(
-        folder, hf_model=hf_model, tokenizer=tokenizer, device="cpu", dtype=dtype
-    )
 
 held = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 start = time.perf_counter()
@@ -73,7 +79,9 @@ FAMILIES = {
 
 def save(folder: Path, family: str, stored: torch.dtype) -> None:
     """Saves a random model and a tokenizer that knows one word."""
-    transformers.AutoModelForCausalLM.from_config(FAMILIES[family]()).to(stored).save_pretrained(folder)
+    config = FAMILIES[family]()
+    config.n_ctx = config.max_position_embeddings  # TransformerLens asks for GPT-2's old name
+    transformers.AutoModelForCausalLM.from_config(config).to(stored).save_pretrained(folder)
     words = Tokenizer(WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(folder)
 
@@ -87,7 +95,7 @@ def measure(folder: Path, dtype: str, way: str) -> dict[str, float]:
         capture_output=True,
     )
     if done.returncode:
-        return {"seconds": float("nan"), "weights_mb": float("nan"), "peak": float("nan")}
+        raise RuntimeError(f"Loading {folder} in the way {way!r} failed: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
