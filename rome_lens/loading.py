@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from rome_lens.checking import checked
 from rome_lens.errors import FormatError, UnavailableError
 from rome_lens.models import Model, converted, is_pickled, known_names, official_name
-from rome_lens.models.checkpoint import Dtype, check_weights, read_folder
+from rome_lens.models.checkpoint import REPORTING, Dtype, check_weights, read_folder
 from rome_lens.models.gguf_header import check_gguf
 from rome_lens.models.in_memory import own_copy, unwrapped
 
@@ -214,7 +214,7 @@ def _dequantised(file: Path) -> Loaded:
             gguf_file=file.name,
             dtype=torch.float32,
             trust_remote_code=False,
-            output_loading_info=True,
+            **REPORTING,
             **_plain_weights(),
         )
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)

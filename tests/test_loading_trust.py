@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rome_lens as rl
 from rome_lens.errors import FormatError
+from rome_lens.models import converting
+from rome_lens.models.comparing import Difference
 from rome_lens.models.kinds import HAS_HOOKED
 from tests.tiny import CONFIGS, save_model, save_tokenizer
 
@@ -80,7 +82,6 @@ ODD = {
     "a short window": ("qwen2", {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1}),
     "a narrow MLP": ("gpt2", {"n_inner": 48}),
     "another activation": ("gpt2", {"activation_function": "relu"}),
-    "no bias in attention": ("neox", {"attention_bias": False}),
 }
 
 
@@ -96,6 +97,14 @@ def test_a_configuration_that_transformer_lens_loses_loads_as_the_function_it_wa
     assert_same_function(load(tmp_path), hf_model)
 
 
+def test_a_configuration_that_transformer_lens_cannot_convert_is_refused_with_its_unusual_fields(tmp_path):
+    config = CONFIGS["neox"]()
+    config.attention_bias = False
+    save_changed(tmp_path, config)
+    with pytest.raises(FormatError, match="does not convert.*attention_bias=False"):
+        load(tmp_path)
+
+
 def test_a_model_says_of_which_class_it_is_and_why(tmp_path, tiny_model, caplog):
     if HAS_HOOKED:
         assert tiny_model("gpt2").loaded_as.startswith("HookedTransformer: its log-probabilities differ")
@@ -109,9 +118,7 @@ def test_a_model_says_of_which_class_it_is_and_why(tmp_path, tiny_model, caplog)
 
 
 def test_a_conversion_to_another_function_is_refused_with_the_unusual_fields(folder, monkeypatch):
-    from rome_lens.models import converting
-
-    monkeypatch.setattr(converting, "difference", lambda *args: converting.Difference(1.0, 2.5, 1e-4))
+    monkeypatch.setattr(converting, "difference", lambda *args: Difference(1.0, 2.5, 1e-4))
     change_json(folder / "config.json", rms_norm_eps=1e-3)
     with pytest.raises(FormatError, match=r"converts to another function.*2\.5 nats.*rms_norm_eps=0\.001"):
         load(folder)
@@ -188,6 +195,7 @@ def test_wrappers_of_torch_are_taken_off(in_memory, wrap):
     assert_same_function(load(wrap(hf_model), tokenizer=tokenizer), hf_model.eval())
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for it
 def test_adapters_in_memory_are_named_with_the_way_in(in_memory):
     peft = pytest.importorskip("peft")
     hf_model, tokenizer = in_memory()
@@ -344,7 +352,10 @@ def test_a_model_that_is_a_pickle_is_refused():
 
 def run_hostile(tmp_path: Path, source: str, home: Path | None = None) -> subprocess.CompletedProcess:
     """Loads in a process of its own, without standard input, where any code of the model leaves a marker."""
-    script = f"import rome_lens as rl\ntry: rl.load_model({source!r}, device='cpu')\nexcept rl.errors.FormatError as e: print(e)"
+    script = (
+        f"import rome_lens as rl\ntry: rl.load_model({source!r}, device='cpu')\n"
+        "except rl.errors.FormatError as e: print(e)"
+    )
     environment = {**os.environ, "MARKER": str(tmp_path / "marker"), "HF_HUB_OFFLINE": "1"}
     if home is not None:
         environment["HF_HUB_CACHE"] = str(home)
@@ -355,10 +366,14 @@ def run_hostile(tmp_path: Path, source: str, home: Path | None = None) -> subpro
 
 def make_hostile(folder: Path, model_type: str) -> None:
     """Gives a folder code and pickles that leave a marker wherever one of them is read."""
-    auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": ["evil.T", "evil.T"]}
+    auto_map = {
+        "AutoConfig": "evil.Config",
+        "AutoModelForCausalLM": "evil.Model",
+        "AutoTokenizer": ["evil.T", "evil.T"],
+    }
     change_json(folder / "config.json", model_type=model_type, auto_map=auto_map)
     change_json(folder / "tokenizer_config.json", auto_map=auto_map, tokenizer_class="EvilTokenizer")
-    (folder / "evil.py").write_text(MARKER + "Config = Model = T = None\n")
+    (folder / "evil.py").write_text(MARKER + "C = M = T = None\n")
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch $MARKER'\ntR.")
 
 

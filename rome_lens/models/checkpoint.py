@@ -27,6 +27,8 @@ Dtype: TypeAlias = torch.dtype | Literal["auto"]
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _READ = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+REPORTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+"""Makes transformers say which weights do not fit, for `check_weights`, instead of filling them in with a log line."""
 _PART = 1 << 26  # bytes that are read before the file is mapped anew
 
 
@@ -198,9 +200,7 @@ def _built(config: PretrainedConfig, weights: list[Path], dtype: Dtype, source: 
         made = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     keeps_float32 = getattr(made, "_keep_in_fp32_modules", None) or getattr(made, "_keep_in_fp32_modules_strict", None)
     tensors = _tensors(weights, "auto" if keeps_float32 else dtype)
-    model, info = type(made).from_pretrained(
-        None, config=made.config, state_dict=tensors, dtype=dtype, output_loading_info=True
-    )
+    model, info = type(made).from_pretrained(None, config=made.config, state_dict=tensors, dtype=dtype, **REPORTING)
     check_weights(model, info, source)
     model.config.name_or_path = source
     return model

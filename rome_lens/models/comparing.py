@@ -97,7 +97,15 @@ def unseen(config: PretrainedConfig, cfg: Any) -> str | None:
 
 def unusual_fields(config: PretrainedConfig) -> list[str]:
     """What a configuration says otherwise than its class does by itself, sizes and names apart."""
-    plain = {"architectures", "dtype", "torch_dtype", "transformers_version", "model_type", "vocab_size", "_name_or_path"}
+    plain = {
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "model_type",
+        "vocab_size",
+        "_name_or_path",
+    }
     return [
         f"{name}={value!r}"
         for name, value in sorted(config.to_diff_dict().items())
@@ -109,7 +117,9 @@ def _rows(hf_model: PreTrainedModel) -> Iterator[Int[Tensor, "1 pos"]]:
     config = hf_model.config.get_text_config()
     context = _context(config)
     lengths = {*_LENGTHS, *(size + _KEPT for size in windows(config))}
-    special = {value for name, value in config.to_dict().items() if name.endswith("token_id") and isinstance(value, int)}
+    special = {
+        value for name, value in config.to_dict().items() if name.endswith("token_id") and isinstance(value, int)
+    }
     ids = torch.tensor([i for i in range(min(config.vocab_size, 20_000)) if i not in special] or [0])
     generator = torch.Generator().manual_seed(0)
     for length in sorted({min(length, context) for length in lengths if length <= LONG}):
@@ -176,5 +186,5 @@ def _same_llama3(rope: dict[str, Any], cfg: Any) -> bool:
 
 
 def _unread_bias(config: PretrainedConfig, field: str) -> bool:
-    """Whether there are biases that TransformerLens reads in no family but GPT-NeoX, and that may be as good as zero."""
+    """Whether there are biases that TransformerLens reads in GPT-NeoX alone, and that may be as good as zero."""
     return bool(getattr(config, field, False)) and config.model_type != "gpt_neox"

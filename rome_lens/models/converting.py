@@ -136,7 +136,7 @@ def _bridge(
     hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, expected: Reference, why: str
 ) -> tuple[Model, str]:
     kind = type(hf_model).__name__
-    unusual = unusual_fields(hf_model.config)
+    unusual = ", ".join(unusual_fields(hf_model.config)) or "nothing unusual"
     given = copy.deepcopy(tokenizer)
     given.init_kwargs["add_bos_token"] = True  # else TransformerLens would read it again from where it came from
     try:
@@ -153,13 +153,13 @@ def _bridge(
         raise
     except Exception as error:
         raise FormatError(
-            f"{name} is a {kind}, which TransformerLens does not convert ({_first_line(error)}). Choose a decoder of "
-            "another family."
+            f"{name} is a {kind}, which TransformerLens does not convert ({_first_line(error)}). Its configuration has "
+            f"{unusual}. Choose a decoder of another family, or without these."
         ) from error
     if not apart.is_small:
         raise FormatError(
             f"{name} is a {kind} that TransformerLens converts to another function: its log-probabilities differ from "
-            f"Hugging Face's by {apart.nats:.2g} nats. The configuration has {', '.join(unusual) or 'nothing unusual'}. "
+            f"Hugging Face's by {apart.nats:.2g} nats. Its configuration has {unusual}. "
             "Choose a model without these."
         )
     return model, f"TransformerBridge: {why}"
@@ -183,7 +183,7 @@ def _set_tokenizer(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 @contextmanager
