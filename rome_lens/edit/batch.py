@@ -63,7 +63,7 @@ def memit(
             outputs.
     """
     config = MemitConfig() if config is None else config
-    weight = config.weight(model.cfg.d_mlp)
+    weight = config.weight(max((len(each.second_moment) for each in covariances.values()), default=0))
     config, form = replace(config, covariance_weight=weight), partial(memit_factor, weight=weight)
     problem = _Batch("memit", form, True, requests, covariances, config)
     return _write(model, problem, targets, on_unhealthy, progress)
@@ -173,6 +173,6 @@ def _check_layers(model: Model, layers: Sequence[int], covariances: Mapping[int,
         covariances[layer].check(model, layer)
         if norms_mlp_output(model, layer):
             raise ValueError(
-                f"{model.cfg.model_name} norms its MLPs' outputs, so that what is missing in the residual stream "
-                "cannot be written into them in closed form. Use rome."
+                f"{model.cfg.model_name} norms its MLPs' outputs, or scales them, so that what is missing in the "
+                "residual stream cannot be written into them in closed form. Use rome."
             )

@@ -99,8 +99,9 @@ def collect_covariance(
         "tokens_per_batch": tokens_per_batch,
     }
     probe = torch.stack([probe_keys(model, layer) for layer in layers])
+    width = probe.shape[-1]
     pieces = token_pieces(model, [texts] if isinstance(texts, str) else texts, length, tokens)
-    partial = PartialSums.empty(len(layers), model.cfg.d_mlp)
+    partial = PartialSums.empty(len(layers), width)
     if checkpoint is not None:
         check_new_file(checkpoint, overwrite=True)
         if Path(checkpoint).exists():
@@ -118,7 +119,7 @@ def collect_covariance(
             steps = add_pieces(model, layers, pieces, partial, batch=batch)
         else:
             share = ceil((tokens - sum(partial.tokens)) / workers)
-            shard = max(1, min(share, _TOKENS_PER_WIDTH * model.cfg.d_mlp) // length)
+            shard = max(1, min(share, _TOKENS_PER_WIDTH * width) // length)
             steps = add_shards(spread, layers, pieces, partial, batch=batch, shard=shard, workers=workers)
         for _ in steps:
             bar.update(sum(partial.tokens) - bar.n)

@@ -20,9 +20,9 @@ def update_hooks(model: Model, update: Update) -> list[tuple[str, Hook]]:
 def output_hooks(model: Model, layer: int, change: Callable[[Tensor], Tensor]) -> list[tuple[str, Hook]]:
     """One hook reads the MLP's keys [batch, pos, d_mlp], the other adds `change(keys)` to the MLP's output.
 
-    The sum goes through the norm, where the block norms its MLP's output. Differentiable.
+    The sum goes through what the block does to its MLP's output (a norm, a multiplier). Differentiable.
     """
-    normed = norms_mlp_output(model, layer)
+    altered = norms_mlp_output(model, layer)
     keys: list[Tensor] = []  # of the pass that is running
 
     def read(key: Float[Tensor, "batch pos d_mlp"], hook: object) -> None:
@@ -31,7 +31,7 @@ def output_hooks(model: Model, layer: int, change: Callable[[Tensor], Tensor]) -
     def add(output: Float[Tensor, "batch pos d_model"], hook: object) -> Float[Tensor, "batch pos d_model"]:
         key = keys.pop()
         more = change(key)
-        if normed:
+        if altered:
             more = contribution_change(model, layer, mlp_output(model, layer, key), more)
         return output + more.to(output.dtype)
 

@@ -9,7 +9,7 @@ from rome_lens.edit.health import EditHealth, OnUnhealthy, report_problems, upda
 from rome_lens.edit.neurons import KnowledgeNeuronsConfig, knowledge_neurons
 from rome_lens.edit.weights import Edit, as_json, finite_matrix
 from rome_lens.facts import EditRequest
-from rome_lens.models import Model, embeddings
+from rome_lens.models import Model, embeddings, key_width
 from rome_lens.tokens import tokenize_continuation
 
 
@@ -62,7 +62,7 @@ def kn(
     factors = {}
     for layer in sorted({layer for layer, _ in found.neurons}):
         rows = [neuron for where, neuron in found.neurons if where == layer]
-        left = torch.eye(model.cfg.d_mlp, device=added.device)[:, rows]
+        left = torch.eye(key_width(model, layer), device=added.device)[:, rows]
         factors[layer] = left, added.expand(len(rows), -1)
     changes = ((left @ right, finite_matrix(model, layer)) for layer, (left, right) in factors.items())
     health = EditHealth(**update_norms(changes))

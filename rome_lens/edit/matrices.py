@@ -10,20 +10,24 @@ from transformers.pytorch_utils import Conv1D
 
 from rome_lens.edit.update import Update
 from rome_lens.errors import EditError
-from rome_lens.models import Model, OutputMatrix, find_output_matrix
+from rome_lens.models import PLAIN, Model, OutputMatrix, find_output_matrix
 
 EditableModel: TypeAlias = Model | PreTrainedModel
 
 _MODULES = {
     "transformer.h.{}.mlp.c_proj": ("gpt2", "gpt_bigcode", "gpt_neo"),
-    "transformer.h.{}.mlp.fc_out": ("gptj",),
-    "transformer.h.{}.mlp.dense_4h_to_h": ("bloom",),
+    "transformer.h.{}.mlp.fc_out": ("codegen", "gptj"),
+    "transformer.h.{}.mlp.dense_4h_to_h": ("bloom", "falcon"),
+    "transformer.blocks.{}.ffn.down_proj": ("mpt",),
     "gpt_neox.layers.{}.mlp.dense_4h_to_h": ("gpt_neox",),
     "model.decoder.layers.{}.fc2": ("opt",),
+    "model.layers.{}.fc2": ("xglm",),
     "model.layers.{}.mlp.fc2": ("phi",),
+    "model.layers.{}.mlp.c_proj": ("starcoder2",),
     "model.layers.{}.mlp.down_proj": (
-        *("apertus", "gemma", "gemma2", "gemma3_text", "llama", "mistral"),
-        *("olmo", "olmo2", "olmo3", "phi3", "qwen2", "qwen3"),
+        *("apertus", "arcee", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm"),
+        *("glm4", "granite", "hunyuan_v1_dense", "llama", "mistral", "nemotron", "olmo", "olmo2", "olmo3", "phi3"),
+        *("qwen2", "qwen3", "seed_oss", "smollm3", "stablelm"),
     ),
 }
 MODULE_OF = {model_type: path for path, model_types in _MODULES.items() for model_type in model_types}
@@ -88,11 +92,11 @@ def _in_hugging_face(model: PreTrainedModel, layer: int) -> OutputMatrix:
     path = MODULE_OF[kind].format(layer)
     module = model.get_submodule(path)
     weight = getattr(module, "weight", None)
-    if type(module) not in (nn.Linear, Conv1D) or not isinstance(weight, nn.Parameter) or weight.ndim != 2:
+    if type(module) not in PLAIN or not isinstance(weight, nn.Parameter) or weight.ndim != 2:
         raise EditError(
             f"{path} of {name_of(model)} is a {type(module).__name__}, expected a plain nn.Linear or Conv1D. Load the "
             "model unquantized and without adapters."
         )
     if not torch.is_floating_point(weight):
         raise EditError(f"{path} of {name_of(model)} holds {weight.dtype}, expected floats. Load it unquantized.")
-    return OutputMatrix(weight, transposed=type(module) is nn.Linear, module=path)
+    return OutputMatrix(weight, transposed=type(module) is not Conv1D, module=path)

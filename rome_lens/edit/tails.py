@@ -17,6 +17,7 @@ from rome_lens.facts import PLACE, EditRequest
 from rome_lens.models import (
     Model,
     PastState,
+    check_added,
     contribution_change,
     key_name,
     logits,
@@ -127,8 +128,13 @@ class Tails:
 
 @torch.no_grad()
 def run_until_tails(model: Model, layer: int, prompts: Sequence[Prompts], at: Place) -> Tails:
-    """Runs what comes before the tails, once."""
+    """Runs what comes before the tails, once.
+
+    Raises:
+        EditError: the block does not simply add what its MLP contributes to the residual stream.
+    """
     device = model.cfg.device
+    check_added(model, layer, prompts[0].rows[0])
     ids = [row for prompt in prompts for row in prompt.rows]
     subject = [position for prompt in prompts for position in prompt.subject]
     tokens, mask = (each.to(device) for each in pad(ids))

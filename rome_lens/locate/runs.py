@@ -15,6 +15,7 @@ from rome_lens.models import (
     Kind,
     Model,
     PastState,
+    check_shown,
     input_name,
     logits,
     run,
@@ -59,12 +60,15 @@ def answer_logits(
 
 
 def clean_run(model: Model, tokens: Int[Tensor, " pos"], answer_length: int, kinds: Collection[Kind]) -> CleanRun:
-    """Runs the prompt as it is, and keeps the states of `kinds`."""
+    """Runs the prompt as it is, and keeps the states of `kinds`. Raises ValueError if the model does not show them."""
     states: dict[Kind, list[Tensor]] = {kind: [] for kind in kinds}
     hooks = [
         (state_name(kind, i), keep(states[kind], tokens.device)) for kind in states for i in range(model.cfg.n_layers)
     ]
-    residual = run(model, tokens[None], hooks=hooks)
+    stream: list[Tensor] = []  # GPT-1 does not show it, and cannot be run in parts
+    residual = run(model, tokens[None], hooks=[*hooks, (state_name("resid", 0), keep(stream))])
+    check_shown(model, [] if stream else [state_name("resid", 0)])
+    check_shown(model, [state_name(kind, 0) for kind, values in states.items() if len(values) < model.cfg.n_layers])
     kept = {kind: torch.cat(values) for kind, values in states.items()}
     return CleanRun(kept, answer_logits(model, residual, answer_length)[0])
 
@@ -107,9 +111,10 @@ def corrupted_run(
 
 
 def keep(states: list[Tensor], device: torch.device | None = None) -> Callable[..., None]:
-    """A hook that adds each value it sees to `states`, on a device, or (None) where it is."""
+    """A hook that adds each tensor it sees to `states`, on a device, or (None) where it is."""
 
-    def append(value: Tensor, hook: object) -> None:
-        states.append(value.to(device))
+    def append(value: object, hook: object) -> None:
+        if isinstance(value, Tensor):
+            states.append(value.to(device))
 
     return append

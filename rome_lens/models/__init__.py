@@ -4,13 +4,16 @@ The rest of the package asks this folder for what it needs in the field's words 
 gets plain tensors back.
 """
 
-from rome_lens.models.converting import converted, from_hub, known_names, official_name
+from rome_lens.models.adding import check_added
+from rome_lens.models.converting import converted, is_pickled, known_names, official_name
 from rome_lens.models.kinds import Model
 from rome_lens.models.names import EMBEDDING, Hook, HookList, Kind, input_name, key_name, state_name
 from rome_lens.models.output import (
+    PLAIN,
     OutputMatrix,
     contribution_change,
     find_output_matrix,
+    key_width,
     mlp_contribution,
     mlp_output,
     norms_mlp_output,
@@ -19,6 +22,7 @@ from rome_lens.models.output import (
 )
 from rome_lens.models.past import PastState
 from rome_lens.models.running import (
+    check_shown,
     logits,
     pad,
     run,
@@ -50,22 +54,26 @@ __all__ = [
     "Kind",
     "Model",
     "OutputMatrix",
+    "PLAIN",
     "PastState",
     "architecture_digest",
     "asking",
     "bos_token",
+    "check_added",
     "check_layer",
     "check_model",
+    "check_shown",
     "check_top_k",
     "contribution_change",
     "converted",
     "embed",
     "embeddings",
     "find_output_matrix",
-    "from_hub",
     "frozen",
     "input_name",
+    "is_pickled",
     "key_name",
+    "key_width",
     "known_names",
     "logits",
     "mlp_contribution",

@@ -98,8 +98,13 @@ def final_logits(model: Model, residual: Float[Tensor, "n d_model"]) -> Float[Te
 
 
 def _place(model: Model, layer: int) -> nn.Module:
-    """What the residual stream before a block, or before the final norm, goes into."""
-    return model.blocks[layer] if layer < model.cfg.n_layers else model.ln_final
+    """What the residual stream before a block, or after the last one, goes into.
+
+    That is the final norm; OPT 350M and GPT-1 have none.
+    """
+    if layer < model.cfg.n_layers:
+        return model.blocks[layer]
+    return next(getattr(model, name) for name in ("ln_final", "project_out", "unembed") if hasattr(model, name))
 
 
 def _no_tokens(residual: Float[Tensor, "batch pos d_model"]) -> Int[Tensor, "batch pos"]:

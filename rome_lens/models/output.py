@@ -6,10 +6,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 from rome_lens.models.kinds import Model, is_bridge
 from rome_lens.models.weights import check_layer
+
+PLAIN = (nn.Linear, FalconLinear, Conv1D)
+"""Modules that multiply with their weight as it is. Their subclasses (quantized, adapted) do not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +49,7 @@ def find_output_matrix(model: Model, layer: int) -> OutputMatrix:
     check_layer(model, layer)
     mlp = getattr(model.blocks[layer], "mlp", None)
     found = _in_bridge(mlp) if is_bridge(model) else _in_hooked(mlp)
-    if found is None or found.values.shape != (model.cfg.d_mlp, model.cfg.d_model):
+    if found is None or found.values.ndim != 2 or found.values.shape[1] != model.cfg.d_model:
         raise ValueError(
             f"Layer {layer} of {model.cfg.model_name} has no single MLP output matrix [d_mlp, d_model] to edit "
             "(a mixture of experts, an attention-only or a quantized model). Use a dense, unquantized model."
@@ -60,9 +64,9 @@ def _in_hooked(mlp: Any) -> OutputMatrix | None:
 
 def _in_bridge(mlp: Any) -> OutputMatrix | None:
     module: Any = getattr(getattr(mlp, "out", None), "original_component", None)
-    if type(module) not in (nn.Linear, Conv1D) or not module.weight.is_floating_point():
+    if type(module) not in PLAIN or not module.weight.is_floating_point():
         return None
-    return OutputMatrix(_read_by(mlp, module.weight), transposed=type(module) is nn.Linear)
+    return OutputMatrix(_read_by(mlp, module.weight), transposed=type(module) is not Conv1D)
 
 
 def _read_by(mlp: Any, parameter: nn.Parameter) -> Tensor:
@@ -92,6 +96,15 @@ def output_matrix(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
     return find_output_matrix(model, layer).values
 
 
+def key_width(model: Model, layer: int) -> int:
+    """d_mlp of a layer: how many rows its MLP output matrix has, whatever the configuration says.
+
+    Raises:
+        ValueError: as `find_output_matrix`.
+    """
+    return len(output_matrix(model, layer))
+
+
 def output_matrix_name(model: Model, layer: int) -> str:
     """The parameter's name among the model's `named_parameters()`."""
     place = output_matrix(model, layer).data_ptr()
@@ -106,11 +119,14 @@ def mlp_output(model: Model, layer: int, key: Float[Tensor, "*n d_mlp"]) -> Floa
 
 
 def mlp_contribution(model: Model, layer: int, output: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
-    """What the block adds to the residual stream for an MLP output: the output itself, or normed (Gemma 2, OLMo 2)."""
+    """What the block adds to the residual stream for an MLP output: the output itself, normed (Gemma 2, OLMo 2), or
+    multiplied by a number (Granite).
+    """
     states = output[(None,) * max(0, 3 - output.ndim)]  # norms take [batch, pos, d_model]
     states = states.to(output_matrix(model, layer).device)
     for post_norm in norms_after_mlp(model.blocks[layer]):
         states = post_norm(states)
+    states = states * _multiplier(model.blocks[layer])
     return states.reshape(output.shape).to(output.device)
 
 
@@ -126,8 +142,9 @@ def contribution_change(
 
 
 def norms_mlp_output(model: Model, layer: int) -> bool:
-    """Whether the block norms what its MLP puts out, so that a change of it is not simply added."""
-    return bool(norms_after_mlp(model.blocks[layer]))
+    """Whether the block norms or scales what its MLP puts out, so that a change of it is not simply added."""
+    block = model.blocks[layer]
+    return bool(norms_after_mlp(block)) or _multiplier(block) != 1
 
 
 def norms_after_mlp(block: Any) -> list[nn.Module]:
@@ -139,3 +156,8 @@ def norms_after_mlp(block: Any) -> list[nn.Module]:
         return [block.submodules[name].original_component for name in after if name in block.submodules]
     norms = [block.ln2_post] if block.cfg.use_normalization_before_and_after else []
     return norms + ([block.ln2] if block.cfg.original_architecture in POST_NORM_ARCHITECTURES else [])
+
+
+def _multiplier(block: Any) -> float:
+    """What a block multiplies its MLP's output by."""
+    return getattr(block, "residual_contribution_scale", 1.0)

@@ -59,7 +59,11 @@ def run_and_read(
     stop_at_layer: int | None = None,
     hooks: HookList = (),
 ) -> dict[str, Tensor]:
-    """Like `run`, but gives what passes the hook points `names`, as `hooks` leave it."""
+    """Like `run`, but gives what passes the hook points `names`, as `hooks` leave it.
+
+    Raises:
+        ValueError: the model does not show such a state.
+    """
     values: dict[str, Tensor] = {}
 
     def keep(name: str) -> Hook:
@@ -67,7 +71,17 @@ def run_and_read(
 
     reading = [(name, keep(name)) for name in names]
     run(model, tokens, mask=mask, stop_at_layer=stop_at_layer, hooks=[*hooks, *reading])
+    check_shown(model, [name for name in names if name not in values])
     return values
+
+
+def check_shown(model: Model, missing: Sequence[str]) -> None:
+    """Raises ValueError if there are states that did not come by in a run."""
+    if missing:
+        raise ValueError(
+            f"TransformerLens does not show {', '.join(missing)} of {model.cfg.model_name}, a {type(model).__name__}. "
+            "Choose another kind of state, or a model of another family."
+        )
 
 
 def run_with_past(

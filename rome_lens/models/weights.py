@@ -76,8 +76,9 @@ def embeddings(model: Model) -> Float[Tensor, "d_vocab d_model"]:
 
 
 def embed(model: Model, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d_model"]:
-    """What the embedding layer makes of tokens, before any positional embedding is added."""
-    return model.embed(tokens[None])[0]
+    """What the embedding layer makes of tokens (BLOOM norms it), before any positional embedding is added."""
+    states = model.embed(tokens[None])
+    return (model.embed_ln(states) if is_bridge(model) and hasattr(model, "embed_ln") else states)[0]
 
 
 def bos_token(model: Model) -> list[int]:

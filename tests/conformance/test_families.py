@@ -1,48 +1,17 @@
 """Every family, in every class of model, is traced, edited and reverted, with the same numbers for the same weights."""
 
-from collections.abc import Callable
-
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import rome_lens as rl
 from rome_lens import models
 from rome_lens.facts import subject_range
-from rome_lens.models import Model
 from tests.conformance.conftest import EVERY, FAMILIES, KINDS
+from tests.conformance.plain import FACT, LAYER, NOISE, REQUEST, covariance, edit, plain_trace, trace
 from tests.tiny import CORPUS
 
-FACT = rl.Fact("{} is located in the city of", "The Eiffel Tower")
-REQUEST = rl.EditRequest("{} is located in the city of", "The Eiffel Tower", target="Rome")
-NOISE = rl.GaussianNoise(std=0.5)  # a width of its own, which no centring of the embeddings changes
-LAYER = 1
 every_family_and_kind = pytest.mark.parametrize(("family", "kind"), EVERY)
-
-
-def trace(model: Model, kind: str) -> rl.CausalTrace:
-    return rl.causal_trace(model, FACT, kind=kind, window=2, samples=2, corruption=NOISE, progress=False)
-
-
-def covariance(model: Model) -> rl.KeyCovariance:
-    texts = (" ".join(CORPUS.split()[i:]) for i in range(60))
-    options = {"tokens": 3000, "sequence_length": 64, "progress": False}  # n_ctx is not the same in both classes
-    collected = rl.collect_covariance(model, [LAYER], texts=texts, **options)
-    return collected[LAYER].shrunk(0.1)
-
-
-def edit(model: Model) -> rl.Edit:
-    config = rl.RomeConfig(layer=LAYER, contexts=["{}"], steps=8)
-    return rl.rome(model, REQUEST, covariance=covariance(model), config=config, on_unhealthy="ignore", progress=False)
-
-
-@torch.no_grad()
-def answer_probability(model: Model, tokens: Tensor, answer: int, hooks: models.HookList = ()) -> float:
-    """By the model's own whole pass, the mean over the rows."""
-    with model.hooks(fwd_hooks=list(hooks)):
-        return model(tokens)[:, -1].float().softmax(-1)[:, answer].mean().item()
 
 
 @every_family_and_kind
@@ -59,37 +28,8 @@ def test_the_logits_are_hugging_faces(made, tiny_folder, family, kind):
 def test_a_trace_is_that_of_a_plain_loop_of_hooked_passes(made, family, kind, restored):
     model = made(family, kind)
     found = trace(model, restored)
-    row = model.tokenizer(FACT.text, add_special_tokens=False)["input_ids"]
-    start, end = found.subject_range
-    tokens = torch.tensor([row, row])
-    noise = torch.from_numpy(NOISE._draw(np.random.RandomState(1), model, (2, end - start, 32)))
-    clean: dict[str, Tensor] = {}
-
-    def corrupt(value: Tensor, hook: object) -> Tensor:
-        value = value.clone()
-        value[:, start:end] += noise.to(value)
-        return value
-
-    def keep(name: str) -> tuple[str, Callable]:
-        return name, lambda value, hook: clean.update({name: value.clone()})
-
-    def put_back(name: str, position: int) -> tuple[str, Callable]:
-        def restore(value: Tensor, hook: object) -> Tensor:
-            value = value.clone()
-            value[:, position] = clean[name][:1, position]
-            return value
-
-        return name, restore
-
-    names = [models.state_name(restored, layer) for layer in range(3)]
-    with torch.no_grad(), model.hooks(fwd_hooks=[keep(name) for name in names]):
-        answer = int(model(tokens[:1])[0, -1].argmax())
-    windows = [[0], [1], [2]] if restored == "resid" else [[0], [0, 1], [1, 2]]
-    for position in range(start, len(row), 2):
-        for layer, window in enumerate(windows):
-            hooks = [("hook_embed", corrupt), *(put_back(names[i], position) for i in window)]
-            expected = answer_probability(model, tokens, answer, hooks)
-            assert found.restored[position, layer].item() == pytest.approx(expected, abs=2e-5), (position, layer)
+    for (position, layer), expected in plain_trace(model, found).items():
+        assert found.restored[position, layer].item() == pytest.approx(expected, abs=2e-5), (position, layer)
 
 
 @every_family_and_kind

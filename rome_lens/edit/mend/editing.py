@@ -16,7 +16,7 @@ from rome_lens.edit.weights import Edit, as_json, finite_matrix
 from rome_lens.errors import EditError, FormatError
 from rome_lens.facts import Continuation, EditRequest
 from rome_lens.files import load_tensors, save_tensors
-from rome_lens.models import Model, architecture_digest
+from rome_lens.models import Model, architecture_digest, key_width
 
 _KIND = "rome_lens mend editor 1"
 _FACTS = {"layers": list, "widths": list, "config": dict, "model": str, "architecture": str, "history": list}
@@ -52,7 +52,9 @@ class Mend:
         """
         config = MendConfig() if config is None else config
         layers = config.layers_for(model)
-        network = _network((model.cfg.d_mlp, model.cfg.d_model), len(layers), config, seed).to(model.cfg.device)
+        network = _network((key_width(model, layers[0]), model.cfg.d_model), len(layers), config, seed).to(
+            model.cfg.device
+        )
         return cls(layers, network, config, str(model.cfg.model_name), architecture_digest(model))
 
     def check_model(self, model: Model) -> None:

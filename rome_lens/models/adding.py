@@ -1,0 +1,39 @@
+"""Whether a block adds its MLP's contribution to the residual stream, as what is said of edits takes for granted."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rome_lens.errors import EditError
+from rome_lens.models.kinds import Model
+from rome_lens.models.names import key_name, state_name
+from rome_lens.models.output import mlp_contribution, mlp_output
+from rome_lens.models.running import run_and_read
+
+_APART = 0.05
+
+
+@torch.no_grad()
+def check_added(model: Model, layer: int, row: Sequence[int]) -> None:
+    """Raises EditError unless the block's output is what it would be with another contribution of its MLP in place of
+    the one it has, which is what the MLP answers to its keys: tried on the first tokens of a row.
+    """
+    tokens = torch.tensor([row[:4]], device=model.cfg.device)
+    names = key, contributed, after = key_name(layer), state_name("mlp", layer), state_name("resid", layer)
+    there = run_and_read(model, tokens, names, stop_at_layer=layer + 1)
+    doubled = [(contributed, lambda value, hook: 2 * value)]
+    changed = run_and_read(model, tokens, [after], stop_at_layer=layer + 1, hooks=doubled)[after] - there[after]
+    expected = mlp_contribution(model, layer, mlp_output(model, layer, there[key]))
+    rounding = 4 * torch.finfo(changed.dtype).eps * there[after].float().norm()
+    for found in (there[contributed], changed):
+        if not _same(found.float(), expected.float(), rounding):
+            raise EditError(
+                f"Layer {layer} of {model.cfg.model_name} does not add to the residual stream what its MLP matrix "
+                "answers (a norm after the sum, as in OPT 350M, or a step that is not known here), so that no value "
+                "can be searched for. Use a model of another family. No weight was changed."
+            )
+
+
+def _same(found: Tensor, expected: Tensor, rounding: Tensor) -> bool:
+    return bool((found - expected).norm() <= _APART * expected.norm() + rounding)

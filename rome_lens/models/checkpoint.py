@@ -1,0 +1,216 @@
+"""Hugging Face models out of folders: all their weights, from safetensors inside the folder, and no code.
+
+The weights are read one by one, each cast as it is read, so that no file stays mapped and no more than the weights is
+ever in memory.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rome_lens.errors import FormatError
+
+Dtype: TypeAlias = torch.dtype | Literal["auto"]
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_READ = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+REPORTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+"""Makes transformers say which weights do not fit, for `check_weights`, instead of filling them in with a log line."""
+_PART = 1 << 26  # bytes that are read before the file is mapped anew
+
+
+def read_folder(folder: Path, dtype: Dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Reads a causal language model and its tokenizer.
+
+    Raises:
+        FormatError: the folder is not one of a whole model that can be read without running its code.
+    """
+    weights = _checked_folder(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = _built(config, weights, dtype, str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one of no files
+            raise ValueError("its tokenizer has no vocabulary: tokenizer.json is missing")
+    except FormatError:
+        raise
+    except Exception as error:  # tokenizers raises Exception itself
+        raise FormatError(
+            f"{folder} could not be read as a causal language model with its tokenizer ({error}). Save model and "
+            "tokenizer there again with save_pretrained."
+        ) from error
+    return model, tokenizer
+
+
+def check_weights(model: PreTrainedModel, info: Mapping[str, Any], source: str) -> None:
+    """Raises FormatError unless all of a model's weights were found, with their shapes, and none is left over."""
+    faults = {
+        "missing": sorted(info["missing_keys"]),
+        "not of this model": sorted(info["unexpected_keys"]),
+        "of another shape": sorted(str(key if isinstance(key, str) else key[0]) for key in info["mismatched_keys"]),
+        "not readable": [str(message) for message in info.get("error_msgs", ())],
+    }
+    found = [f"{len(names)} {fault} ({_listed(names)})" for fault, names in faults.items() if names]
+    if found:
+        raise FormatError(
+            f"{source} does not hold the weights of a {type(model).__name__}: {', '.join(found)}. Fetch it again, or "
+            "save the whole model there with save_pretrained."
+        )
+    check_finite(model, source)
+
+
+def check_finite(model: PreTrainedModel, source: str) -> None:
+    """Raises FormatError if any weight is NaN or infinite."""
+    odd = [name for name, parameter in model.named_parameters() if not _is_finite(parameter)]
+    if odd:
+        raise FormatError(
+            f"{source} has weights that are NaN or infinite in {next(model.parameters()).dtype}: {_listed(odd)}. "
+            "Fetch it again, or choose a dtype with a larger range."
+        )
+
+
+def refuse_quantized(config: PretrainedConfig | Mapping[str, Any], source: str) -> None:
+    """Raises FormatError if a configuration says that its weights are packed."""
+    fields = config if isinstance(config, Mapping) else config.to_dict()
+    for part in (fields, *(value for value in fields.values() if isinstance(value, Mapping))):
+        packed = part.get("quantization_config") or part.get("compression_config")
+        if packed:
+            method = packed.get("quant_method", "unknown") if isinstance(packed, Mapping) else packed
+            raise FormatError(
+                f"{source} is quantized ({method}), and its packed weights cannot be edited. Load the original "
+                "weights, or save what model.dequantize() gives with save_pretrained and load that."
+            )
+
+
+def _checked_folder(folder: Path) -> list[Path]:
+    """The files with the weights of a folder that may be read. Raises FormatError if it may not."""
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            _refuse_adapter(folder)
+        raise FormatError(f"{folder} has no config.json, expected a folder in Hugging Face's format (save_pretrained).")
+    _check_inside(folder)
+    if (folder / "adapter_config.json").is_file() or (folder / "adapter_model.safetensors").is_file():
+        _refuse_adapter(folder)
+    config = _json(folder / "config.json")
+    refuse_quantized(config, str(folder))
+    _refuse_code(folder, config)
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    if not (folder / _INDEX).is_file():
+        raise FormatError(
+            f"{folder} has a config.json but no weights, expected {_WEIGHTS}. Save the model there with "
+            "save_pretrained (pickled .bin files are not read)."
+        )
+    names = _json(folder / _INDEX).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise FormatError(f"{folder / _INDEX} has no weight_map, expected names of weights and of files. Save it anew.")
+    outside = [name for name in names.values() if Path(name).name != name or not name.endswith(".safetensors")]
+    if outside:
+        raise FormatError(f"{folder / _INDEX} names {outside[0]!r}, expected files of the same folder. Save it anew.")
+    missing = sorted({name for name in names.values() if not (folder / name).is_file()})
+    if missing:
+        raise FormatError(
+            f"{folder} could not be read as a causal language model with its tokenizer: {_listed(missing)} of its "
+            "weights is missing. Save model and tokenizer there again with save_pretrained."
+        )
+    return [folder / name for name in sorted(set(names.values()))]
+
+
+def _check_inside(folder: Path) -> None:
+    """Raises FormatError if a file that would be read is a link to another place (the hub's cache is one place)."""
+    home = folder.resolve()
+    snapshots = home.parent
+    if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+        home = snapshots.parent
+    for pattern in _READ:
+        for file in folder.glob(pattern):
+            if not file.resolve().is_relative_to(home):
+                raise FormatError(
+                    f"{file} is a link to {file.resolve()}, outside of its folder, and is not read. Copy the file "
+                    "there if it belongs to the model."
+                )
+
+
+def _refuse_adapter(folder: Path) -> None:
+    raise FormatError(
+        f"{folder} holds an adapter (PEFT), whose weights are not in the model's own matrices. Merge it and load the "
+        "result: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)."
+    )
+
+
+def _refuse_code(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises FormatError if a model can only be had by running Python code that came with it."""
+    from transformers import CONFIG_MAPPING
+
+    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING:
+        raise FormatError(
+            f"{folder} comes with Python code of its own (auto_map in config.json), and code that came with a model is "
+            "not run. If you trust it, load it yourself (AutoModelForCausalLM.from_pretrained(..., "
+            "trust_remote_code=True)) and pass the model: load_model(hf_model, tokenizer=...)."
+        )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(
+            f"{file.parent} could not be read as a causal language model with its tokenizer ({file.name}: {error}). "
+            "Save model and tokenizer there again with save_pretrained."
+        ) from error
+    return content
+
+
+def _tensors(files: list[Path], dtype: Dtype) -> dict[str, Tensor]:
+    """The tensors of safetensors files, cast, in memory of their own."""
+    return {name: tensor for file in files for name, tensor in _file_tensors(file, dtype)}
+
+
+def _file_tensors(file: Path, dtype: Dtype) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(file, framework="pt") as opened:
+        names = list(opened.keys())
+    while names:
+        read = 0
+        with safe_open(file, framework="pt") as opened:  # what is mapped counts as memory until the file is closed
+            while names and read < _PART:
+                name = names.pop()
+                tensor = opened.get_tensor(name)
+                read += tensor.nbytes
+                cast = dtype if isinstance(dtype, torch.dtype) and tensor.is_floating_point() else tensor.dtype
+                yield name, tensor.to(cast, copy=True)
+
+
+def _built(config: PretrainedConfig, weights: list[Path], dtype: Dtype, source: str) -> PreTrainedModel:
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    keeps_float32 = getattr(made, "_keep_in_fp32_modules", None) or getattr(made, "_keep_in_fp32_modules_strict", None)
+    tensors = _tensors(weights, "auto" if keeps_float32 else dtype)
+    model, info = type(made).from_pretrained(None, config=made.config, state_dict=tensors, dtype=dtype, **REPORTING)
+    check_weights(model, info, source)
+    model.config.name_or_path = source
+    return model
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(bool(bound.isfinite()) for bound in tensor.detach().aminmax())
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

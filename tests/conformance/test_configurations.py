@@ -1,0 +1,48 @@
+"""Loading gives the same function, or refuses: for the configurations that published checkpoints have."""
+
+import pytest
+
+import rome_lens as rl
+from tests.conformance.configurations import CONFIGURATIONS, save
+from tests.conformance.zoo import differences, hugging_face, row
+from tests.torture import times
+
+REFUSED = {
+    "neox without attention bias",
+    "opt post-norm",
+    "bigcode many heads, n_inner",
+    "falcon new decoder",
+    "ministral",
+    "phi partial, qk norm",
+    "phimoe",
+    "cohere qk norm",
+}
+"""What TransformerLens converts to neither class. At most one in ten."""
+
+HANDFUL = ["gpt2 n_inner", "bloom post-norm residual", "mpt clipped", "granite multipliers", "cohere logit scale"]
+UNTRACED = {"openai-gpt"}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_loaded_model_is_the_function_that_was_saved(tmp_path, name):
+    save(tmp_path, name)
+    if name in REFUSED:
+        with pytest.raises(rl.FormatError, match="is a \\w+"):
+            rl.load_model(tmp_path, device="cpu")
+        return
+    model = rl.load_model(tmp_path, device="cpu")
+    assert max(differences(model, hugging_face(tmp_path))) < 2e-4, model.loaded_as
+
+
+def test_nine_in_ten_configurations_are_loaded():
+    assert len(CONFIGURATIONS) >= 100
+    assert len(REFUSED) <= len(CONFIGURATIONS) / 10
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("name", times(HANDFUL, list(CONFIGURATIONS)))
+def test_what_is_loaded_is_traced_and_edited(tmp_path, name):
+    found = row(name, tmp_path)
+    print(*found.values(), sep=", ")
+    if found["loaded"] != "refused" and name not in UNTRACED:
+        assert found["traced"] == "yes"
