@@ -25,7 +25,9 @@ T = TypeVar("T", bound=Callable[..., Any])
 def checked(thing: T) -> T:
     """Arguments that do not fit their annotations are refused before anything is done: see `_check`.
 
-    What is done then is done `undisturbed`. To be the outermost decorator of a function; or of a class, whose constructor and public methods are checked.
+    What is done then is done `undisturbed`.
+
+    To be the outermost decorator of a function; or of a class, whose constructor and public methods are checked.
     """
     if not isinstance(thing, type):
         return _checks_arguments(thing)

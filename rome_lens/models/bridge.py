@@ -75,6 +75,8 @@ def run_part(
     mask: Int[Tensor, "batch past_and_pos"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
     """Blocks `start` to `stop` (exclusive) on residual states whose earlier positions are in `past`."""
+    if start == stop:
+        return residual
     earlier = next(iter(past.values())).past_keys.shape[1] if past else 0
     tokens = _no_tokens(residual)
     mask = tokens.new_ones(len(tokens), earlier + tokens.shape[1]) if mask is None else mask
