@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "models": set(),
     "files": {"errors"},
     "errors": set(),
-    "version": set(),
+    "version": {"errors"},
     "calling": set(),
     "checking": set(),
     "intervals": set(),
