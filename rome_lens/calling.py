@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from inspect import isgeneratorfunction, unwrap
 from typing import Any
 
@@ -44,10 +45,12 @@ def undisturbed_call(function: Callable[..., Any]) -> Callable[..., Any]:
     Of a context manager, entering and leaving are; the body runs as the caller has set things.
     """
 
+    @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         with undisturbed(*_models(args, kwargs)):
             return function(*args, **kwargs)
 
+    @wraps(function)
     @contextmanager
     def enter(*args: Any, **kwargs: Any) -> Iterator[Any]:
         models = _models(args, kwargs)

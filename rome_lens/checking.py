@@ -28,12 +28,15 @@ def checked(thing: T) -> T:
     What is done then is done `undisturbed`.
 
     To be the outermost decorator of a function; or of a class, whose constructor and public methods are checked.
+    What makes an instance in another way (a classmethod) checks by itself, and is `undisturbed` as well.
     """
     if not isinstance(thing, type):
         return _checks_arguments(thing)
     for name, method in list(vars(thing).items()):
         if isinstance(method, FunctionType) and (name == "__init__" or not name.startswith("_")):
             setattr(thing, name, _checks_arguments(method))
+        elif isinstance(method, classmethod | staticmethod) and not name.startswith("_"):
+            setattr(thing, name, type(method)(undisturbed_call(method.__func__)))
     return thing
 
 
