@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rome_lens import models
+from rome_lens.models.running import reader
 from rome_lens.models.sampling import sample_text
 from tests.conformance.conftest import EVERY, KINDS
 
@@ -35,7 +36,7 @@ def test_a_past_that_was_not_kept_is_an_error_at_once(made, monkeypatch, kind):
     with pytest.raises(RuntimeError, match=message):
         models.run_blocks(model, residual, 1, 2, past=dict(enumerate(past)))
     with pytest.raises(RuntimeError, match=message):
-        models.reader(model, 1)(TOKENS)
+        reader(model, 1)(TOKENS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
