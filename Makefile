@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: coverage install demo docs notebooks test test-matrix test-wheel torture format
+.PHONY: coverage install demo docs notebooks test test-matrix test-newest test-wheel torture format
 
 install: $(INSTALLED)
 
@@ -40,6 +40,10 @@ coverage: install
 # The conformance tests with each TransformerLens that is supported, and beside SAELens; see docs/models.md.
 test-matrix: install
 	$(BIN)/python -m tests.conformance.matrix
+
+# All tests with the newest of everything that the metadata admits, with TransformerLens 3.9 and 4.
+test-newest: install
+	$(BIN)/python -m tests.conformance.newest
 
 # Wheel and sdist, each installed where nothing else of this package is.
 test-wheel: install

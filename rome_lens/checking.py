@@ -1,4 +1,7 @@
-"""What public functions, and the constructors and methods of public classes, are given is compared with annotations."""
+"""The door of what is public: what functions, constructors and methods are given is compared with their annotations.
+
+Then they run `undisturbed` by what the caller has set for torch or the model.
+"""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +14,9 @@ from beartype import BeartypeConf
 from beartype.door import is_bearable
 from torch import Tensor
 
-_CONF = BeartypeConf(is_pep484_tower=True)  # an int is a float
+from rome_lens.calling import undisturbed_call
+
+_CONF = BeartypeConf(is_pep484_tower=True, is_random=False)  # an int is a float; Python's `random` is the caller's
 _NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "True or False", NoneType: "None"}
 _MOST_SEED = 2**32 - 1  # of NumPy's RandomState
 T = TypeVar("T", bound=Callable[..., Any])
@@ -20,13 +25,18 @@ T = TypeVar("T", bound=Callable[..., Any])
 def checked(thing: T) -> T:
     """Arguments that do not fit their annotations are refused before anything is done: see `_check`.
 
+    What is done then is done `undisturbed`.
+
     To be the outermost decorator of a function; or of a class, whose constructor and public methods are checked.
+    What makes an instance in another way (a classmethod) checks by itself, and is `undisturbed` as well.
     """
     if not isinstance(thing, type):
         return _checks_arguments(thing)
     for name, method in list(vars(thing).items()):
         if isinstance(method, FunctionType) and (name == "__init__" or not name.startswith("_")):
             setattr(thing, name, _checks_arguments(method))
+        elif isinstance(method, classmethod | staticmethod) and not name.startswith("_"):
+            setattr(thing, name, type(method)(undisturbed_call(method.__func__)))
     return thing
 
 
@@ -48,6 +58,8 @@ def _checks_arguments(function: T) -> T:
     def signature() -> inspect.Signature:
         return inspect.signature(function)
 
+    called = undisturbed_call(function)
+
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -59,7 +71,7 @@ def _checks_arguments(function: T) -> T:
             known = not isinstance(parameter.annotation, str) and parameter.annotation is not parameter.empty
             if known and parameter.kind is not parameter.VAR_KEYWORD:
                 _check(name, value, parameter.annotation)
-        return function(*args, **kwargs)
+        return called(*args, **kwargs)
 
     call.is_checked = True  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
@@ -68,7 +80,7 @@ def _checks_arguments(function: T) -> T:
 def _check(name: str, value: object, hint: Any) -> None:
     """Raises TypeError (ValueError where the annotation lists what may be said) unless the value fits its annotation.
 
-    beartype looks at one item of a list, a tuple or a dict, which it draws at random; here it is shown each alone.
+    beartype looks at one item of a list, a tuple or a dict; here it is shown each alone.
     """
     for shown in (value, *(_items(value) if _has_any_length(hint) else ())):
         if not is_bearable(shown, hint, conf=_CONF) or (isinstance(value, bool) and hint in (int, float)):

@@ -6,8 +6,9 @@ that is missing or in the way a FileNotFoundError, FileExistsError or NotADirect
 
 import sys
 import warnings
+from types import FrameType
 
-_BETWEEN = {"rome_lens", "beartype", "contextlib", "jaxtyping", "torch"}
+_BETWEEN = {"rome_lens", "beartype", "contextlib", "importlib", "jaxtyping", "torch"}
 
 
 class FormatError(ValueError):
@@ -34,9 +35,18 @@ class DataWarning(UserWarning):
     """Some records of a data set are broken and were left out; the message says how many, which and why."""
 
 
+class VersionWarning(UserWarning):
+    """A library is newer than the newest version that this package was tested with; the message names each."""
+
+
 def warn(message: str, category: type[Warning]) -> None:
     """Warns at the line outside this package from which it was called, however many decorators lie between."""
     frame, level = sys._getframe(), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
-        frame, level = frame.f_back, level + 1
+    while frame.f_back is not None and _package(frame) in _BETWEEN:
+        frame = frame.f_back
+        level += _package(frame) != "importlib"  # Python does not count these either
     warnings.warn(message, category, stacklevel=level)
+
+
+def _package(frame: FrameType) -> str:
+    return frame.f_globals.get("__name__", "").partition(".")[0]

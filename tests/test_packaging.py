@@ -4,8 +4,12 @@ import subprocess
 import sys
 import textwrap
 from importlib.metadata import version
+from pathlib import Path
+
+import pytest
 
 import rome_lens
+from rome_lens import version as versions
 
 
 def python(*options: str, script: str, arguments: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -54,3 +58,32 @@ def test_no_warning_of_a_dependency_reaches_the_user(tiny_folder):
 
 def test_the_version_is_that_of_the_installed_package():
     assert rome_lens.__version__ == version("rome-lens")
+
+
+def test_libraries_beyond_what_was_tested_are_named_in_one_warning(monkeypatch):
+    versions.warn_of_newer()  # which it is not here, or `make test-newest` lets it pass
+    running = {"transformers": "5.25.0.dev0", "torch": "2.13.1+cu126", "pandas": "4.0"}
+    monkeypatch.setattr(versions, "version", lambda name: running.get(name) or versions.NEWEST[name])
+    with pytest.warns(rome_lens.VersionWarning) as caught:
+        versions.warn_of_newer()
+    (warning,) = caught
+    assert "transformers 5.25.0.dev0 (tested up to 5.24), pandas 4.0 (tested up to 3)." in str(warning.message)
+    assert warning.filename == __file__
+
+
+def test_the_warning_points_at_the_import():
+    script = """
+        import importlib.metadata
+        given = importlib.metadata.version
+        importlib.metadata.version = lambda name: "99.0" if name == "transformers" else given(name)
+        import rome_lens
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "<string>:5: VersionWarning: rome_lens was not tested with transformers 99.0" in done.stderr
+
+
+def test_the_constraints_are_not_beyond_what_was_tested(monkeypatch):
+    pinned = dict(line.split("==") for line in Path("constraints.txt").read_text().splitlines() if "==" in line)
+    monkeypatch.setattr(versions, "version", lambda name: pinned[name])
+    versions.warn_of_newer()

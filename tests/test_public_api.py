@@ -9,15 +9,21 @@ import pytest
 
 import rome_lens as rl
 
-CASES = Path(__file__).with_name("public_cases.py")
+HERE = Path(__file__).parent
 
 
-def test_everything_public_refuses_what_it_cannot_use():
-    """In a process without the tests' type checker, which would speak before the package does."""
-    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", str(CASES)]
-    root = CASES.parents[1]
+@pytest.mark.torture
+@pytest.mark.parametrize("cases", ["public_cases.py", "caller_cases.py"])
+def test_everything_public(cases):
+    """Refuses what it cannot use, and computes the same whatever its caller has set for torch or the model.
+
+    In a process without the tests' type checker, which would speak before the package does.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", str(HERE / cases)]
+    root = HERE.parent
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    print(done.stdout.splitlines()[-1])  # noqa: T201
     assert done.returncode == 0, done.stdout[-10_000:]
 
 

@@ -6,8 +6,11 @@ before the part are passed over, the residual stream is replaced where the part 
 ends. That costs what the part costs.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from functools import cache as remembered
+from importlib.metadata import version
 from typing import Any, NoReturn
 
 import torch
@@ -35,20 +38,30 @@ def run_tokens(
     mask: Int[Tensor, "batch past_and_pos"],
     hooks: HookList = (),
     cache: DynamicCache | None = None,
+    start: int = 0,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """The residual stream before block `stop`; or before the final norm, if there is no such block."""
+    """The residual stream before block `stop`; or before the final norm, if there is no such block.
+
+    The blocks from `start` on add their keys and values to the cache.
+    """
 
     def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
         raise _Arrived(args[0] if args else kwargs["hidden_states"])
 
-    handle = _place(model, stop).register_forward_pre_hook(leave, with_kwargs=True)
-    try:
-        with model.hooks(fwd_hooks=list(hooks)) if hooks else nullcontext():  # adding none takes time too
-            model(tokens, attention_mask=mask, past_key_values=cache, use_cache=cache is not None)
-    except _Arrived as arrived:
-        return arrived.residual
-    finally:
-        handle.remove()
+    with ExitStack() as stack:
+        stack.callback(_place(model, stop).register_forward_pre_hook(leave, with_kwargs=True).remove)
+        if hooks:  # adding none takes time too
+            stack.enter_context(model.hooks(fwd_hooks=list(hooks)))
+        given: dict[str, Any] = {"use_cache": False}
+        if cache is not None:
+            stack.enter_context(finding_the_cache(model, range(start, stop)))
+            given = {"use_cache": True, _cache_name(type(model.original_model)): cache}
+        try:
+            model(tokens, attention_mask=mask, **given)
+        except _Arrived as arrived:
+            if cache is not None:
+                _check_filled(cache, range(start, stop), mask.shape[1])
+            return arrived.residual
     raise RuntimeError(f"A pass through {model.cfg.model_name} does not come to its layer {stop}.")
 
 
@@ -62,12 +75,14 @@ def run_part(
     mask: Int[Tensor, "batch past_and_pos"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
     """Blocks `start` to `stop` (exclusive) on residual states whose earlier positions are in `past`."""
+    if start == stop:
+        return residual
     earlier = next(iter(past.values())).past_keys.shape[1] if past else 0
     tokens = _no_tokens(residual)
     mask = tokens.new_ones(len(tokens), earlier + tokens.shape[1]) if mask is None else mask
     cache = _filled(past, range(start, stop), len(tokens)) if past and earlier else None
     with _entering(model, residual, start):
-        return run_tokens(model, tokens, stop, mask=mask, cache=cache)
+        return run_tokens(model, tokens, stop, mask=mask, cache=cache, start=start)
 
 
 def run_keeping_past(
@@ -88,6 +103,49 @@ def reader(model: Model) -> Callable[[Int[Tensor, "batch new"]], Float[Tensor, "
         return run_tokens(model, new, model.cfg.n_layers, mask=mask, cache=cache)
 
     return read
+
+
+@contextmanager
+def finding_the_cache(model: Model, layers: Sequence[int]) -> Iterator[None]:
+    """Inside, the attention of these blocks finds the cache of a pass under the name by which it looks for it.
+
+    TransformerLens' own attention (up to 4.3 at least) asks for `past_key_values`, where transformers 5.24 hands down
+    `cache`: it would neither read the past nor keep anything. Hugging Face's attention warns of a second name.
+    """
+
+    def at_the_door(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {"cache" if name == "past_key_values" else name: value for name, value in kwargs.items()}
+
+    def for_transformer_lens(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {"past_key_values": kwargs["cache"], **kwargs} if "cache" in kwargs else kwargs
+
+    with ExitStack() as stack:
+        if _cache_name(type(model.original_model)) == "cache":
+            attentions = [getattr(model.blocks[layer], "attn", None) for layer in layers]
+            hooked = [(model.original_model, at_the_door), *((each, for_transformer_lens) for each in attentions)]
+            hooked += [(getattr(each, "original_component", None), at_the_door) for each in attentions]
+            for module, hook in hooked:
+                if module is not None:
+                    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield
+
+
+@remembered
+def _cache_name(kind: type[nn.Module]) -> str:
+    """What the forward of a class of Hugging Face's calls its cache: `past_key_values` before transformers 5.24."""
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+
+
+def _check_filled(cache: DynamicCache, layers: Sequence[int], length: int) -> None:
+    """Raises RuntimeError unless the cache has keys and values of so many positions for each of the layers."""
+    lengths = [kept.get_seq_length() for kept in cache.layers]
+    for layer in layers:
+        if (found := lengths[layer] if layer < len(lengths) else 0) != length:
+            raise RuntimeError(
+                f"The attention of block {layer} kept the keys and values of {found} positions of {length}: "
+                f"transformer-lens {version('transformer-lens')} and transformers {version('transformers')} do not "
+                "agree on them for this model. Install versions that rome_lens was tested with (docs/models.md)."
+            )
 
 
 def final_logits(model: Model, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:

@@ -1,10 +1,14 @@
 """Text that a model writes."""
 
+from contextlib import ExitStack
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rome_lens.models.kinds import Model
+from rome_lens.calling import undisturbed
+from rome_lens.models import bridge
+from rome_lens.models.kinds import Model, is_bridge
 from rome_lens.models.running import logits, reader
 
 
@@ -56,7 +60,12 @@ def sample_text(
     Torch's random state is put back.
     """
     device = tokens.device
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type):
+    devices = [] if device.type == "cpu" else [device]
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(model))
+        stack.enter_context(torch.random.fork_rng(devices=devices, device_type=device.type))
+        if is_bridge(model):
+            stack.enter_context(bridge.finding_the_cache(model, range(model.cfg.n_layers)))
         torch.manual_seed(seed)
         sampled = model.generate(
             tokens, max_new_tokens=new_tokens, top_k=top_k, stop_at_eos=False, verbose=False, return_type="tokens"

@@ -7,18 +7,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".environments"
-_PINNED = ("torch==", "transformers==", "numpy==", "pandas==")
+NEWEST = ("torch==",)
+"""All that is pinned where everything else is to be the newest: torch's builds differ from machine to machine."""
+_PINNED = (*NEWEST, "transformers==", "numpy==", "pandas==")
 
 
-def make(name: str, requirements: Sequence[str]) -> Path:
-    """Makes the environment if it is not there, and gives its python. What `requirements` leave open is newest."""
+def make(name: str, requirements: Sequence[str], *, pinned: tuple[str, ...] = _PINNED) -> Path:
+    """Makes the environment if it is not there, and gives its python.
+
+    What `requirements` leave open is newest, but for the lines of constraints.txt that begin with one of `pinned`.
+    """
     folder = FOLDER / name
     python = folder / "bin" / "python"
     if not python.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    pinned = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith(_PINNED)]
+    kept = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith(pinned)]
     constraints = folder / "constraints.txt"
-    constraints.write_text("\n".join(pinned) + "\n")
+    constraints.write_text("\n".join(kept) + "\n")
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(constraints)]
-    subprocess.run([*install, *requirements], check=True)
+    newest = ["--upgrade", "--upgrade-strategy", "eager"] if pinned == NEWEST else []  # also where it was made before
+    subprocess.run([*install, *newest, *requirements], check=True)
     return python
