@@ -11,26 +11,29 @@ import rome_lens
 
 PACKAGE = Path(rome_lens.__file__).parent
 BASE = {"errors", "files", "models", "tokens", "facts", "loading", "engine", "datasets", "intervals", "memory"}
-BASE |= {"version"}
+BASE |= {"version", "spacing", "labels", "record_files"}
 MAY_IMPORT = {
     "locate": BASE | {"locate", "plots"},
     "edit": BASE | {"edit"},
     "evaluate": BASE | {"edit", "evaluate", "plots"},
     "plots": set(),
     "explorer": BASE | {"locate", "edit", "evaluate", "plots"},
-    "models": set(),
+    "models": {"errors"},
     "files": {"errors"},
     "errors": set(),
     "version": set(),
     "checking": set(),
     "intervals": set(),
     "memory": {"models"},
-    "tokens": {"models"},
+    "tokens": {"models", "spacing"},
+    "spacing": set(),
+    "labels": {"models"},
+    "record_files": {"errors"},
     "facts": {"tokens", "models", "errors"},
     "loading": {"errors", "models", "files"},
     "engine": {"errors", "loading", "models"},
     "downloads": {"errors", "files"},
-    "datasets": {"downloads", "errors", "facts", "files", "tokens", "models"},
+    "datasets": {"downloads", "errors", "facts", "record_files", "tokens", "models"},
 }
 
 

@@ -20,6 +20,7 @@ from rome_lens.models.output import (
 )
 from rome_lens.models.past import PastState
 from rome_lens.models.running import (
+    check_finite,
     logits,
     pad,
     run,
@@ -55,6 +56,7 @@ __all__ = [
     "architecture_digest",
     "asking",
     "bos_token",
+    "check_finite",
     "check_layer",
     "check_model",
     "check_top_k",
