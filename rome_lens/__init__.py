@@ -31,7 +31,15 @@ from rome_lens.edit.targets import MemitTargets, memit_targets
 from rome_lens.edit.texts import Texts, texts_from_dataset, texts_from_file, texts_from_model
 from rome_lens.edit.update import Update
 from rome_lens.edit.weights import Edit
-from rome_lens.errors import CovarianceError, DataWarning, EditError, EditWarning, FormatError, UnavailableError
+from rome_lens.errors import (
+    CovarianceError,
+    DataWarning,
+    EditError,
+    EditWarning,
+    FormatError,
+    NotFiniteError,
+    UnavailableError,
+)
 from rome_lens.evaluate.compare import ModelComparison, compare_models
 from rome_lens.evaluate.counterfact import score_record
 from rome_lens.evaluate.generation import ReferenceTexts, generate_texts, score_generation
@@ -114,6 +122,7 @@ __all__ = [
     "MendConfig",
     "ModelComparison",
     "MultivariateGaussianNoise",
+    "NotFiniteError",
     "Prediction",
     "QuestionRecord",
     "ReferenceTexts",
