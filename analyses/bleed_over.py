@@ -30,7 +30,11 @@ CHANGES = ("kl", "lead_gain", "lead_change")
 def leads(model: Model, record: rl.EditRecord) -> pd.Series:
     """p(true) - p(new) after each neighbourhood prompt."""
     targets = (record.target_true, record.request.target)
-    asked = [Continuation(prompt, target) for prompt in record.neighborhood_prompts for target in targets]
+    asked = [
+        Continuation(prompt, target, space=record.request.space)
+        for prompt in record.neighborhood_prompts
+        for target in targets
+    ]
     p = mean_log_probabilities(model, asked).double().exp().view(-1, 2)
     return pd.Series((p[:, 0] - p[:, 1]).numpy())
 

@@ -37,6 +37,7 @@ from rome_lens.errors import (
     EditError,
     EditWarning,
     FormatError,
+    NotFiniteError,
     UnavailableError,
     VersionWarning,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "MendConfig",
     "ModelComparison",
     "MultivariateGaussianNoise",
+    "NotFiniteError",
     "Prediction",
     "QuestionRecord",
     "ReferenceTexts",

@@ -27,12 +27,16 @@ class EditError(RuntimeError):
     """An edit could not be computed, applied or reverted. No weight was changed."""
 
 
+class NotFiniteError(ValueError):
+    """A model's output is NaN or infinite, so that there is nothing to read off it."""
+
+
 class EditWarning(UserWarning):
     """An edit may do harm: it is unhealthy, or is applied to other weights than it was computed for."""
 
 
 class DataWarning(UserWarning):
-    """Some records of a data set are broken and were left out; the message says how many, which and why."""
+    """Records of a data set are broken and were left out, or ask for what is true already; the message says which."""
 
 
 class VersionWarning(UserWarning):

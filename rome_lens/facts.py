@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rome_lens.checking import checked
+from rome_lens.errors import DataWarning, warn
 from rome_lens.models import Model
 from rome_lens.tokens import TokenizedText, tokenize
 
@@ -96,9 +97,11 @@ class Fact(_AboutSubject):
         prompt: a text with one {}, the place of the subject: "{} is located in the city of".
         subject: "The Eiffel Tower".
         answer: the continuation, without the leading space ("Paris"), or None: whatever the model says.
+        space: whether a space stands before the answer: None decides as such texts are written (`Continuation`).
     """
 
     answer: str | None = None
+    space: bool | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,13 +109,13 @@ class Fact(_AboutSubject):
             check_text(self.answer, "answer")
 
     @classmethod
-    def from_text(cls, text: str, subject: str, answer: str | None = None) -> "Fact":
+    def from_text(cls, text: str, subject: str, answer: str | None = None, *, space: bool | None = None) -> "Fact":
         """A fact from a whole sentence: the subject's first occurrence in it is the subject.
 
         Raises:
             ValueError: the subject does not occur in the text.
         """
-        return cls(template_about(subject, text), subject, answer)
+        return cls(template_about(subject, text), subject, answer, space=space)
 
 
 @checked
@@ -124,9 +127,12 @@ class EditRequest(_AboutSubject):
         prompt: a text with one {}, the place of the subject.
         subject: the subject.
         target: the new object, without the leading space ("Rome"); one token or several.
+        space: whether a space stands before the target, and before the true answer, wherever they are asked for: None
+            decides as such texts are written (`Continuation`).
     """
 
     target: str
+    space: bool | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,10 +142,20 @@ class EditRequest(_AboutSubject):
 @checked
 @dataclass(frozen=True)
 class Continuation:
-    """A text and what is asked to follow it (the space between them is added)."""
+    """A text and what is asked to follow it.
+
+    Attributes:
+        prompt: the text.
+        text: what follows, without the space between them.
+        space: whether a space stands between them. True: one, unless there is one already; False: none; None: one but
+            where writing has none: within Chinese, Japanese, Thai and other scripts without spaces, after an opening
+            bracket or quotation mark, a currency sign, a hyphen, a slash, a tag, a special token of the tokenizer or
+            white space, and before a mark that closes or an 's.
+    """
 
     prompt: str
     text: str
+    space: bool | None = field(default=None, kw_only=True)
 
 
 @checked
@@ -171,11 +187,20 @@ class EditRecord:
 
     def __post_init__(self) -> None:
         check_text(self.target_true, "true target")
+        for kind in ("paraphrase", "neighborhood", "attribute", "generation"):
+            for prompt in getattr(self, f"{kind}_prompts"):
+                check_text(prompt, f"{kind} prompt")
+        if self.request.target.strip() == self.target_true.strip():
+            warn(
+                f"The record {self.case_id} asks for what is true already: target and true object of "
+                f"{self.request.text!r} are both {self.target_true!r}. Its successes say nothing about an edit.",
+                DataWarning,
+            )
 
     @property
     def fact(self) -> Fact:
         """What the record says the model knew before the edit."""
-        return Fact(self.request.prompt, self.request.subject, self.target_true)
+        return Fact(self.request.prompt, self.request.subject, self.target_true, space=self.request.space)
 
 
 @checked
@@ -196,6 +221,10 @@ class QuestionRecord:
     portability: Mapping[str, tuple[Continuation, ...]] = field(default_factory=dict)
     locality: Mapping[str, tuple[Continuation, ...]] = field(default_factory=dict)
     case_id: int = 0
+
+    def __post_init__(self) -> None:
+        for prompt in self.paraphrase_prompts:
+            check_text(prompt, "paraphrase prompt")
 
 
 def subject_range(model: Model, about: Fact | EditRequest) -> tuple[TokenizedText, range]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rome_lens.errors import DataWarning, warn
 from rome_lens.models import Model, bos_token, check_model
+from rome_lens.spacing import separator
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,54 @@ def tokenize(model: Model, text: str) -> TokenizedText:
     Warns:
         DataWarning: the text begins with BOS, and gets another.
     """
+    ids, offsets = _encoded(model, text)
+    before = bos_token(model)
+    if before and [*ids[:1]] == before:
+        warn(
+            f"The prompt {text[:60]!r}... begins with {model.tokenizer.bos_token!r}, and the model puts one before it: "
+            "it is read with two. Leave it out of the prompt.",
+            DataWarning,
+        )
+    return _fitting(model, TokenizedText(text, (*before, *ids), (*(((0, 0),) * len(before)), *offsets)))
+
+
+def spaced(prompt: str, continuation: str, *, space: bool | None = None, specials: Sequence[str] = ()) -> str:
+    """The continuation with what separates it from the prompt before it: see `separator`."""
+    return separator(prompt, continuation, space=space, specials=specials) + continuation
+
+
+def continued(model: Model, prompt: str, continuation: str, *, space: bool | None = None) -> str:
+    """Prompt and continuation as one text, with a space between them where one belongs: see `separator`."""
+    return prompt + spaced(prompt, continuation, space=space, specials=_specials(model, prompt))
+
+
+def tokenize_continuation(
+    model: Model, prompt: str, continuation: str, *, space: bool | None = None
+) -> tuple[TokenizedText, int]:
+    """Tokenises prompt and continuation as one text, and tells at which position the continuation's tokens start.
+
+    Between them stands what `separator` says. Tokenising both together is what the model would see, with and without
+    BOS, and for tokenizers that treat the start of a text in their own way. Spaces at the prompt's end belong to the
+    continuation's first token, as in running text. Any other token that would hold characters of both (Anglo, -S, axon)
+    is split: what the model has read are the prompt's own tokens.
+
+    Raises:
+        ValueError: the continuation has no tokens; and as `tokenize`.
+    """
+    text = tokenize(model, continued(model, prompt, continuation, space=space))
+    positions = text.covering(len(prompt), len(text.text))
+    if not positions or not continuation.strip():
+        raise ValueError(f"{continuation!r} after {prompt!r} has no tokens. Give a target or answer that is not empty.")
+    following = text.text[len(prompt) :]
+    if prompt.strip() and not prompt[-1].isspace() and not following[0].isspace():
+        before = tokenize(model, prompt)
+        if text.ids[: positions.start] != before.ids:
+            return _fitting(model, _split(model, before, following)), len(before.ids)
+    return text, positions.start
+
+
+def _tokenizer(model: Model) -> Any:
+    """The model's tokenizer. Raises ValueError if there is none that tells character offsets."""
     check_model(model)
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -40,42 +90,41 @@ def tokenize(model: Model, text: str) -> TokenizedText:
             f"The tokenizer {type(tokenizer).__name__} does not tell which characters a token covers, expected a "
             "'fast' one. Load it with AutoTokenizer.from_pretrained(..., use_fast=True) and use model.set_tokenizer."
         )
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    before = bos_token(model)
-    ids = (*before, *encoded["input_ids"])
-    if before and encoded["input_ids"][:1] == before:
-        warn(
-            f"The prompt {text[:60]!r}... begins with {tokenizer.bos_token!r}, and the model puts one before it: it is "
-            "read with two. Leave it out of the prompt.",
-            DataWarning,
-        )
-    if len(ids) > model.cfg.n_ctx:
+    return tokenizer
+
+
+def _encoded(model: Model, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """The text's ids and offsets, without BOS."""
+    encoded = _tokenizer(model)(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return tuple(encoded["input_ids"]), tuple(map(tuple, encoded["offset_mapping"]))
+
+
+def _fitting(model: Model, text: TokenizedText) -> TokenizedText:
+    """The text, if it fits the model's context."""
+    if len(text.ids) > model.cfg.n_ctx:
         raise ValueError(
-            f"The prompt {text[:60]!r}... has {len(ids)} tokens, but {model.cfg.model_name} reads at most "
+            f"The prompt {text.text[:60]!r}... has {len(text.ids)} tokens, but {model.cfg.model_name} reads at most "
             f"{model.cfg.n_ctx}. Shorten it, or load the model with a larger context."
         )
-    return TokenizedText(text, ids, ((0, 0),) * len(before) + tuple(map(tuple, encoded["offset_mapping"])))
+    return text
 
 
-def spaced(prompt: str, continuation: str) -> str:
-    """The continuation with a space before it that separates it from the prompt, unless there is one already."""
-    return continuation if prompt[-1:].isspace() or continuation[:1].isspace() else f" {continuation}"
+def _split(model: Model, before: TokenizedText, following: str) -> TokenizedText:
+    """The tokens of a text, and then those of what follows it, as they are in the middle of a text."""
+    ids, offsets = _encoded(model, f"\n{following}")  # the line break stands for what comes before
+    inside = [i for i, (_, end) in enumerate(offsets) if end > 1]
+    shift = len(before.text) - 1
+    moved = tuple((offsets[i][0] + shift, offsets[i][1] + shift) for i in inside)
+    return TokenizedText(before.text + following, (*before.ids, *(ids[i] for i in inside)), before.offsets + moved)
 
 
-def tokenize_continuation(model: Model, prompt: str, continuation: str) -> tuple[TokenizedText, int]:
-    """Tokenises prompt and continuation as one text, and tells at which position the continuation's tokens start.
-
-    The continuation gets a leading space (see `spaced`). Tokenising both together is what the model would see, with
-    and without BOS, and for tokenizers that treat the start of a text in their own way.
-
-    Raises:
-        ValueError: the continuation has no tokens; and as `tokenize`.
-    """
-    text = tokenize(model, prompt + spaced(prompt, continuation))
-    positions = text.covering(len(prompt), len(text.text))
-    if not positions or not continuation.strip():
-        raise ValueError(f"{continuation!r} after {prompt!r} has no tokens. Give a target or answer that is not empty.")
-    return text, positions.start
+def _specials(model: Model, prompt: str) -> list[str]:
+    """The tokenizer's special tokens, if the prompt may end in one."""
+    if prompt[-1:].isalnum():
+        return []
+    tokenizer = _tokenizer(model)
+    added = tokenizer.added_tokens_decoder.values()
+    return [*tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
 
 
 def token_pieces(model: Model, texts: Iterable[str], length: int, tokens: int) -> Iterator[list[int]]:

@@ -109,10 +109,6 @@ def test_a_known_facts_subject_is_its_first_occurrence_in_the_prompt(tmp_path):
         ("requested_rewrite", "subject"),
         ("requested_rewrite", "target_new"),
         ("requested_rewrite", "target_true", "str"),
-        ("paraphrase_prompts",),
-        ("neighborhood_prompts",),
-        ("attribute_prompts",),
-        ("generation_prompts",),
     ],
 )
 def test_a_missing_field_is_told_with_the_records_index(tmp_path, field):

@@ -11,7 +11,7 @@ import rome_lens
 
 PACKAGE = Path(rome_lens.__file__).parent
 BASE = {"errors", "files", "models", "tokens", "facts", "loading", "engine", "datasets", "intervals", "memory"}
-BASE |= {"version"}
+BASE |= {"version", "spacing", "labels", "record_files"}
 MAY_IMPORT = {
     "locate": BASE | {"locate", "plots"},
     "edit": BASE | {"edit"},
@@ -26,12 +26,15 @@ MAY_IMPORT = {
     "checking": set(),
     "intervals": set(),
     "memory": {"models"},
-    "tokens": {"errors", "models"},
+    "tokens": {"errors", "models", "spacing"},
+    "spacing": set(),
+    "labels": {"models"},
+    "record_files": {"errors"},
     "facts": {"tokens", "models", "errors"},
     "loading": {"errors", "models", "files"},
     "engine": {"errors", "loading", "models"},
     "downloads": {"errors", "files"},
-    "datasets": {"downloads", "errors", "facts", "files", "tokens", "models"},
+    "datasets": {"downloads", "errors", "facts", "record_files", "tokens", "models"},
 }
 
 

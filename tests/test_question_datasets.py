@@ -94,8 +94,8 @@ def test_snippets_are_found_by_object_and_by_subject(tmp_path):
 
 @pytest.mark.parametrize(
     ("read", "record", "field"),
-    [(rl.load_zsre, ZSRE, field) for field in ("subject", "src", "rephrase", "answers", "loc", "loc_ans")]
-    + [(rl.load_knowedit, KNOWEDIT, field) for field in ("subject", "prompt", "target_new", "portability", "locality")]
+    [(rl.load_zsre, ZSRE, field) for field in ("subject", "src", "answers", "loc", "loc_ans")]
+    + [(rl.load_knowedit, KNOWEDIT, field) for field in ("subject", "prompt", "target_new")]
     + [(rl.load_attribute_snippets, SNIPPETS, field) for field in ("relation_id", "target_id", "samples")],
 )
 def test_a_missing_field_is_told_with_the_records_index(tmp_path, read, record, field):

@@ -89,7 +89,7 @@ def test_the_ids_before_a_continuation_are_the_prompts(tiny_model, prompt, conti
     model = tiny_model("llama", bos=bos)
     text, start = tokenize_continuation(model, prompt, continuation)
     assert text.ids[:start] == tokenize(model, prompt).ids
-    assert model.tokenizer.decode(text.ids[start:]) == f" {continuation}"
+    assert model.tokenizer.decode(text.ids[start:]) == spaced(prompt, continuation)
 
 
 @pytest.mark.parametrize("bos", [False, True])

@@ -7,7 +7,7 @@ from rome_lens.checking import check_seed, checked
 from rome_lens.edit.texts import sample_texts
 from rome_lens.facts import PLACE, EditRequest, check_template, fill
 from rome_lens.models import Model, check_model, check_top_k
-from rome_lens.tokens import TokenizedText, tokenize
+from rome_lens.tokens import TokenizedText, continued, tokenize_continuation
 
 EditedToken = Literal["subject_first", "subject_last", "subject_first_after_last", "last"]
 """Which of the prompt's tokens k* and v* belong to, by the names of the authors' code (fact_token)."""
@@ -62,29 +62,24 @@ def sample_contexts(
 
 
 def in_context(
-    model: Model,
-    request: EditRequest,
-    context: str,
-    after: str = "",
-    *,
-    token: EditedToken = "subject_last",
-) -> tuple[TokenizedText, int]:
-    """Context, prompt and `after` as tokens, and the position of the edited one.
+    model: Model, request: EditRequest, context: str, *, token: EditedToken = "subject_last"
+) -> tuple[TokenizedText, int, int]:
+    """Context, prompt and target as tokens, the position of the edited one, and the one where the target starts.
 
     Raises:
         ValueError: the prompt has no token after its subject, and that is the one to edit; and as `tokenize`.
     """
     template = fill(context, request.prompt)
-    prompt = fill(template, request.subject)
-    text = tokenize(model, prompt + after)
+    # What stands before the target is decided once, whatever quotation marks the context leaves open.
+    following = continued(model, request.text, request.target, space=request.space)[len(request.text) :]
+    text, end = tokenize_continuation(model, fill(template, request.subject), following, space=False)
     start = template.index(PLACE)
     subject = text.covering(start, start + len(request.subject))
-    last = text.covering(0, len(prompt))[-1]
     places = {"subject_first": subject[0], "subject_last": subject[-1], "subject_first_after_last": subject[-1] + 1}
-    position = places.get(token, last)
-    if position > last:
+    position = places.get(token, end - 1)
+    if position >= end:
         raise ValueError(
             f"The prompt {request.text!r} has no token after its subject {request.subject!r}. Edit another token, such "
             "as token='subject_last'."
         )
-    return text, position
+    return text, position, end

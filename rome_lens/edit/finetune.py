@@ -98,7 +98,7 @@ def finetune(
     matrices = {layer: find_output_matrix(model, layer) for layer in config.layers}
     weights = {layer: matrix.values for layer, matrix in matrices.items()}
     parameters = [matrix.parameter for matrix in matrices.values()]
-    asked = [Continuation(request.text, request.target) for request in requests]
+    asked = [Continuation(request.text, request.target, space=request.space) for request in requests]
     batch = run_until(model, asked, min(weights))
     changes = {layer: torch.zeros_like(weight, dtype=torch.float32) for layer, weight in weights.items()}
     optimizer = torch.optim.Adam(list(changes.values()), lr=config.learning_rate)

@@ -12,6 +12,7 @@ from rome_lens.edit.key import mlp_keys, subject_activations
 from rome_lens.edit.matrices import matrix_for
 from rome_lens.edit.weights import Edit
 from rome_lens.facts import PLACE, check_prompts
+from rome_lens.labels import token_texts
 from rome_lens.models import Model, key_name, pad
 from rome_lens.tokens import batches, tokenize
 
@@ -63,7 +64,7 @@ def forecast_bleed_over(
                         "prompt": texts[ids].text,
                         "layer": layer,
                         "position": range(len(ids)),
-                        "token": [model.tokenizer.decode([token]) for token in ids],
+                        "token": token_texts(model, ids),
                         "share": share.numpy(),
                         "size": size.numpy(),
                     }

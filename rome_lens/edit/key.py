@@ -36,7 +36,7 @@ def subject_activations(
 ) -> Float[Tensor, "asked width"]:
     """What passes a hook point of a block at the edited token, in float32, for each (request, context)."""
     located = [in_context(model, request, context, token=token) for request, context in asked]
-    rows = [text.ids[: position + 1] for text, position in located]
+    rows = [text.ids[: position + 1] for text, position, _ in located]
     device = model.cfg.device
     found: dict[tuple[int, ...], Tensor] = {}
     for batch in batches(sorted(set(rows), key=len), tokens_that_fit(model)):

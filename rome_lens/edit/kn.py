@@ -53,7 +53,7 @@ def kn(
     config = KnowledgeNeuronsConfig() if config is None else config
     for layer in range(model.cfg.n_layers):
         finite_matrix(model, layer)
-    whole, start = tokenize_continuation(model, request.text, request.target)
+    whole, start = tokenize_continuation(model, request.text, request.target, space=request.space)
     found = knowledge_neurons(
         model, request, answer=true_target, paraphrases=paraphrases, config=config, progress=progress
     )

@@ -67,7 +67,7 @@ class KnowledgeNeurons:
 
     Attributes:
         prompts: the texts that the answer follows.
-        answer: its tokens.
+        answer: its tokens, as they follow the first prompt.
         attributions: [prompt, layer, neuron], on the CPU: how much of the answer's probability each neuron brings.
         neurons: the refined (layer, neuron) pairs, the largest mean attribution first.
     """
@@ -115,19 +115,19 @@ def knowledge_neurons(
         check_prompts(paraphrases, "paraphrases")
     answer = fact.answer if answer is None and isinstance(fact, Fact) else answer
     prompts = (fact.text, *paraphrases)
-    wanted = _answer_tokens(model, fact.text, answer)
-    with tqdm(
-        total=len(prompts) * len(wanted), desc="knowledge neurons", unit="prediction", disable=not progress
-    ) as bar:
+    asked = _asked_tokens(model, prompts, answer, fact.space)
+    total = sum(len(ids) - start for ids, start in asked)
+    with tqdm(total=total, desc="knowledge neurons", unit="prediction", disable=not progress) as bar:
         found = []
-        for prompt in prompts:
-            ids, parts = tokenize(model, prompt).ids, []
-            for i, token in enumerate(wanted):
-                parts.append(token_attributions(model, (*ids, *wanted[:i]), token, steps=config.steps))
+        for ids, start in asked:
+            parts = []
+            for i in range(start, len(ids)):
+                parts.append(token_attributions(model, ids[:i], ids[i], steps=config.steps))
                 bar.update()
             found.append(torch.stack(parts).mean(0))
     attributions = torch.stack(found)
-    return KnowledgeNeurons(prompts, wanted, attributions, _refined(attributions, fact.text, config))
+    ids, start = asked[0]
+    return KnowledgeNeurons(prompts, ids[start:], attributions, _refined(attributions, fact.text, config))
 
 
 def token_attributions(
@@ -189,10 +189,14 @@ def _refined(
 
 
 @torch.no_grad()
-def _answer_tokens(model: Model, prompt: str, answer: str | None) -> tuple[int, ...]:
-    """The answer's tokens, or the one that the model says."""
+def _asked_tokens(
+    model: Model, prompts: Sequence[str], answer: str | None, space: bool | None
+) -> list[tuple[tuple[int, ...], int]]:
+    """Each prompt with the answer, or with the token that the model says after the first, and where that starts."""
     if answer is not None:
-        whole, start = tokenize_continuation(model, prompt, answer)
-        return whole.ids[start:]
-    tokens = torch.tensor([tokenize(model, prompt).ids], device=model.cfg.device)
-    return (int(logits(model, run(model, tokens)[:, -1]).argmax(-1)),)
+        asked = [tokenize_continuation(model, prompt, answer, space=space) for prompt in prompts]
+        return [(text.ids, start) for text, start in asked]
+    rows = [tokenize(model, prompt).ids for prompt in prompts]
+    tokens = torch.tensor(rows[:1], device=model.cfg.device)
+    said = int(logits(model, run(model, tokens)[:, -1]).argmax(-1))
+    return [((*row, said), len(row)) for row in rows]

@@ -5,7 +5,7 @@ logits only where a target token or the essence is predicted.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,7 +28,6 @@ from rome_lens.models import (
     run_with_past,
     state_name,
 )
-from rome_lens.tokens import tokenize_continuation
 
 ESSENCE_PROMPT = "{} is a"
 
@@ -63,21 +62,17 @@ def tokenize_prompts(
     model: Model, request: EditRequest, contexts: Sequence[str], *, token: EditedToken = "subject_last"
 ) -> Prompts:
     """Raises ValueError if the prompt in a context is longer than the model's context."""
-    whole, start = tokenize_continuation(model, request.text, request.target)
-    target = whole.ids[start:]
-    before_last = whole.text[len(request.text) : whole.offsets[-1][0] if len(target) > 1 else len(request.text)]
-    located = [in_context(model, request, context, after=before_last, token=token) for context in contexts]
-    rows = [text.ids for text, _ in located]
-    subject = [position for _, position in located]
-    about, position = in_context(
-        model, EditRequest(ESSENCE_PROMPT, request.subject, request.target), PLACE, token=token
-    )
+    located = [in_context(model, request, context, token=token) for context in contexts]
+    whole, _, start = located[0]
+    rows = [text.ids[:-1] for text, _, _ in located]
+    subject = [position for _, position, _ in located]
+    about, position, _ = in_context(model, replace(request, prompt=ESSENCE_PROMPT), PLACE, token=token)
     essence = about.ids[: position + 1]
     alike = [i for i, row in enumerate(rows) if subject[i] == position and row[: position + 1] == essence]
     if not alike:
         rows.append(essence)
         subject.append(position)
-    return Prompts(tuple(rows), tuple(subject), target, len(located), alike[0] if alike else len(located))
+    return Prompts(tuple(rows), tuple(subject), whole.ids[start:], len(located), alike[0] if alike else len(located))
 
 
 @dataclass(frozen=True, eq=False)

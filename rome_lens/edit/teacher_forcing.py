@@ -66,7 +66,7 @@ def run_until(model: Model, continuations: Sequence[Continuation], first_layer: 
     Raises:
         ValueError: a continuation has no tokens, or is longer than the model's context with its prompt.
     """
-    encoded = [tokenize_continuation(model, asked.prompt, asked.text) for asked in continuations]
+    encoded = [tokenize_continuation(model, asked.prompt, asked.text, space=asked.space) for asked in continuations]
     tokens, mask = (each.to(model.cfg.device) for each in pad([text.ids[:-1] for text, _ in encoded]))
     places = [
         (row, position - 1, text.ids[position])

@@ -15,7 +15,8 @@ from rome_lens.checking import checked
 from rome_lens.edit.weights import Edit
 from rome_lens.evaluate.scores import divergence
 from rome_lens.facts import check_prompts
-from rome_lens.models import HookList, Kind, Model, logits, run_and_read, state_name
+from rome_lens.labels import token_text
+from rome_lens.models import HookList, Kind, Model, check_finite, logits, run_and_read, state_name
 from rome_lens.plots import plot_comparison
 from rome_lens.tokens import TokenizedText, tokenize
 
@@ -80,6 +81,7 @@ def compare_models(
     Raises:
         ValueError: no prompts, a blank or too long one, `top` is below 1, or the models have different shapes.
         EditError: as `Edit.apply`.
+        NotFiniteError: a model's logits are NaN or infinite.
     """
     check_prompts(prompts)
     if not 1 <= top <= model.cfg.d_vocab:
@@ -135,8 +137,9 @@ def _observe(model: Model, text: TokenizedText, hooks: HookList) -> _Observed:
     tokens = torch.tensor([text.ids], device=model.cfg.device)
     read = run_and_read(model, tokens, [name for kind in _KINDS for name in names[kind]], hooks=hooks)
     outputs = {kind: torch.stack([read[name][0, -1] for name in names[kind]]) for kind in _KINDS}
-    log_probs = logits(model, outputs["resid"]).log_softmax(-1)
-    return _Observed({kind: output.float().cpu() for kind, output in outputs.items()}, log_probs.cpu())
+    scores = logits(model, outputs["resid"])
+    check_finite(model, scores, [text.ids] * len(scores))
+    return _Observed({kind: output.float().cpu() for kind, output in outputs.items()}, scores.log_softmax(-1).cpu())
 
 
 def _tokens(model: Model, text: TokenizedText, before: _Observed, after: _Observed, top: int) -> pd.DataFrame:
@@ -144,7 +147,7 @@ def _tokens(model: Model, text: TokenizedText, before: _Observed, after: _Observ
     ranks = frame.rank(ascending=False, method="first").astype(int)
     frame = frame.assign(rank_before=ranks[BEFORE], rank_after=ranks[AFTER])
     frame = frame[(ranks <= top).any(axis=1)].sort_values("rank_after")
-    names = [model.tokenizer.decode([token]) for token in frame.index]
+    names = [token_text(model, token) for token in frame.index]
     frame.insert(0, "token", names)
     frame.insert(0, "prompt", text.text)
     return frame
@@ -162,9 +165,9 @@ def _lens(model: Model, text: TokenizedText, before: _Observed, after: _Observed
                     "prompt": text.text,
                     "condition": condition,
                     "layer": range(len(probabilities)),
-                    "token": [model.tokenizer.decode([token]) for token in best.indices.tolist()],
+                    "token": [token_text(model, token) for token in best.indices.tolist()],
                     "probability": best.values.numpy(),
-                    "answer": model.tokenizer.decode([answer]),
+                    "answer": token_text(model, answer),
                     "answer_probability": probabilities[:, answer].numpy(),
                 }
             )

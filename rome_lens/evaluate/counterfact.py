@@ -31,22 +31,28 @@ def score_record(model: Model, record: EditRecord) -> dict[str, float]:
         "P": (request.target, record.target_true, record.paraphrase_prompts),
         "N": (record.target_true, request.target, record.neighborhood_prompts),
     }
-    found = compare_targets(model, favoured)
+    found = compare_targets(model, favoured, space=request.space)
     return {f"{group}{name}": value for group, pair in found.items() for name, value in zip("SM", pair, strict=True)}
 
 
 def compare_targets(
-    model: Model, groups: Mapping[str, tuple[str, str, Sequence[str]]]
+    model: Model, groups: Mapping[str, tuple[str, str, Sequence[str]]], *, space: bool | None = None
 ) -> dict[str, tuple[float, float]]:
     """For each group (favoured target, other target, prompts): how often and by how much the first is more probable.
 
     With p the geometric mean of a target's token probabilities after a prompt: the share of prompts with
-    p(favoured) > p(other), and the mean of p(favoured) - p(other). A group without prompts is left out.
+    p(favoured) > p(other), and the mean of p(favoured) - p(other). A group without prompts is left out. `space` is that
+    of `Continuation`.
 
     Raises:
         ValueError: a prompt is longer than the model's context.
     """
-    asked = [Continuation(prompt, t) for *targets, prompts in groups.values() for prompt in prompts for t in targets]
+    asked = [
+        Continuation(prompt, target, space=space)
+        for *targets, prompts in groups.values()
+        for prompt in prompts
+        for target in targets
+    ]
     p = mean_log_probabilities(model, asked).double().exp().view(-1, 2)
     gains = (p[:, 0] - p[:, 1]).split([len(prompts) for _, _, prompts in groups.values()])
     return {

@@ -45,7 +45,7 @@ def score_knowedit(
     """
     check_seed(seed)
     request = record.request
-    (success,) = predict_tokens(model, [Continuation(request.text, request.target)])
+    (success,) = predict_tokens(model, [Continuation(request.text, request.target, space=request.space)])
     scores = {"edit_success": success.accuracy}
     portability = predict_kinds(model, record.portability)
     scores |= _by_kind("portability", {k: (each.accuracy for each in those) for k, those in portability.items()})

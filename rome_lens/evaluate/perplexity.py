@@ -6,7 +6,7 @@ import torch
 from tqdm.auto import tqdm
 
 from rome_lens.checking import check_whole, checked
-from rome_lens.models import Model, bos_token, logits, pad, run
+from rome_lens.models import Model, bos_token, check_finite, logits, pad, run
 from rome_lens.tokens import batches, token_pieces
 
 
@@ -38,6 +38,7 @@ def perplexity(
 
     Raises:
         ValueError: no token is predicted: the text, `tokens` or `window` is too short.
+        NotFiniteError: the model's logits are NaN or infinite.
     """
     check_whole(tokens_per_batch=tokens_per_batch)
     before = bos_token(model)
@@ -59,7 +60,9 @@ def perplexity(
             padded, mask = (tensor.to(device) for tensor in pad(batch))
             residual = run(model, padded, mask=mask)
             predicted = mask[:, 1:].bool()
-            log_probs = logits(model, residual[:, :-1][predicted]).log_softmax(-1)
+            scores = logits(model, residual[:, :-1][predicted])
+            check_finite(model, scores, [row for row in batch for _ in row[1:]])
+            log_probs = scores.log_softmax(-1)
             total -= log_probs.gather(-1, padded[:, 1:][predicted][:, None]).double().sum().cpu()
             count += int(predicted.sum())
             bar.update(sum(map(len, batch)))

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from rome_lens.checking import checked
 from rome_lens.edit.weights import Edit
-from rome_lens.errors import EditError, EditWarning, warn
+from rome_lens.errors import EditError, EditWarning, NotFiniteError, warn
 from rome_lens.evaluate.counterfact import score_record
 from rome_lens.facts import EditRequest
 from rome_lens.models import Model
@@ -55,6 +55,7 @@ def score_records(
 
     Raises:
         ValueError: there are no records.
+        NotFiniteError: the model's output is not finite.
     """
     check_records(records)
     bar = tqdm(records, desc=f"score {name}", unit="record", disable=not progress)
@@ -75,8 +76,9 @@ def evaluate(
     """Scores each record on the model as it is and on the model with the record's own edit.
 
     After each record the weights are bit for bit what they were, also if `method` or the scoring raises. An edit that
-    cannot be computed (EditError) does not end the evaluation: its record has one row with the error in place of the
-    method's scores, `summarize` counts it, and there is an EditWarning at the end. Of many records, or several methods,
+    cannot be computed (EditError), or that leaves a model whose output is not finite (NotFiniteError), does not end the
+    evaluation: its record has one row with the error in place of the method's scores, `summarize` counts it, and there
+    is an EditWarning at the end. Of many records, or several methods,
     `run_evaluation` keeps the rows on disk.
 
     Args:
@@ -99,6 +101,7 @@ def evaluate(
 
     Raises:
         ValueError: there are no records, or `name` is "base".
+        NotFiniteError: the output of the model before any edit is not finite.
     """
     check_records(records)
     check_method_names([name])
@@ -131,7 +134,7 @@ def measure(
         try:
             with make().applied(model):
                 rows += _rows(record, name, score(model, record, **noted))
-        except EditError as error:
+        except (EditError, NotFiniteError) as error:
             rows.append((record.case_id, name, "", float("nan"), str(error)))
     return rows
 
@@ -142,11 +145,11 @@ def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def warn_of_failures(frame: pd.DataFrame) -> None:
-    """An EditWarning for each method with edits that could not be computed."""
+    """An EditWarning for each method with edits that could not be computed or scored."""
     for method, failed in frame[frame["error"] != ""].groupby("method", sort=False):
         first = failed.iloc[0]
         warn(
-            f"{len(failed)} edits by {method!r} could not be computed and have no scores; the first is that of record "
+            f"{len(failed)} edits by {method!r} could not be computed or scored; the first is that of record "
             f"{first['case_id']}: {first['error']}",
             EditWarning,
         )

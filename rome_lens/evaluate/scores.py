@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.facts import Continuation
-from rome_lens.models import Model, logits, run_tree
+from rome_lens.models import Model, check_finite, logits, run_tree
 from rome_lens.tokens import batches, tokenize, tokenize_continuation
 
 
@@ -26,6 +26,7 @@ def mean_log_probabilities(
 
     Raises:
         ValueError: a continuation has no tokens, or is longer than the model's context with its prompt.
+        NotFiniteError: the model's logits are NaN or infinite.
     """
     result = torch.empty(len(continuations))
     for numbers, lengths, scores, wanted in teacher_forced(model, continuations, tokens_per_batch=tokens_per_batch):
@@ -46,8 +47,9 @@ def teacher_forced(
 
     Raises:
         ValueError: a continuation has no tokens, or is longer than the model's context with its prompt.
+        NotFiniteError: the model's logits are NaN or infinite.
     """
-    encoded = [tokenize_continuation(model, c.prompt, c.text) for c in continuations]
+    encoded = [tokenize_continuation(model, c.prompt, c.text, space=c.space) for c in continuations]
     rows = [(text.ids, start) for text, start in encoded]
     yield from teacher_forced_rows(model, rows, tokens_per_batch=tokens_per_batch)
 
@@ -64,7 +66,11 @@ def teacher_forced_rows(
         needed = torch.cat([states[inputs[i]][rows[i][1] - 1 :] for i in here])
         wanted = torch.tensor([token for tokens in asked for token in tokens], device=needed.device)
         lengths = [len(tokens) for tokens in asked]
-        yield here, lengths, logits(model, needed), wanted
+        scores = logits(model, needed)
+        check_finite(
+            model, scores, [rows[i][0] for i, length in zip(here, lengths, strict=True) for _ in range(length)]
+        )
+        yield here, lengths, scores, wanted
 
 
 @torch.no_grad()
@@ -75,12 +81,15 @@ def next_token_log_probabilities(
 
     Raises:
         ValueError: a prompt is longer than the model's context.
+        NotFiniteError: the model's logits are NaN or infinite.
     """
     inputs = [tokenize(model, prompt).ids for prompt in prompts]
     found: dict[tuple[int, ...], Tensor] = {}
     for batch in batches(sorted(set(inputs), key=len), tokens_per_batch):
         last = torch.stack([states[-1] for states in run_tree(model, batch)])
-        found |= dict(zip(batch, logits(model, last).log_softmax(-1).cpu(), strict=True))
+        scores = logits(model, last)
+        check_finite(model, scores, batch)
+        found |= dict(zip(batch, scores.log_softmax(-1).cpu(), strict=True))
     return torch.stack([found[ids] for ids in inputs]) if inputs else torch.empty(0, model.cfg.d_vocab)
 
 

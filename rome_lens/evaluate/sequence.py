@@ -19,10 +19,10 @@ from rome_lens.edit.health import EditHealth
 from rome_lens.edit.rome import rome
 from rome_lens.edit.weights import Edit
 from rome_lens.edit.written import keeping
-from rome_lens.errors import EditError, FormatError
+from rome_lens.errors import EditError, FormatError, NotFiniteError
 from rome_lens.evaluate.counterfact import score_record
 from rome_lens.evaluate.perplexity import perplexity
-from rome_lens.evaluate.records import Method
+from rome_lens.evaluate.records import COLUMNS, Method
 from rome_lens.evaluate.summary import summarize
 from rome_lens.facts import EditRecord, EditRequest
 from rome_lens.files import append_line, digest, read_lines
@@ -63,11 +63,12 @@ class EditSequence:
 
     Attributes:
         edits: a row for each edit, in order: edit (from 1 on), case_id, subject, target, norm_growth, the scores of its
-            own record right after it (as `score_record` names them), problems, and the figures of its health.
-        checkpoints: a row for each checkpoint: edits (how many were applied), perplexity (NaN without a text),
-            norm_growth, and the columns of `summarize` for the records edited so far; each score's mean on the model
-            before the first edit, for the same records, as base_ES and so on. The row of 0 edits is that model on all
-            records.
+            own record right after it (as `score_record` names them; NaN if the model's output is not finite), problems
+            (those of its health, and why there are no scores), and the figures of its health.
+        checkpoints: a row for each checkpoint: edits (how many were applied), perplexity (NaN without a text, or if the
+            model's output is not finite), norm_growth, and the columns of `summarize` for the records edited so far;
+            each score's mean on the model before the first edit, for the same records, as base_ES and so on. The row of
+            0 edits is that model on all records.
         stopped: why the sequence ended before its last record; "" if it did not, and for what is read from a folder.
 
     norm_growth is |W - W0| / |W0|, in Frobenius norms, of the edited layer that has grown most: W as it is after the
@@ -119,7 +120,8 @@ def rome_sequence(
         progress: shows a bar.
 
     Returns:
-        The tables. If an edit could not be computed (EditError), the sequence ends before it and `stopped` says so.
+        The tables. If an edit could not be computed or applied (EditError), the sequence ends before it, and `stopped`
+        says so.
 
     Raises:
         ValueError: there are no records, or a checkpoint is below 1.
@@ -138,11 +140,17 @@ def rome_sequence(
     def perplexity_after(edits: int) -> float | None:
         if text is None:
             return None
-        measure = partial(perplexity, model, text, tokens=perplexity_tokens, progress=False)
-        return rows.get("perplexity", edits, measure)
+
+        def measure() -> float | None:
+            try:
+                return perplexity(model, text, tokens=perplexity_tokens, progress=False)
+            except NotFiniteError:
+                return None
+
+        return _number(rows.get("perplexity", edits, measure))
 
     def check_point(edits: int) -> float | None:
-        rows.get("scores", edits, lambda: [score_record(model, record) for record in records[:edits]])
+        rows.get("scores", edits, lambda: [_scores(model, record)[0] for record in records[:edits]])
         return perplexity_after(edits)
 
     base = perplexity_after(0)
@@ -154,14 +162,14 @@ def rome_sequence(
         for number, record in enumerate(records, start=1):
             try:
                 edit = _saved(folder / f"{number:05}.safetensors", record.request, partial(method, model))
+                for update in edit.updates:
+                    if update.layer not in originals:
+                        put_back.enter_context(keeping([find_output_matrix(model, update.layer)]))
+                        originals[update.layer] = output_matrix(model, update.layer).clone()
+                edit.apply(model)
             except EditError as error:
                 stopped = f"edit {number} could not be computed: {error}"
                 break
-            for update in edit.updates:
-                if update.layer not in originals:
-                    put_back.enter_context(keeping([find_output_matrix(model, update.layer)]))
-                    originals[update.layer] = output_matrix(model, update.layer).clone()
-            edit.apply(model)
             done = number
             rows.check("weights", number, [digest(output_matrix(model, layer)) for layer in originals])
             rows.get("edit", number, partial(_after, model, record, edit, originals))
@@ -238,13 +246,28 @@ def _after(
         layer: ((output_matrix(model, layer).detach().float() - old.float()).norm() / old.float().norm()).item()
         for layer, old in originals.items()
     }
+    scores, error = _scores(model, record)
     return {
         "case_id": record.case_id,
         "request": asdict(record.request),
         "norm_growth": {str(layer): value for layer, value in growth.items()},
-        "scores": score_record(model, record),
+        "scores": scores,
+        "error": error,
         "health": edit.health.to_dict() if edit.health else {},
     }
+
+
+def _scores(model: Model, record: EditRecord) -> tuple[dict[str, float], str]:
+    """The scores; or none and why not, if edits have left a model whose output is not finite."""
+    try:
+        return score_record(model, record), ""
+    except NotFiniteError as error:
+        return {}, str(error)
+
+
+def _number(value: float | None) -> float:
+    """A number of a row; where there was none, NaN."""
+    return float("nan") if value is None else value
 
 
 def _tables(rows: Mapping[tuple[str, int], Any], done: int, stopped: str) -> EditSequence:
@@ -254,13 +277,13 @@ def _tables(rows: Mapping[tuple[str, int], Any], done: int, stopped: str) -> Edi
         {"edit": number, "case_id": row["case_id"]}
         | {name: row["request"][name] for name in ("subject", "target")}
         | {"norm_growth": growth[number], **row["scores"]}
-        | {"problems": "; ".join(EditHealth(**row["health"]).problems) if row["health"] else "", **row["health"]}
+        | {"problems": "; ".join(_problems(row)), **row["health"]}
         for number, row in edits
     ]
     base = [row for (kind, _), row in sorted(rows.items()) if kind == "base"]
     scores = {0: base} | {number: row for (kind, number), row in sorted(rows.items()) if kind == "scores"}
     checkpoints = [
-        {"edits": number, "perplexity": float(rows.get(("perplexity", number), "nan")), "norm_growth": growth[number]}
+        {"edits": number, "perplexity": _number(rows.get(("perplexity", number))), "norm_growth": growth[number]}
         | _summary(each)
         | pd.DataFrame(base[: len(each)]).mean().add_prefix("base_").to_dict()
         for number, each in scores.items()
@@ -269,8 +292,15 @@ def _tables(rows: Mapping[tuple[str, int], Any], done: int, stopped: str) -> Edi
     return EditSequence(pd.DataFrame(table), pd.DataFrame(checkpoints), stopped)
 
 
+def _problems(row: Mapping[str, Any]) -> list[str]:
+    """What is wrong after an edit: with the edit itself, and with the model's output."""
+    health = EditHealth(**row["health"]).problems if row["health"] else ()
+    return [*health, *([row["error"]] if row.get("error") else [])]
+
+
 def _summary(scores: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """The columns of `summarize`, for the scores of some records."""
-    long = [(i, "", metric, value) for i, each in enumerate(scores) for metric, value in each.items()]
-    (row,) = summarize(pd.DataFrame(long, columns=["case_id", "method", "metric", "value"])).to_dict("records")
-    return {str(name): value for name, value in row.items() if name not in ("method", "failed")}
+    long = [(i, "", metric, value, "") for i, each in enumerate(scores) for metric, value in each.items()]
+    long += [(i, "", "", float("nan"), "not finite") for i, each in enumerate(scores) if not each]
+    (row,) = summarize(pd.DataFrame(long, columns=COLUMNS)).to_dict("records")
+    return {str(name): value for name, value in row.items() if name != "method"}

@@ -8,6 +8,7 @@ from rome_lens.evaluate.counterfact import compare_targets
 from rome_lens.evaluate.scores import divergence, next_token_log_probabilities
 from rome_lens.facts import EditRecord
 from rome_lens.models import Model
+from rome_lens.tokens import continued
 
 
 @checked
@@ -36,8 +37,8 @@ def score_specificity(
     """
     if not record.neighborhood_prompts:
         return {}
-    favoured = (record.target_true, record.request.target, _distracting(record))
-    success, magnitude = compare_targets(model, {"N+": favoured})["N+"]
+    favoured = (record.target_true, record.request.target, _distracting(model, record))
+    success, magnitude = compare_targets(model, {"N+": favoured}, space=record.request.space)["N+"]
     scores = {"NS+": success, "NM+": magnitude}
     if before is not None:
         plain, distracting = divergence(before, neighborhood_log_probabilities(model, record)).view(2, -1).mean(-1)
@@ -53,9 +54,9 @@ def neighborhood_log_probabilities(model: Model, record: EditRecord) -> Float[Te
     Raises:
         ValueError: a prompt is longer than the model's context.
     """
-    return next_token_log_probabilities(model, [*record.neighborhood_prompts, *_distracting(record)])
+    return next_token_log_probabilities(model, [*record.neighborhood_prompts, *_distracting(model, record)])
 
 
-def _distracting(record: EditRecord) -> list[str]:
-    stated = f"{record.request.text} {record.request.target}."
-    return [f"{stated} {prompt}" for prompt in record.neighborhood_prompts]
+def _distracting(model: Model, record: EditRecord) -> list[str]:
+    stated = continued(model, record.request.text, record.request.target, space=record.request.space)
+    return [f"{stated}. {prompt}" for prompt in record.neighborhood_prompts]

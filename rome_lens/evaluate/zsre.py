@@ -40,11 +40,13 @@ def score_zsre(
         ValueError: a question with its answer is longer than the model's context.
     """
     request = record.request
+    prompts = (request.text, *record.paraphrase_prompts)
+    asked = [Continuation(prompt, request.target, space=request.space) for prompt in prompts]
     found = predict_kinds(
         model,
         {
-            "efficacy": (Continuation(request.text, request.target),),
-            "paraphrase": tuple(Continuation(prompt, request.target) for prompt in record.paraphrase_prompts),
+            "efficacy": asked[:1],
+            "paraphrase": asked[1:],
             "specificity": tuple(question for questions in record.locality.values() for question in questions),
         },
     )

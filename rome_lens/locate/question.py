@@ -9,8 +9,9 @@ from torch import Tensor
 
 from rome_lens.errors import warn
 from rome_lens.facts import Fact, subject_range
+from rome_lens.labels import token_text, token_texts
 from rome_lens.locate.runs import CleanRun, clean_run
-from rome_lens.models import Kind, Model
+from rome_lens.models import Kind, Model, check_finite
 from rome_lens.tokens import tokenize_continuation
 
 
@@ -42,13 +43,15 @@ def tokenize_question(model: Model, fact: Fact, *, kinds: Collection[Kind] = ())
 
     Raises:
         ValueError: as `subject_range` and `tokenize_continuation`.
+        NotFiniteError: the model's logits are NaN or infinite.
     """
     text, subject = subject_range(model, fact)
     tokens, answer, start = torch.tensor(text.ids, device=model.cfg.device), None, len(text.ids)
     if fact.answer is not None:
-        whole, start = tokenize_continuation(model, text.text, fact.answer)
+        whole, start = tokenize_continuation(model, text.text, fact.answer, space=fact.space)
         tokens, answer = tokens.new_tensor(whole.ids[:-1]), tokens.new_tensor(whole.ids[start:])
     clean = clean_run(model, tokens, len(tokens) - start + 1, kinds)
+    check_finite(model, clean.logits, [tokens.tolist()] * len(clean.logits))
     top = clean.logits[0].argmax()
     return Question(tokens, top[None] if answer is None else answer, subject, start, int(top), clean)
 
@@ -57,8 +60,8 @@ def warn_if_not_predicted(model: Model, fact: Fact, question: Question) -> None:
     """Says so if the answer that the fact names is not what the model predicts."""
     if int(question.answer[0]) != question.predicted:
         warn(
-            f"The model does not predict {fact.answer!r} after {fact.text!r} but "
-            f"{model.tokenizer.decode([question.predicted]).strip()!r}. The trace follows the answer that was named; "
-            "leave the answer out to trace the model's own.",
+            f"The model does not predict {''.join(token_texts(model, question.answer.tolist()))!r} after {fact.text!r} "
+            f"but {token_text(model, question.predicted)!r}. The trace follows the answer that was named; leave the "
+            "answer out to trace the model's own, or give the fact space=True or False if a space is the difference.",
             UserWarning,
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rome_lens.checking import check_whole, checked
 from rome_lens.facts import Fact
+from rome_lens.labels import token_text
 from rome_lens.locate.corruption import Corruption, GaussianNoise
 from rome_lens.locate.metrics import MetricName, make_metric
 from rome_lens.locate.question import Question, tokenize_question, warn_if_not_predicted
@@ -76,7 +77,7 @@ def predict_restored(
     question = _question(model, fact, states)
     logits = _restored_logits(model, fact, question, states, samples, corruption)
     best = logits[:, 0].softmax(-1).mean(0).topk(top)
-    tokens = [model.tokenizer.decode([token]) for token in best.indices.tolist()]
+    tokens = [token_text(model, token) for token in best.indices.tolist()]
     return pd.DataFrame({"token": tokens, "probability": best.values.tolist()})
 
 

@@ -15,6 +15,7 @@ from rome_lens.checking import checked
 from rome_lens.engine import EngineName, ModelSource, open_workers
 from rome_lens.facts import Fact
 from rome_lens.files import append_line, read_lines
+from rome_lens.labels import token_text
 from rome_lens.locate.corruption import GaussianNoise
 from rome_lens.locate.metrics import MetricName
 from rome_lens.locate.question import tokenize_question
@@ -131,7 +132,7 @@ def _traced(model: Model, grid: Grid, *, only_predicted: bool) -> list[CausalTra
     fact, options = grid[0], list(grid[1].values())
     question = tokenize_question(model, fact, kinds={one.kind for one in options})
     if only_predicted and int(question.answer[0]) != question.predicted:
-        return model.tokenizer.decode([question.predicted]).strip()
+        return token_text(model, question.predicted).strip()
     if not options:
         return []
     return trace_question(model, fact, question, options[0], [one.metric for one in options], progress=False)

@@ -38,13 +38,17 @@ class CausalTrace:
             "logit_diff", logits (see `Metric`).
         method: "exact", or "attribution": a first-order approximation.
         severed: sublayers that were held at their corrupted values ("mlp", "attn").
-        tokens: the prompt's tokens as text.
+        tokens: the prompt's tokens as text, with their leading spaces; those that make a character only together as
+            東(1/2), 東(2/2).
         subject_range: positions of the subject's tokens, [start, end).
         answer: what was traced, without the leading space.
         predicted: the model's own top token after the clean prompt, without the leading space.
         clean: the metric after the clean prompt.
         corrupted: the same with the subject corrupted, mean over the samples.
         restored: [position, layer]: the same with the states there restored; NaN where that was not asked for.
+        answer_tokens: the ids of what was traced.
+        predicted_token: the id of the model's own top token; None, as `answer_tokens` is empty, in a trace that was
+            stored by a version before these.
     """
 
     fact: Fact
@@ -64,6 +68,8 @@ class CausalTrace:
     clean: float
     corrupted: float
     restored: Float[Tensor, "position layer"] = field(repr=False)
+    answer_tokens: tuple[int, ...] = ()
+    predicted_token: int | None = None
 
     @property
     def total_effect(self) -> float:
@@ -77,8 +83,8 @@ class CausalTrace:
 
     @property
     def is_correct(self) -> bool:
-        """Whether the model's own top token begins the answer."""
-        return bool(self.predicted) and self.answer.startswith(self.predicted)
+        """Whether the model's own top token is the answer's first: compared as tokens, spaces included."""
+        return self.answer_tokens[:1] == (self.predicted_token,)
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each cell that was asked for: position, token, role, layer, kind, window, method, the metric under
@@ -122,6 +128,7 @@ class CausalTrace:
                 "severed": tuple(values["severed"]),
                 "subject_range": tuple(values["subject_range"]),
                 "restored": torch.tensor(grid),
+                "answer_tokens": tuple(values.get("answer_tokens", ())),
             }
             return cls(**{**values, **changed})
         except (KeyError, TypeError, ValueError) as error:

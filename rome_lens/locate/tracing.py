@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from rome_lens.checking import check_whole, checked
 from rome_lens.facts import Fact
+from rome_lens.labels import token_text, token_texts
 from rome_lens.locate.attribution import attributed_values
 from rome_lens.locate.corruption import Corruption, GaussianNoise
 from rome_lens.locate.grid import first_restored, restored_values
@@ -174,7 +175,7 @@ def trace_question(
         found = _exact(model, question, embedded, measures, wanted, options, progress)
     else:
         found = [_attributed(model, question, embedded, measure, wanted, options) for measure in measures]
-    predicted = model.tokenizer.decode([question.predicted]).strip()
+    predicted = token_text(model, question.predicted).strip()
     traces = []
     for measure, (corrupted, restored) in zip(measures, found, strict=True):
         value = measure(question.clean.logits[None]).item()
@@ -195,10 +196,12 @@ def trace_question(
                 metric=measure.name,
                 method=options.method,
                 severed=tuple(options.severed),
-                tokens=[model.tokenizer.decode([token]) for token in question.tokens[: question.length].tolist()],
+                tokens=token_texts(model, question.tokens[: question.length].tolist()),
                 subject_range=(subject.start, subject.stop),
                 answer=fact.answer.strip() if fact.answer else predicted,
                 predicted=predicted,
+                answer_tokens=tuple(question.answer.tolist()),
+                predicted_token=question.predicted,
                 clean=value,
                 corrupted=corrupted,
                 restored=restored.cpu(),
@@ -216,7 +219,7 @@ def resolved(corruption: Corruption, model: Model) -> Corruption:
 def _wrong_token(model: Model, fact: Fact, options: TraceOptions) -> int | None:
     if options.wrong_answer is None:
         return None
-    whole, start = tokenize_continuation(model, fact.text, options.wrong_answer)
+    whole, start = tokenize_continuation(model, fact.text, options.wrong_answer, space=fact.space)
     return whole.ids[start]
 
 

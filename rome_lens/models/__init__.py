@@ -22,6 +22,7 @@ from rome_lens.models.output import (
 )
 from rome_lens.models.past import PastState
 from rome_lens.models.running import (
+    check_finite,
     check_shown,
     logits,
     pad,
@@ -49,17 +50,18 @@ from rome_lens.models.weights import (
 
 __all__ = [
     "EMBEDDING",
+    "PLAIN",
     "Hook",
     "HookList",
     "Kind",
     "Model",
     "OutputMatrix",
-    "PLAIN",
     "PastState",
     "architecture_digest",
     "asking",
     "bos_token",
     "check_added",
+    "check_finite",
     "check_layer",
     "check_model",
     "check_shown",

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.utilities.activation_functions import apply_softcap
 
+from rome_lens.errors import NotFiniteError
 from rome_lens.models import bridge
 from rome_lens.models.kinds import Model, is_bridge
 from rome_lens.models.names import Hook, HookList
@@ -197,6 +198,21 @@ def _is_usual(block: Any) -> bool:
     split = cfg.use_attn_in or cfg.use_split_qkv_input or cfg.use_hook_mlp_in or cfg.n_devices > 1
     kind = isinstance(block, TransformerBlock) and not cfg.attn_only and not norms_after_mlp(block)
     return kind and not split and cfg.positional_embedding_type != "shortformer"
+
+
+def check_finite(model: Model, scores: Float[Tensor, "n d_vocab"], rows: Sequence[Sequence[int]]) -> None:
+    """Raises NotFiniteError if logits are NaN or infinite; `rows` are the texts, as tokens, that they come from.
+
+    Tokens that a model never says may have minus infinity.
+    """
+    bad = ~scores.amax(-1).isfinite()
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        text = model.tokenizer.decode(list(rows[row])) if model.tokenizer else list(rows[row])
+        raise NotFiniteError(
+            f"The logits of {model.cfg.model_name} are NaN or infinite in row {row} of {len(scores)} ({text!r:.80}). "
+            "Check the model's weights and its edits, or load the model in float32."
+        )
 
 
 def logits(model: Model, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from rome_lens.calling import undisturbed
 from rome_lens.models import bridge
 from rome_lens.models.kinds import Model, is_bridge
-from rome_lens.models.running import logits, reader
+from rome_lens.models.running import check_finite, logits, reader
 
 
 @torch.no_grad()
@@ -32,13 +32,18 @@ def write_on(
         given: 1 for the tokens that are there, at the start of each row, and 0 for those to be drawn.
         chances: numbers from [0, 1): each token is drawn by inverting the distribution at its own.
         top_k: how many of the most probable tokens are drawn from; 1: the most probable one.
+
+    Raises:
+        NotFiniteError: the model's logits are NaN or infinite.
     """
     tokens = tokens.clone()
     read_on = reader(model, len(tokens))
     read, end = 0, int(given.sum(1).min())
     while end < tokens.shape[1]:
         residual = read_on(tokens[:, read:end])
-        best = logits(model, residual[:, -1]).topk(top_k)
+        scores = logits(model, residual[:, -1])
+        check_finite(model, scores, tokens[:, :end].tolist())
+        best = scores.topk(top_k)
         below = best.values.double().softmax(-1).cumsum(-1)[:, :-1].contiguous()
         drawn = torch.searchsorted(below, chances[:, end, None].double(), right=True)
         chosen = best.indices.gather(-1, drawn)[:, 0]

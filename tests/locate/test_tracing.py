@@ -9,6 +9,7 @@ from jaxtyping import TypeCheckError
 
 import rome_lens as rl
 from analyses.plain_tracing import plain_grid
+from rome_lens.errors import NotFiniteError
 from rome_lens.facts import subject_range
 from rome_lens.locate.grid import restored_layers
 from rome_lens.tokens import tokenize_continuation
@@ -132,7 +133,7 @@ def test_the_model_is_left_as_it_was(tiny, weights_of):
 
 def test_an_answer_that_the_model_does_not_predict_is_said(tiny):
     predicted = trace(tiny, MIDDLE).predicted
-    with pytest.warns(UserWarning, match="The model does not predict 'Apple'"):
+    with pytest.warns(UserWarning, match="The model does not predict ' Apple'"):
         result = trace(tiny, rl.Fact(MIDDLE.prompt, MIDDLE.subject, answer="Apple"))
     assert result.answer == "Apple"
     assert result.predicted == predicted != "Apple"
@@ -176,7 +177,7 @@ def test_bad_arguments_are_refused(tiny, options, message):
 def test_weights_that_are_not_finite_are_said(tiny):
     broken = copy.deepcopy(tiny)
     broken.blocks[1].attn.W_O.data[0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"answer's prob is nan .*Check the model's weights"):
+    with pytest.raises(NotFiniteError, match=r"The logits of gpt2 are NaN .*Check the model's weights"):
         trace(broken, MIDDLE)
 
 

@@ -138,7 +138,7 @@ def mend(model: Model, request: EditRequest, *, editor: Mend, on_unhealthy: OnUn
     editor.check_model(model)
     for layer in editor.layers:
         finite_matrix(model, layer)
-    asked = run_until(model, [Continuation(request.text, request.target)], min(editor.layers))
+    asked = run_until(model, [Continuation(request.text, request.target, space=request.space)], min(editor.layers))
     factors = gradient_factors(model, asked, editor.layers)
     with torch.no_grad():
         edited = edited_factors(editor.network, [factors])

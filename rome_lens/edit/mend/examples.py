@@ -38,10 +38,11 @@ class Example:
             ValueError: a text does not fit the model's context.
         """
         request = record.request
-        asked = [Continuation(prompt, request.target) for prompt in record.paraphrase_prompts or (request.text,)]
+        prompts = (request.text, *(record.paraphrase_prompts or (request.text,)))
+        asked = [Continuation(prompt, request.target, space=request.space) for prompt in prompts]
         unrelated = [question for questions in record.locality.values() for question in questions]
-        rows = run_until(model, [Continuation(request.text, request.target), *asked, *unrelated], min(layers))
-        edit, locality = rows.part(1, 1 + len(asked)), rows.part(1 + len(asked), len(rows.lengths))
+        rows = run_until(model, [*asked, *unrelated], min(layers))
+        edit, locality = rows.part(1, len(asked)), rows.part(len(asked), len(rows.lengths))
         with torch.no_grad():
             before = locality.run(model)
         return cls(gradient_factors(model, rows.part(0, 1), layers), edit, locality, before)

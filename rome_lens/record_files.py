@@ -1,0 +1,93 @@
+"""Files of records: a JSON list, or JSON lines, in UTF-8. Anything else is named for what it is."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rome_lens.errors import FormatError
+
+_UNPACK = "Unpack it first, and give the JSON file inside."
+_CONVERT = "Write it as JSON lines: pandas.read_{}(path).to_json('records.jsonl', orient='records', lines=True)."
+_KINDS: tuple[tuple[bytes, str, str], ...] = (
+    (b"PAR1", "a Parquet file", _CONVERT.format("parquet")),
+    (b"ARROW1", "an Arrow (Feather) file", _CONVERT.format("feather")),
+    (b"\xff\xff\xff\xff", "an Arrow stream", "Write it as JSON lines: datasets.Dataset.from_file(path).to_json(...)."),
+    (b"ORC", "an ORC file", _CONVERT.format("orc")),
+    (b"Obj\x01", "an Avro file", "Write its records as JSON lines."),
+    (b"PK", "a zip archive (or an Excel or PyTorch file)", _UNPACK),
+    (b"\x1f\x8b", "compressed with gzip", _UNPACK),
+    (b"BZh", "compressed with bzip2", _UNPACK),
+    (b"\xfd7zXZ", "compressed with xz", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", _UNPACK),
+    (b"7z\xbc\xaf", "a 7-Zip archive", _UNPACK),
+    (b"Rar!", "a RAR archive", _UNPACK),
+    *(
+        (bytes([0x80, version]), "a pickle", "That is never read: it can run code. Ask for JSON.")
+        for version in range(6)
+    ),
+    (b"\x89HDF", "an HDF5 file", "Write its records as JSON lines."),
+    (b"\x93NUMPY", "a NumPy array", "Write its records as JSON lines."),
+    (b"SQLite format 3", "an SQLite database", "Write its records as JSON lines."),
+    (b"GGUF", "a GGUF model", "Give the file of records."),
+    (b"%PDF", "a PDF", "Give the file of records."),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "Fetch the file: git lfs pull."),
+    (b"\xff\xfe", "text in UTF-16", "Save it in UTF-8."),
+    (b"\xfe\xff", "text in UTF-16", "Save it in UTF-8."),
+)
+_LINES = (".jsonl", ".ndjson")
+
+
+def read_records(path: str | os.PathLike[str]) -> Any:
+    """What a JSON file holds, or the list of what the lines of a file of JSON lines hold. A byte order mark is skipped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FormatError: the file is something else; the message says what, if its first bytes tell.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}, expected a JSON file.")
+    content = path.read_bytes()
+    if named := _named(content):
+        raise FormatError(f"{path} is {named[0]}, expected records as JSON in UTF-8. {named[1]}")
+    try:
+        text = content.decode("utf-8-sig")
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        if len(lines) > 1 and lines[0][1].strip()[-1] in "}]" and _is_json(lines[0][1]):
+            return [_parsed(path, f"Line {number} of {path}", line) for number, line in lines]
+        whole = _parsed(path, str(path), text)
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} is damaged or is not JSON in UTF-8 ({error}). Fetch it again.") from error
+    return [whole] if path.suffix.lower() in _LINES and isinstance(whole, dict) else whole
+
+
+def _named(content: bytes) -> tuple[str, str] | None:
+    """What a file is by its first bytes, and what to do with it; None: perhaps JSON."""
+    for start, name, advice in _KINDS:
+        if content.startswith(start):
+            return name, advice
+    if content[:9].lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "a web page", "The download went wrong, perhaps for want of a login. Fetch the raw file."
+    if content[257:262] == b"ustar":
+        return "a tar archive", _UNPACK
+    if content[8:9] == b"{" and content[:8].endswith(b"\x00\x00"):
+        return "a safetensors file", "Give the file of records."
+    return None
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parsed(path: Path, where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        table = path.suffix.lower() in (".csv", ".tsv")
+        advice = "Write its rows as JSON lines, with the fields of the data set." if table else "Fetch it again."
+        raise FormatError(f"{where} is damaged or is not JSON ({error}). {advice}") from error
