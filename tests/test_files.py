@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from rome_lens.errors import FormatError
-from rome_lens.files import (
+from rome_lens.storage import (
     append_line,
     check_new_file,
     load_json,

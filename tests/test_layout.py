@@ -10,7 +10,7 @@ import pytest
 import rome_lens
 
 PACKAGE = Path(rome_lens.__file__).parent
-BASE = {"errors", "files", "models", "tokens", "facts", "loading", "engine", "datasets", "intervals", "memory"}
+BASE = {"errors", "storage", "models", "tokens", "facts", "loading", "engine", "datasets", "intervals", "memory"}
 BASE |= {"version"}
 MAY_IMPORT = {
     "locate": BASE | {"locate", "plots"},
@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "plots": set(),
     "explorer": BASE | {"locate", "edit", "evaluate", "plots"},
     "models": set(),
-    "files": {"errors"},
+    "storage": {"errors"},
     "errors": set(),
     "version": set(),
     "checking": set(),
@@ -27,10 +27,10 @@ MAY_IMPORT = {
     "memory": {"models"},
     "tokens": {"models"},
     "facts": {"tokens", "models", "errors"},
-    "loading": {"errors", "models", "files"},
+    "loading": {"errors", "models", "storage"},
     "engine": {"errors", "loading", "models"},
-    "downloads": {"errors", "files"},
-    "datasets": {"downloads", "errors", "facts", "files", "tokens", "models"},
+    "downloads": {"errors", "storage"},
+    "datasets": {"downloads", "errors", "facts", "storage", "tokens", "models"},
 }
 
 

@@ -8,7 +8,7 @@ from rome_lens.checking import checked
 from rome_lens.edit.matrices import EditableModel, matrix_for
 from rome_lens.edit.update import Update
 from rome_lens.errors import EditError
-from rome_lens.files import digest
+from rome_lens.storage import digest
 
 
 @checked

@@ -33,7 +33,7 @@ def test_figure1_is_the_trace_of_the_chosen_fact(given, tiny, tmp_path):
     trace = rl.causal_trace(tiny, fact, kind="mlp", samples=1, progress=False)
     assert made_by["prompt"] == fact.text
     assert frame.loc[frame["kind"] == "mlp", "prob"].tolist() == pytest.approx(trace.restored.flatten().tolist(), 1e-4)
-    assert len((tmp_path / "out" / "traces.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "out" / "traces" / "rows.jsonl").read_text().splitlines()) == 1 + 3
 
 
 def test_figure2_averages_the_facts_that_are_predicted_and_names_its_input(given, tmp_path):
@@ -85,7 +85,7 @@ def test_noise_levels_compare_with_the_papers_noise(given, tmp_path):
     whole(tmp_path / "out", "noise_levels")
     assert list(report["corruption"]) == ["Gaussian, 3 sigma", "Gaussian, 1 sigma", "uniform, 3 sigma"]
     assert report["agreement"][0] == pytest.approx(1)
-    lines = (tmp_path / "out" / "traces.jsonl").read_text().splitlines()
+    lines = (tmp_path / "out" / "traces" / "rows.jsonl").read_text().splitlines()
     assert len(lines) == 6
 
 
