@@ -197,7 +197,9 @@ def test_a_folder_with_other_files_or_a_damaged_one_is_refused(tiny, tmp_path):
     rows = tmp_path / "whole" / "rows.jsonl"
     lines = rows.read_bytes().splitlines(keepends=True)
     rows.write_bytes(b"".join([*lines[:2], lines[2].replace(b"EM", b"EN"), *lines[3:]]))
-    with pytest.raises(rl.FormatError, match="Line 3 of .* is damaged .* Cut the file before this line|or cut the file"):
+    with pytest.raises(
+        rl.FormatError, match="Line 3 of .* is damaged .* Cut the file before this line|or cut the file"
+    ):
         run(tiny, RECORDS, {}, out=tmp_path / "whole")
     rows.write_bytes(b"".join(lines[:2]))
     pd.testing.assert_frame_equal(run(tiny, RECORDS, {}, out=tmp_path / "whole"), whole)

@@ -122,9 +122,9 @@ class Replaced:
 
 def test_corruptions_of_ones_own_are_told_apart_by_their_settings(tiny, tmp_path):
     values = [
-        rl.trace_facts(
-            tiny, FACTS[:1], kinds=["resid"], out=tmp_path, corruption=Replaced(value), progress=False
-        ).traces[0].corrupted
+        rl.trace_facts(tiny, FACTS[:1], kinds=["resid"], out=tmp_path, corruption=Replaced(value), progress=False)
+        .traces[0]
+        .corrupted
         for value in (0.0, 3.0, 0.0)
     ]
     assert values[0] == values[2] != values[1]
