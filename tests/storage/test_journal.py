@@ -76,7 +76,7 @@ def test_no_flipped_bit_passes(begun):
         with pytest.raises(FormatError, match=r"Line \d of .* is damaged|holds no"):
             rows_of(begun)
         content[place] ^= 1 << bit
-    print(f"{times(len(quick), len(places))} bits flipped, 0 passed")
+    print(f"{times(len(quick), len(places))} bits flipped, 0 passed")  # noqa: T201
 
 
 def test_a_line_that_is_missing_moved_or_doubled_is_damage(begun):
@@ -120,9 +120,9 @@ def test_what_the_work_depends_on_may_grow_but_not_change(begun):
 
 def test_a_folder_of_somebody_is_refused_and_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FormatError, match=r"holds \['notes.txt'\] and no list of rows. Choose a new or an empty"):
-        with opened(tmp_path):
-            pytest.fail("the body ran")
+    message = r"holds \['notes.txt'\] and no list of rows. Choose a new or an empty"
+    with pytest.raises(FormatError, match=message), opened(tmp_path):
+        pytest.fail("the body ran")
     assert os.listdir(tmp_path) == ["notes.txt"]
 
 
