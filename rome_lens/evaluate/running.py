@@ -122,8 +122,8 @@ def load_evaluation(folder: str | os.PathLike[str]) -> pd.DataFrame:
     """
     rows = read_journal(folder, kind=_KIND, read=_read)
     done = {state: each for _, _, found in rows for state, each in _by_state(found).items()}
-    case_ids, methods = ({state[i] for state in done} for i in (0, 1))
-    return _in_order(done, sorted(case_ids), [BASE, *sorted(methods - {BASE})])
+    methods = {method for _, method in done} - {BASE}
+    return _in_order(done, sorted({case_id for case_id, _ in done}), [BASE, *sorted(methods)])
 
 
 def _identify(model: Model, _: None) -> dict[str, str]:

@@ -107,5 +107,5 @@ def _configs(function: Callable[..., Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in sorted(around.items())
-        if is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.frozen
+        if is_dataclass(value) and not isinstance(value, type) and vars(type(value))["__dataclass_params__"].frozen
     }
