@@ -1,6 +1,6 @@
 """How far the gradient approximation of a trace agrees with the exact one: rank correlation over cells, fact by fact.
 
-Exact traces are kept in, and read from, the store of analyses.figure2_average_effects.
+Exact traces are kept in, and read from, the folder of analyses.figure2_average_effects.
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="smollm2-135m")
     add_fact_arguments(arguments, count=20)
-    arguments.add_argument("--store", type=Path, default=Path("results/figure2/traces.jsonl"))
+    arguments.add_argument("--traces", type=Path, default=Path("results/figure2/traces"), help="a folder")
     arguments.add_argument("--out", type=Path, default=Path("results/attribution_agreement"), help="a folder")
     options = parsed(arguments, argv, full={"count": 1000, "samples": 10})
 
     model = rl.load_model(options.model)
     facts = chosen_facts(model, options)
-    exact = rl.trace_facts(model, facts, store=options.store, samples=options.samples).traces
+    exact = rl.trace_facts(model, facts, out=options.traces, samples=options.samples).traces
     approximate = rl.trace_facts(model, facts, method="attribution", samples=options.samples).traces
     rows = []
     for kind in dict.fromkeys(trace.kind for trace in exact):

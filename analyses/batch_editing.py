@@ -50,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_csv(pd.concat(frames.values()), kept)
 
     score("base")
-    store = options.out / "targets.safetensors"
-    targets = rl.memit_targets(model, requests, layer=max(options.layers), store=store)
+    targets = rl.memit_targets(model, requests, layer=max(options.layers), out=options.out / "targets")
     for method in options.methods:
         score(described(method, options), partial(computed, method, options, model, covariances, targets))
     summary = rl.summarize(pd.concat(frames.values()))

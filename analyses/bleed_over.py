@@ -17,11 +17,11 @@ import rome_lens as rl
 from analyses.covariances import add_covariance_arguments, rome_covariance
 from analyses.figures import write_figure
 from analyses.files import add_record_arguments, chosen_records, parsed, parser, write_csv
-from analyses.kept_edits import kept_edit
+from analyses.kept_edits import kept_edits, made_with
 from analyses.manifest import write_manifest
 from rome_lens.evaluate.scores import Continuation, divergence, mean_log_probabilities, next_token_log_probabilities
-from rome_lens.files import append_line, read_lines
 from rome_lens.models import Model
+from rome_lens.storage import open_journal, plain
 
 FORECASTS = ("share", "size", "last_share")
 CHANGES = ("kl", "lead_gain", "lead_change")
@@ -74,16 +74,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = rl.load_model(options.model)
     covariance = rome_covariance(model, options)
     config = rl.RomeConfig(contexts=rl.sample_contexts(model))
-    store = options.out / "records.jsonl"
-    done = dict(read_lines(store, lambda line: (line["case_id"], line["rows"]), first_key="case_id", what="record"))
-    records = chosen_records(options)
-    for record in tqdm(records, desc="bleed-over", unit="record"):
-        if record.case_id not in done:
-            edit = kept_edit(model, record, config, options.out / "edits", covariance)
-            measured = bleed_over(model, record, edit)
-            done[record.case_id] = measured.to_dict("records")
-            append_line(store, {"case_id": record.case_id, "rows": done[record.case_id]})
-    frame = pd.DataFrame([row for record in records for row in done[record.case_id]])
+    records, identity = chosen_records(options), made_with(model, config, covariance)
+    measured = []
+    with (
+        kept_edits(model, config, options.out / "edits", covariance) as edit_of,
+        open_journal(options.out / "records", kind="rome_lens bleed-over 1", identity=identity, read=dict) as journal,
+    ):
+        for record in tqdm(records, desc="bleed-over", unit="record"):
+            row = next((row for row in journal.rows if row["record"] == plain(record)), None)
+            if row is None:
+                found = bleed_over(model, record, edit_of(record))
+                row = {"record": plain(record), "rows": found.to_dict("records")}
+                journal.append(row)
+            measured += row["rows"]
+    frame = pd.DataFrame(measured)
     table = correlations(frame)
     write_csv(frame, options.out / "bleed_over.csv")
     write_csv(table, options.out / "correlations.csv")

@@ -18,7 +18,7 @@ def main() -> None:
     arguments.add_argument("--texts", type=Path, required=True, help="a text file")
     arguments.add_argument("--corpus", default="", help="a name for the text, kept in the file; the file's if absent")
     arguments.add_argument("--tokens", type=int, default=102_400)
-    arguments.add_argument("--checkpoint", type=Path, help="a file that lets a stopped run go on where it was")
+    arguments.add_argument("--checkpoint", type=Path, help="a folder that lets a stopped run go on where it was")
     arguments.add_argument("--out", type=Path, required=True)
     options = arguments.parse_args()
 
@@ -28,7 +28,7 @@ def main() -> None:
         texts=rl.texts_from_file(options.texts),
         tokens=options.tokens,
         corpus=options.corpus,
-        checkpoint=options.checkpoint,
+        out=options.checkpoint,
     )
     covariances[options.layer].save(options.out, overwrite=True)
     print(covariances[options.layer].report())

@@ -19,8 +19,8 @@ import rome_lens as rl
 from analyses.figures import HTML
 from analyses.files import parser, write_csv
 from analyses.manifest import write_manifest
-from rome_lens.files import check_new_file, new_file
 from rome_lens.models import Kind, Model, logits, run, sample_text
+from rome_lens.storage import check_new_file, new_file
 from rome_lens.tokens import tokenize
 
 KINDS: tuple[Kind, ...] = ("resid", "mlp", "attn")

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     traces = rl.trace_facts(
         model,
         [fact],
-        store=options.out / "traces.jsonl",
+        out=options.out / "traces",
         only_predicted=False,
         samples=options.samples,
         corruption=rl.GaussianNoise(seed=options.seed),

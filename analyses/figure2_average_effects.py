@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     model = rl.load_model(options.model)
     facts = chosen_facts(model, options)
-    made = rl.trace_facts(model, facts, store=options.out / "traces.jsonl", samples=options.samples)
+    made = rl.trace_facts(model, facts, out=options.out / "traces", samples=options.samples)
     effects, total = rl.average_effects(made.traces), rl.average_total_effect(made.traces)
     write_csv(effects, options.out / "average_effects.csv")
     write_csv(total, options.out / "average_total_effect.csv")

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 model,
                 [fact],
                 kinds=["resid"],
-                store=options.out / "traces.jsonl",
+                out=options.out / "traces",
                 positions=[last],
                 severed=severed,
                 samples=options.samples,

@@ -17,7 +17,7 @@ import rome_lens as rl
 from analyses.covariances import add_covariance_arguments, rome_covariance
 from analyses.figures import write_figure
 from analyses.files import add_record_arguments, chosen_records, parser, write_csv
-from analyses.kept_edits import kept_edit
+from analyses.kept_edits import kept_edits
 from analyses.manifest import write_manifest
 from rome_lens.edit.key import mlp_keys, subject_keys
 from rome_lens.evaluate.scores import mean_log_probabilities
@@ -105,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = rl.load_model(options.model)
     record = chosen_records(options)[0]
     covariance = rome_covariance(model, options)
-    edit = kept_edit(model, record, rl.RomeConfig(seed=options.seed), options.out / "edits", covariance)
+    with kept_edits(model, rl.RomeConfig(seed=options.seed), options.out / "edits", covariance) as edit_of:
+        edit = edit_of(record)
     before = outcome(model, record, "before")
     with edit.applied(model):
         after = outcome(model, record, "after")

@@ -12,7 +12,7 @@ import rome_lens as rl
 from analyses.covariances import add_covariance_arguments, rome_covariance
 from analyses.figures import write_figure
 from analyses.files import add_record_arguments, chosen_records, parsed, parser, write_csv
-from analyses.kept_edits import kept_edit
+from analyses.kept_edits import kept_edits
 from analyses.manifest import write_manifest
 from rome_lens.models import Model
 
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = chosen_records(options)[0]
     covariance = rome_covariance(model, options)
     prompts = list(dict.fromkeys(record.generation_prompts))[: options.prompts]
-    edit = kept_edit(model, record, rl.RomeConfig(seed=options.seed), options.out / "edits", covariance)
+    with kept_edits(model, rl.RomeConfig(seed=options.seed), options.out / "edits", covariance) as edit_of:
+        edit = edit_of(record)
     frames = [texts(model, prompts, BEFORE, options.length, options.seed)]
     with edit.applied(model):
         frames.append(texts(model, prompts, AFTER, options.length, options.seed))

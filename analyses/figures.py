@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import plotly.graph_objects as go
 import plotly.io as pio
 
-from rome_lens.files import new_file
+from rome_lens.storage import new_file
 
 COLUMN_INCHES = {1: 3.3, 2: 6.8}
 PRINTED_SIZE = 10 / 13  # of what is on the screen: letters of 13 pixels are 10 pixels, 7.5 points, high

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analyses.layout import as_in_paper
 from rome_lens import EditRecord, load_builtin_records, load_counterfact, summarize
-from rome_lens.files import new_file
+from rome_lens.storage import new_file
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

@@ -1,33 +1,34 @@
 """Edits of records in a folder, which analyses share."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import rome_lens as rl
-from rome_lens.models import Model
+from rome_lens.edit.kept import kept_edit
+from rome_lens.models import Model, model_identity
+from rome_lens.storage import open_journal, plain
 
 
-def kept_edit(
-    model: Model,
-    record: rl.EditRecord,
-    config: rl.RomeConfig,
-    folder: Path,
-    covariance: rl.KeyCovariance,
-) -> rl.Edit:
-    """The record's edit, from the folder if it is there; else it is made and put there.
+@contextmanager
+def kept_edits(
+    model: Model, config: rl.RomeConfig, folder: Path, covariance: rl.KeyCovariance
+) -> Iterator[Callable[[rl.EditRecord], rl.Edit]]:
+    """Gives a function from a record to its edit: the one in the folder, or else one that is made and put there.
 
     Raises:
-        ValueError: what is there under the record's number is the edit of another request.
+        FormatError: the folder was begun with another model, other weights, another configuration or covariance, or
+            holds the edit of another request under the record's number.
     """
-    path = folder / f"{record.case_id}.safetensors"
-    if not path.exists():
-        edit = rl.rome(
-            model, record.request, covariance=covariance, config=config, on_unhealthy="ignore", progress=False
+    make = partial(rl.rome, model, covariance=covariance, config=config, on_unhealthy="ignore", progress=False)
+    with open_journal(folder, kind="rome_lens edits 1", identity=made_with(model, config, covariance), read=dict):
+        yield lambda record: kept_edit(
+            folder / f"{record.case_id}.safetensors", record.request, partial(make, record.request)
         )
-        edit.save(path)
-    edit = rl.Edit.load(path)
-    if edit.requests != (record.request,):
-        raise ValueError(
-            f"{path} holds an edit for {edit.requests[0].text!r} -> {edit.requests[0].target!r}, expected one for "
-            f"{record.request.text!r} -> {record.request.target!r}. Choose another folder."
-        )
-    return edit
+
+
+def made_with(model: Model, config: rl.RomeConfig, covariance: rl.KeyCovariance) -> dict[str, Any]:
+    """What ROME's edits depend on besides their requests."""
+    return model_identity(model) | {"config": plain(config), "covariance": plain(covariance)}

@@ -16,8 +16,8 @@ import psutil
 import torch
 
 import rome_lens as rl
-from rome_lens.files import new_file
 from rome_lens.models import Model, architecture_digest
+from rome_lens.storage import new_file
 
 PACKAGES = ("torch", "transformer-lens", "transformers", "numpy", "pandas", "plotly")
 NAME = "manifest.json"

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parsed(arguments, argv, full={"count": 1000, "samples": 10})
 
     model = rl.load_model(options.model)
-    facts, store = chosen_facts(model, options), options.out / "traces.jsonl"
+    facts, traces = chosen_facts(model, options), options.out / "traces"
     chosen = corruptions(options.sigmas)
     report = rl.robustness_report(
         model,
@@ -48,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         metrics=["prob"],
         windows=[options.window],
         samples=options.samples,
-        store=store,
+        out=traces,
     )
     frames = []
-    for name, corruption in chosen.items():  # what the report has traced, read from the store
+    for name, corruption in chosen.items():  # what the report has traced, read from the folder
         kept = {"corruption": corruption, "window": options.window, "samples": options.samples, "progress": False}
-        made = rl.trace_facts(model, facts, kinds=[options.kind], store=store, **kept)
+        made = rl.trace_facts(model, facts, kinds=[options.kind], out=traces, **kept)
         total = rl.average_total_effect(made.traces)["mean"].iloc[0]
         frames.append(rl.average_effects(made.traces).assign(corruption=name, total_effect=total))
     effects = pd.concat(frames)

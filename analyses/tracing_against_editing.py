@@ -20,12 +20,12 @@ from analyses.covariances import add_covariance_arguments, rome_covariance
 from analyses.facts import predicted
 from analyses.figures import write_figure
 from analyses.files import add_record_arguments, listed_records, parsed, parser, write_csv
-from analyses.kept_edits import kept_edit
+from analyses.kept_edits import kept_edits, made_with
 from analyses.manifest import write_manifest
 from rome_lens.facts import subject_range
-from rome_lens.files import append_line, read_lines
 from rome_lens.intervals import bootstrap_interval
 from rome_lens.models import Model
+from rome_lens.storage import open_journal, plain
 
 TRACED = ("mlp_effect", "mlp_fraction", "resid_effect", "resid_fraction")
 LEAST_TOTAL = 0.05  # total effects below it have no fractions
@@ -33,7 +33,7 @@ SCORES = ("S", "ES", "PS", "NS", "EM", "PM", "NM")
 
 
 def traced(
-    model: Model, record: rl.EditRecord, layer: int, *, store: Path, window: int, samples: int
+    model: Model, record: rl.EditRecord, layer: int, *, out: Path, window: int, samples: int
 ) -> dict[str, float]:
     """The effects of the states at the subject's last token and a layer, and the total effect."""
     last = subject_range(model, record.fact)[1][-1]
@@ -41,7 +41,7 @@ def traced(
         model,
         [record.fact],
         kinds=["mlp", "resid"],
-        store=store,
+        out=out,
         positions=[last],
         layers=[layer],
         window=window,
@@ -106,21 +106,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = [listed[i] for i in predicted(model, [record.fact for record in listed], options.count)]
     covariance = rome_covariance(model, options)
     config = rl.RomeConfig(contexts=rl.sample_contexts(model, seed=options.seed), seed=options.seed)
-    edits, store = options.edits or options.out / "edits", options.out / "scores.jsonl"
-    scored = dict(read_lines(store, lambda line: (line["case_id"], line["scores"]), first_key="case_id", what="score"))
+    identity = made_with(model, config, covariance)
     rows = []
-    for record in tqdm(records, desc="trace, edit and score", unit="record"):
-        edit = kept_edit(model, record, config, edits, covariance)
-        if record.case_id not in scored:
-            with edit.applied(model):
-                scored[record.case_id] = rl.score_record(model, record)
-            append_line(store, {"case_id": record.case_id, "scores": scored[record.case_id]})
-        layer, traces = edit.updates[0].layer, options.out / "traces.jsonl"
-        row = traced(model, record, layer, store=traces, window=options.window, samples=options.samples)
-        scores = pd.DataFrame([(record.case_id, "rome", *each) for each in scored[record.case_id].items()])
-        summary = rl.summarize(scores.set_axis(["case_id", "method", "metric", "value"], axis=1)).iloc[0]
-        names = {"case_id": record.case_id, "subject": record.request.subject, "layer": layer}
-        rows.append(names | row | {score: summary[score] for score in SCORES if score in summary})
+    with (
+        kept_edits(model, config, options.edits or options.out / "edits", covariance) as edit_of,
+        open_journal(options.out / "scores", kind="rome_lens scores 1", identity=identity, read=dict) as journal,
+    ):
+        for record in tqdm(records, desc="trace, edit and score", unit="record"):
+            edit = edit_of(record)
+            scored = next((row["scores"] for row in journal.rows if row["record"] == plain(record)), None)
+            if scored is None:
+                with edit.applied(model):
+                    scored = rl.score_record(model, record)
+                journal.append({"record": plain(record), "scores": scored})
+            layer, traces = edit.updates[0].layer, options.out / "traces"
+            row = traced(model, record, layer, out=traces, window=options.window, samples=options.samples)
+            scores = pd.DataFrame([(record.case_id, "rome", *each) for each in scored.items()])
+            summary = rl.summarize(scores.set_axis(["case_id", "method", "metric", "value"], axis=1)).iloc[0]
+            names = {"case_id": record.case_id, "subject": record.request.subject, "layer": layer}
+            rows.append(names | row | {score: summary[score] for score in SCORES if score in summary})
     frame = pd.DataFrame(rows).reindex(columns=["case_id", "subject", "layer", "total_effect", *TRACED, *SCORES])
     table = correlations(frame)
     write_csv(frame, options.out / "facts.csv")

@@ -1,7 +1,7 @@
 """Trains a MEND editor on zsRE's training records, for the comparison of paper tables 1 and 4.
 
 It can be stopped at any time: the same command goes on. OUT/editor.safetensors is the editor, OUT/losses.csv its
-losses, and OUT/checkpoint.safetensors what a stopped run goes on from (delete it when all is done). The paper's numbers
+losses, and OUT/training what a stopped run goes on from (delete it when all is done). The paper's numbers
 are for many days of a GPU; a short run wants a narrower editor and larger steps, as the defaults here are.
 """
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         steps=options.steps,
         config=config,
         seed=options.seed,
-        checkpoint=options.out / "checkpoint.safetensors",
+        out=options.out / "training",
     )
     editor.save(options.out / "editor.safetensors", overwrite=True)
     history = pd.DataFrame(editor.history)

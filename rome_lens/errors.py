@@ -16,7 +16,10 @@ class FormatError(ValueError):
 
 
 class UnavailableError(OSError):
-    """Something has to be installed or downloaded first; the message says what and how."""
+    """Something cannot be had now: a package, a download, room on a disk, a folder that another run has open.
+
+    The message says what to do.
+    """
 
 
 class CovarianceError(ValueError):

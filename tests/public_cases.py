@@ -98,10 +98,10 @@ class World:
         return rl.Mend.untrained(self.model, config=rl.MendConfig(layers=[2], rank=4))
 
     @cached_property
-    def store(self) -> Path:
-        path = self.folder / "store.jsonl"
-        rl.trace_facts(self.model, [FACT], kinds=["resid"], samples=1, store=path, **QUIET)
-        return path
+    def traces(self) -> Path:
+        folder = self.folder / "traces"
+        rl.trace_facts(self.model, [FACT], kinds=["resid"], samples=1, out=folder, **QUIET)
+        return folder
 
     @cached_property
     def sequence(self) -> Path:
@@ -242,7 +242,7 @@ CASES: dict[str, Any] = {
     "load_known_facts": lambda w: {"path": w.data("known")},
     "load_model": lambda w: {"name": w.folder / "gpt2", "device": w.model and "cpu"},
     "load_sequence": lambda w: {"folder": w.sequence},
-    "load_traces": lambda w: {"store": w.store},
+    "load_traces": lambda w: {"folder": w.traces},
     "load_zsre": lambda w: {"path": w.data("zsre")},
     "locality_predictions": lambda w: {"model": w.model, "record": w.question},
     "memit": lambda w: {

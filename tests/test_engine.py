@@ -2,18 +2,18 @@
 
 import gc
 import importlib.util
+import json
 import os
 import warnings
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
 import rome_lens as rl
-from rome_lens.edit import collecting
 from rome_lens.engine import open_workers
+from rome_lens.storage import checkpoint
 from tests import ray_cases
 from tests.edit.test_collecting import TEXTS, stopped_after
 from tests.evaluate.test_sequence import RECORDS, noise
@@ -95,17 +95,17 @@ def test_an_evaluation_on_two_workers_of_which_one_dies_equals_one_in_this_proce
     there = run(tiny_folder("gpt2"), RECORDS, dying, out=tmp_path / "there", engine="ray", workers=2)
     assert (tmp_path / "died").exists()
     pd.testing.assert_frame_equal(there, here)
-    parts = [pd.read_parquet(path) for path in Path(tmp_path / "there").glob("*.parquet")]
-    assert sum(map(len, parts)) == len(here)
+    lines = (tmp_path / "there" / "rows.jsonl").read_text().splitlines()
+    assert sum(len(json.loads(line)["row"]["rows"]) for line in lines if '"row"' in line) == len(here)
 
 
 @pytest.mark.usefixtures("cluster", "one_thread")
 def test_facts_traced_on_two_workers_are_those_traced_in_this_process(tiny, tmp_path):
-    """The same traces in the same order, kept in the store; with a fact that the model gets wrong."""
+    """The same traces in the same order, kept in the folder; with a fact that the model gets wrong."""
     wrong = rl.Fact("The capital of {} is", "Italy", answer="Apple")
     facts, options = [FACTS[0], wrong, *FACTS[1:]], {"kinds": ["resid", "mlp"], **OPTIONS}
     here = rl.trace_facts(tiny, facts, **options)
-    there = rl.trace_facts(tiny, facts, store=tmp_path / "traces", engine="ray", workers=2, **options)
+    there = rl.trace_facts(tiny, facts, out=tmp_path / "traces", engine="ray", workers=2, **options)
     assert [trace.to_dict() for trace in there.traces] == [trace.to_dict() for trace in here.traces]
     pd.testing.assert_frame_equal(there.wrong, here.wrong)
     assert len(there.wrong) == 1
@@ -115,15 +115,15 @@ def test_facts_traced_on_two_workers_are_those_traced_in_this_process(tiny, tmp_
 @pytest.mark.usefixtures("cluster", "one_thread")
 def test_covariances_collected_on_two_workers_are_those_collected_in_this_process(tiny, tmp_path, monkeypatch):
     """Also where the one begins and the other goes on: shards are whole pieces, in the order of the text."""
-    monkeypatch.setattr(collecting, "_SECONDS_BETWEEN_SAVES", 0)
+    monkeypatch.setattr(checkpoint, "_SECONDS_BETWEEN_SAVES", 0)
     options = {"layers": [2, 0], "tokens": 700, "sequence_length": 16, "tokens_per_batch": 64, "progress": False}
     here = rl.collect_covariance(tiny, texts=TEXTS * 9, **options)
-    path = tmp_path / "partial.safetensors"
+    path = tmp_path / "sums"
     with pytest.raises(KeyboardInterrupt):
-        rl.collect_covariance(tiny, texts=stopped_after(TEXTS * 9, 2, KeyboardInterrupt()), checkpoint=path, **options)
-    assert path.is_file()
-    for checkpoint in (None, path):
-        there = rl.collect_covariance(tiny, texts=TEXTS * 9, checkpoint=checkpoint, engine="ray", workers=2, **options)
+        rl.collect_covariance(tiny, texts=stopped_after(TEXTS * 9, 2, KeyboardInterrupt()), out=path, **options)
+    assert (path / "checkpoint.safetensors").is_file()
+    for out in (None, path):
+        there = rl.collect_covariance(tiny, texts=TEXTS * 9, out=out, engine="ray", workers=2, **options)
         for layer, found in there.items():
             assert torch.allclose(found.second_moment, here[layer].second_moment, rtol=1e-6, atol=1e-6)
             assert found.half_difference == pytest.approx(here[layer].half_difference)

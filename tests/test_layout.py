@@ -10,7 +10,7 @@ import pytest
 import rome_lens
 
 PACKAGE = Path(rome_lens.__file__).parent
-BASE = {"errors", "files", "models", "tokens", "facts", "loading", "engine", "datasets", "intervals", "memory"}
+BASE = {"errors", "storage", "models", "tokens", "facts", "loading", "engine", "datasets", "intervals", "memory"}
 BASE |= {"version", "spacing", "labels", "record_files"}
 MAY_IMPORT = {
     "locate": BASE | {"locate", "plots"},
@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "plots": set(),
     "explorer": BASE | {"locate", "edit", "evaluate", "plots"},
     "models": {"errors"},
-    "files": {"errors"},
+    "storage": {"errors"},
     "errors": set(),
     "version": {"errors"},
     "calling": set(),
@@ -31,9 +31,9 @@ MAY_IMPORT = {
     "labels": {"models"},
     "record_files": {"errors"},
     "facts": {"tokens", "models", "errors"},
-    "loading": {"errors", "models", "files"},
+    "loading": {"errors", "models", "storage"},
     "engine": {"errors", "loading", "models"},
-    "downloads": {"errors", "files"},
+    "downloads": {"errors", "storage"},
     "datasets": {"downloads", "errors", "facts", "record_files", "tokens", "models"},
 }
 

@@ -9,7 +9,7 @@ from rome_lens.edit.matrices import EditableModel, matrix_for
 from rome_lens.edit.update import Update
 from rome_lens.edit.written import Writing, can_take_out, kept_at, kept_in, take_out, write, writings
 from rome_lens.errors import EditError
-from rome_lens.files import digest
+from rome_lens.storage import digest
 
 if TYPE_CHECKING:
     from rome_lens.edit.weights import Edit

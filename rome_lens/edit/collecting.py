@@ -1,11 +1,9 @@
 """Collecting key covariances: text in, sums of k kT out, several layers in one pass."""
 
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,16 +13,15 @@ from tqdm.auto import tqdm
 from rome_lens.checking import check_whole, checked
 from rome_lens.edit.covariance import KeyCovariance
 from rome_lens.edit.determination import halves_difference, median_cosine
-from rome_lens.edit.partial import PartialSums
+from rome_lens.edit.partial import FACTS, KIND, PartialSums
 from rome_lens.edit.probe import probe_keys
 from rome_lens.edit.products import add_pieces, add_shards
 from rome_lens.edit.texts import Texts
 from rome_lens.engine import EngineName, ModelSource, loaded, open_workers
-from rome_lens.files import check_new_file
-from rome_lens.models import output_matrix
+from rome_lens.models import model_identity, output_matrix
+from rome_lens.storage import open_checkpoint
 from rome_lens.tokens import token_pieces
 
-_SECONDS_BETWEEN_SAVES = 60.0
 _TOKENS_PER_WIDTH = 4  # in a worker's shard: computing its products takes far longer than sending their sums
 
 
@@ -39,7 +36,7 @@ def collect_covariance(
     corpus: str = "",
     sequence_length: int = 256,
     tokens_per_batch: int = 4096,
-    checkpoint: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
     engine: EngineName = "local",
     workers: int = 1,
     gpus_per_worker: float = 0.0,
@@ -61,9 +58,10 @@ def collect_covariance(
         corpus: a name for the texts, kept with the result; `Texts` have one of their own.
         sequence_length: tokens in a piece.
         tokens_per_batch: bounds memory.
-        checkpoint: a file. The sums so far are kept in it, about once a minute, and a call with the same arguments
-            reads on from there, with the result of an unbroken run. It holds 16 d_mlp^2 bytes for each layer and stays
-            when all is done; delete it once the result is saved.
+        out: a folder for this collection alone; made if it is missing. The sums so far are kept in it, about once a
+            minute, and a call with the same arguments reads on from there, with the result of an unbroken run. It takes
+            16 d_mlp^2 bytes for each layer (twice that while it is written) and stays when all is done; delete it once
+            the result is saved.
         engine: "local", or "ray": shards of the text are spread over the workers of a Ray cluster (docs/cluster.md). It
             may be another one when a run goes on.
         workers: of "ray": how many, each with a model of its own. One that dies is replaced and its shard done again.
@@ -74,11 +72,12 @@ def collect_covariance(
         A KeyCovariance for each layer.
 
     Raises:
-        ValueError: no such layer, the texts hold fewer tokens than were asked for, or the checkpoint was begun with
-            other arguments or texts; and as `open_workers`.
-        CovarianceError: a key is not finite, or the checkpoint was begun with another model.
-        FormatError: the checkpoint is damaged or is something else.
-        UnavailableError: Ray is not installed.
+        ValueError: no such layer, or the texts hold fewer tokens than were asked for; and as `open_workers`.
+        CovarianceError: a key is not finite.
+        FormatError: the folder was begun with another model or other weights, arguments or texts, or holds other files
+            or a damaged one.
+        UnavailableError: Ray is not installed; another run has the folder open; its disk is full or may not be written
+            to.
     """
     source, model = model, loaded(model)
     layers = list(dict.fromkeys(layers))
@@ -91,8 +90,6 @@ def collect_covariance(
     if tokens < 1 or length < 1:
         raise ValueError(f"tokens is {tokens} and sequence_length {sequence_length}, expected numbers from 1 on.")
     asked = {
-        "model": str(model.cfg.model_name),
-        "dtype": str(model.cfg.dtype).removeprefix("torch."),
         "layers": layers,
         "tokens": tokens,
         "sequence_length": length,
@@ -102,37 +99,34 @@ def collect_covariance(
     width = probe.shape[-1]
     pieces = token_pieces(model, [texts] if isinstance(texts, str) else texts, length, tokens)
     partial = PartialSums.empty(len(layers), width)
-    if checkpoint is not None:
-        check_new_file(checkpoint, overwrite=True)
-        if Path(checkpoint).exists():
-            partial = PartialSums.resume(checkpoint, asked=asked, probe=probe, pieces=pieces)
     batch = max(1, tokens_per_batch // length)
-    saved = time.monotonic()
+    identity = model_identity(model) | asked if out is not None else {}
     what = f"covariance, layers {layers} in one pass"
     with (
+        open_checkpoint(out, kind=KIND, identity=identity, facts=FACTS, size=partial.sums.nbytes) as kept,
         open_workers(
             model if engine == "local" else source, engine=engine, workers=workers, gpus_per_worker=gpus_per_worker
         ) as spread,
-        tqdm(total=tokens, initial=sum(partial.tokens), desc=what, unit="token", disable=not progress) as bar,
     ):
+        partial.resume(kept, pieces)
         if engine == "local":
             steps = add_pieces(model, layers, pieces, partial, batch=batch)
         else:
             share = ceil((tokens - sum(partial.tokens)) / workers)
             shard = max(1, min(share, _TOKENS_PER_WIDTH * width) // length)
             steps = add_shards(spread, layers, pieces, partial, batch=batch, shard=shard, workers=workers)
-        for _ in steps:
-            bar.update(sum(partial.tokens) - bar.n)
-            due = time.monotonic() - saved >= _SECONDS_BETWEEN_SAVES or sum(partial.tokens) == tokens
-            if checkpoint is not None and due:
-                partial.save(checkpoint, asked=asked, probe=probe)
-                saved = time.monotonic()
+        bar = tqdm(total=tokens, initial=sum(partial.tokens), desc=what, unit="token", disable=not progress)
+        with bar:
+            for _ in steps:
+                bar.update(sum(partial.tokens) - bar.n)
+                if kept.is_due or sum(partial.tokens) == tokens:
+                    partial.save(kept)
     done = sum(partial.tokens)
     if done < tokens:
         raise ValueError(f"The texts hold {done} tokens, but {tokens} were asked for. Give more text or ask for fewer.")
     facts = {
-        "model": asked["model"],
-        "dtype": asked["dtype"],
+        "model": str(model.cfg.model_name),
+        "dtype": str(model.cfg.dtype).removeprefix("torch."),
         "corpus": texts.corpus if isinstance(texts, Texts) and not corpus else corpus,
     }
     return {

@@ -1,6 +1,5 @@
 """C = E[k kT]: how an MLP's keys are spread over ordinary text (paper section 3.1, Eq. 2 and appendix E.1)."""
 
-import hashlib
 import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,10 +12,10 @@ from rome_lens.checking import checked
 from rome_lens.edit.determination import CovarianceReport, condition_number, effective_rank, factor, oas_intensity
 from rome_lens.edit.probe import probe_cosine
 from rome_lens.errors import CovarianceError, FormatError
-from rome_lens.files import load_tensors, save_tensors
 from rome_lens.models import Model, output_matrix
+from rome_lens.storage import load_tensors, save_tensors
 
-_KIND = "rome_lens key covariance 2"
+_KIND = "rome_lens key covariance 3"
 _FACTS = {
     "layer": int,
     "tokens": int,
@@ -165,7 +164,7 @@ class KeyCovariance:
                 )
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes a safetensors file: the lower triangle, the probe, and the facts with a checksum.
+        """Writes a safetensors file: the lower triangle, the probe and the facts.
 
         Raises:
             FileExistsError: the file exists and `overwrite` is false.
@@ -174,7 +173,7 @@ class KeyCovariance:
         triangle = self.second_moment[rows, columns]
         facts = {name: getattr(self, name) for name in _FACTS}
         tensors = {"lower_triangle": triangle} | ({} if self.probe is None else {"probe": self.probe})
-        save_tensors(path, tensors, kind=_KIND, facts=facts | {"sha256": _digest(triangle)}, overwrite=overwrite)
+        save_tensors(path, tensors, kind=_KIND, facts=facts, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "KeyCovariance":
@@ -184,19 +183,13 @@ class KeyCovariance:
             FileNotFoundError: there is no such file.
             FormatError: the file is damaged or is something else.
         """
-        tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS | {"sha256": str})
+        tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS)
         triangle = tensors.get("lower_triangle", torch.empty(0))
         width = int((2 * triangle.numel()) ** 0.5)
         if triangle.ndim != 1 or width * (width + 1) // 2 != triangle.numel() or triangle.dtype != torch.float32:
             raise FormatError(f"{path} holds no lower triangle of a covariance in float32. Collect it again.")
-        if facts.pop("sha256") != _digest(triangle):
-            raise FormatError(f"{path} is damaged: its numbers do not fit their checksum. Fetch it again.")
         matrix = torch.zeros(width, width)
         rows, columns = torch.tril_indices(width, width)
         matrix[rows, columns] = triangle
         matrix[columns, rows] = triangle
         return cls(matrix, probe=tensors.get("probe"), **facts)
-
-
-def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()

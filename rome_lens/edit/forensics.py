@@ -9,8 +9,8 @@ from tqdm.auto import tqdm
 from rome_lens.checking import checked
 from rome_lens.edit.update import Update
 from rome_lens.errors import warn
-from rome_lens.files import digest
 from rome_lens.models import Model, output_matrix, output_matrix_name
+from rome_lens.storage import digest
 
 _PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from rome_lens.edit.matrices import matrix_for
 from rome_lens.edit.update import Update
 from rome_lens.errors import EditError
-from rome_lens.files import check_new_file, new_file
+from rome_lens.storage import check_new_file, new_file
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 

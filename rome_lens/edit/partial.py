@@ -1,24 +1,21 @@
 """The sums that a covariance is made from while it is being collected, kept on disk so that a stopped run goes on."""
 
 import hashlib
-import os
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.errors import CovarianceError, FormatError
-from rome_lens.files import changed, load_tensors, save_tensors
+from rome_lens.errors import FormatError
+from rome_lens.storage import Checkpoint
 
-_KIND = "rome_lens partial covariance 1"
-_FACTS = {"asked": dict, "tokens": list, "pieces": int, "sha256": str}
-_CLOSE = 1e-3  # relative: the same model's probe keys on the same machine
+KIND = "rome_lens partial covariance 2"
+FACTS = {"tokens": list, "pieces": int, "sha256": str}
 
 
 @dataclass
@@ -55,43 +52,26 @@ class PartialSums:
         self.pieces += len(batch)
         return batch, halves
 
-    def save(self, path: str | os.PathLike[str], *, asked: Mapping[str, Any], probe: Tensor) -> None:
-        """Writes all of it in place of what was there, with the arguments and the model's probe keys."""
-        facts = {"asked": asked, "tokens": self.tokens, "pieces": self.pieces, "sha256": self._digest.hexdigest()}
-        save_tensors(path, {"sums": self.sums, "probe": probe}, kind=_KIND, facts=facts, overwrite=True)
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keeps all of it in place of what was kept before."""
+        facts = {"tokens": self.tokens, "pieces": self.pieces, "sha256": self._digest.hexdigest()}
+        checkpoint.save({"sums": self.sums}, facts)
 
-    @classmethod
-    def resume(
-        cls, path: str | os.PathLike[str], *, asked: Mapping[str, Any], probe: Tensor, pieces: Iterator[list[int]]
-    ) -> "PartialSums":
-        """Reads what `save` wrote, and reads past the pieces that are in it.
+    def resume(self, checkpoint: Checkpoint, pieces: Iterator[list[int]]) -> None:
+        """Takes over what `save` kept, if anything, and reads past the pieces that are in it.
 
         Raises:
-            FormatError: the file is damaged or is something else.
-            CovarianceError: it was begun with another model.
-            ValueError: it was begun with other arguments or other texts.
+            FormatError: it was begun with other texts, or does not fit.
         """
-        tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS)
-        try:
-            begun, count, digest = dict(facts["asked"]), int(facts["pieces"]), facts["sha256"]
-            partial, kept = cls(tensors["sums"], list(facts["tokens"])), tensors["probe"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{path} lacks a part of a checkpoint ({error!r}). Delete it to begin anew.") from error
-        before, now = changed(begun, asked)
-        if now:
-            raise ValueError(
-                f"The checkpoint {Path(path)} was begun with {before}, but {now} was given. Give the same again, or "
-                "another checkpoint."
+        if checkpoint.found is None:
+            return
+        (sums, facts), place = (checkpoint.found[0].get("sums"), checkpoint.found[1]), checkpoint.path
+        if sums is None or (sums.shape, sums.dtype) != (self.sums.shape, self.sums.dtype) or len(facts["tokens"]) != 2:
+            raise FormatError(f"{place} does not hold sums of shape {list(self.sums.shape)}. Delete it to begin anew.")
+        self.sums, self.tokens = sums, list(facts["tokens"])
+        self.next_batch(pieces, facts["pieces"])
+        if self._digest.hexdigest() != facts["sha256"]:
+            raise FormatError(
+                f"{place} was begun with other texts than these. Give the same texts from their start (an iterator "
+                "that was read from is no longer at its start), or choose another folder."
             )
-        if kept.shape != probe.shape or not (kept - probe).norm() <= _CLOSE * kept.norm():
-            raise CovarianceError(
-                f"The checkpoint {Path(path)} was begun on another model of that name: its keys differ from this "
-                "one's. Give the same model (edits reverted), or another checkpoint."
-            )
-        partial.next_batch(pieces, count)
-        if partial._digest.hexdigest() != digest:
-            raise ValueError(
-                f"The checkpoint {Path(path)} was begun with other texts than these. Give the same texts from their "
-                "start (an iterator that was read from is no longer at its start), or another checkpoint."
-            )
-        return partial

@@ -11,9 +11,9 @@ from rome_lens.edit.health import EditHealth
 from rome_lens.edit.update import Update, one_for_each_layer
 from rome_lens.errors import EditError, FormatError
 from rome_lens.facts import EditRequest
-from rome_lens.files import load_tensors, save_tensors
+from rome_lens.storage import load_tensors, save_tensors
 
-_KIND = "rome_lens edit 2"
+_KIND = "rome_lens edit 3"
 _FACTS = {
     "layers": list,
     "made_for": list,

@@ -6,7 +6,6 @@ Finding them is nearly all the work of a batch edit, and MEMIT, EMMET and AlphaE
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +20,13 @@ from rome_lens.edit.key import subject_activations
 from rome_lens.edit.value import Value, optimise_values
 from rome_lens.errors import EditError, FormatError
 from rome_lens.facts import PLACE, EditRequest
-from rome_lens.files import check_new_file, load_tensors, save_tensors
-from rome_lens.models import Model, check_layer, state_name
+from rome_lens.models import Model, check_layer, model_identity, state_name
+from rome_lens.storage import load_tensors, open_checkpoint, plain, save_tensors
 
-_KIND = "rome_lens memit targets 1"
+_KIND = "rome_lens memit targets 2"
+Parts = tuple[dict[str, Tensor], dict[str, Any]]
 _FACTS = {"layer": int, "contexts": list, "search": dict, "ends": list, "requests": list}
+_SEARCH = "rome_lens search of memit targets 1"
 _REQUESTS_AT_ONCE = 4
 _MOST_DIFFERENCE = 0.02
 
@@ -83,6 +84,11 @@ class MemitTargets:
         Raises:
             FileExistsError: the file exists and `overwrite` is false.
         """
+        tensors, facts = self._parts()
+        save_tensors(path, tensors, kind=_KIND, facts=facts, overwrite=overwrite)
+
+    def _parts(self) -> Parts:
+        """What is kept of them: tensors and facts."""
         empty = torch.empty(0)
         tensors = {
             "vectors": torch.stack([value.vector for value in self.values]) if self.values else empty,
@@ -91,7 +97,7 @@ class MemitTargets:
         ends = [{name: getattr(value, name) for name in _ENDS} for value in self.values]
         facts = {"layer": self.layer, "contexts": self.contexts, "search": dict(self.search), "ends": ends}
         facts["requests"] = [asdict(request) for request in self.requests]
-        save_tensors(path, tensors, kind=_KIND, facts=facts, overwrite=overwrite)
+        return tensors, facts
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "MemitTargets":
@@ -101,7 +107,11 @@ class MemitTargets:
             FileNotFoundError: there is no such file.
             FormatError: the file is damaged or is something else.
         """
-        tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS)
+        return cls._of_parts(path, load_tensors(path, kind=_KIND, facts=_FACTS))
+
+    @classmethod
+    def _of_parts(cls, path: str | os.PathLike[str] | None, parts: Parts) -> "MemitTargets":
+        tensors, facts = parts
         try:
             requests = tuple(EditRequest(**request) for request in facts["requests"])
             values = tuple(
@@ -127,7 +137,7 @@ def memit_targets(
     *,
     layer: int,
     config: SearchConfig | None = None,
-    store: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> MemitTargets:
     """Searches, for each request alone, the state of the subject's last token after which the model says the target.
@@ -137,34 +147,35 @@ def memit_targets(
         requests: what to write.
         layer: the block after which the state is sought: the last one that will be edited.
         config: the search's numbers; None: those of BatchConfig.
-        store: a file that is written after every few requests; those that are there already are not searched again.
+        out: a folder for this search alone; made if it is missing. What is found is kept in it after every few
+            requests, and those that are there already are not searched again. More requests may be given as well.
         progress: shows a bar.
 
     Raises:
-        EditError: a loss is not finite, or the store is of another model.
-        FormatError: the store is something else.
-        ValueError: no or contradicting requests, no such layer, or the store was searched in another way.
+        EditError: a loss is not finite.
+        FormatError: the folder was begun with another model or other weights, another layer or other numbers, or holds
+            other files or a damaged one.
+        UnavailableError: another run has the folder open, or its disk is full or may not be written to.
+        ValueError: no or contradicting requests, or no such layer.
     """
     config = BatchConfig() if config is None else config
     check_requests(requests)
     check_layer(model, layer)
     contexts = config.contexts_for(model)
     found = MemitTargets(layer, contexts, search_numbers(config), (), ())
-    if store is not None:
-        check_new_file(store, overwrite=True)
-        if Path(store).exists():
-            found = MemitTargets.load(store)
-            found.check_use(found.requests, layer, replace(config, contexts=contexts))
-            found.check_model(model)
-    missing = [request for request in requests if request not in found.requests]
-    parts = [missing[i : i + _REQUESTS_AT_ONCE] for i in range(0, len(missing), _REQUESTS_AT_ONCE)]
-    with tqdm(total=len(missing), desc=f"targets, layer {layer}", unit="request", disable=not progress) as bar:
-        for part in parts:
-            values = optimise_values(model, layer, part, contexts, config, at="resid", progress=False)
-            found = replace(found, requests=(*found.requests, *part), values=(*found.values, *_on_cpu(values)))
-            if store is not None:
-                found.save(store, overwrite=True)
-            bar.update(len(part))
+    asked = {"layer": layer, "contexts": plain(contexts), "search": plain(search_numbers(config))}
+    identity = model_identity(model) | asked if out is not None else {}
+    with open_checkpoint(out, kind=_SEARCH, identity=identity, facts=_FACTS) as kept:
+        if kept.found is not None:
+            found = MemitTargets._of_parts(kept.path, kept.found)
+        missing = [request for request in requests if request not in found.requests]
+        parts = [missing[i : i + _REQUESTS_AT_ONCE] for i in range(0, len(missing), _REQUESTS_AT_ONCE)]
+        with tqdm(total=len(missing), desc=f"targets, layer {layer}", unit="request", disable=not progress) as bar:
+            for part in parts:
+                values = optimise_values(model, layer, part, contexts, config, at="resid", progress=False)
+                found = replace(found, requests=(*found.requests, *part), values=(*found.values, *_on_cpu(values)))
+                kept.save(*found._parts())
+                bar.update(len(part))
     by_request = dict(zip(found.requests, found.values, strict=True))
     return replace(found, requests=tuple(requests), values=tuple(by_request[request] for request in requests))
 

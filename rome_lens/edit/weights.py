@@ -23,8 +23,8 @@ from rome_lens.edit.update import Update, one_for_each_layer
 from rome_lens.edit.written import Place, Temporarily, digests_so_far, take_out
 from rome_lens.errors import EditError, EditWarning, warn
 from rome_lens.facts import EditRequest
-from rome_lens.files import digest
 from rome_lens.models import Hook, Model, architecture_digest, output_matrix
+from rome_lens.storage import digest
 
 _MOST_BYTES = 2 << 30  # six layers of GPT-J at full rank
 

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from rome_lens.edit.uninterrupted import runs, uninterrupted
 from rome_lens.edit.update import Update
 from rome_lens.errors import EditError
-from rome_lens.files import digest
 from rome_lens.models import OutputMatrix
+from rome_lens.storage import digest
 
 Place: TypeAlias = tuple[OutputMatrix, Update | None]
 """A matrix, and what to add to it; None: it is only kept."""

@@ -168,4 +168,4 @@ def check_method_names(names: Iterable[str]) -> None:
 
 
 def _rows(record: Record, method: str, scores: Mapping[str, float]) -> list[Row]:
-    return [(record.case_id, method, metric, value, "") for metric, value in scores.items()]
+    return [(record.case_id, method, metric, float(value), "") for metric, value in scores.items()]

@@ -1,24 +1,18 @@
 """The evaluation of many records by several methods: kept on disk as it goes, in one process or on many machines."""
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from rome_lens.checking import checked
 from rome_lens.engine import EngineName, ModelSource, open_workers
-from rome_lens.errors import FormatError
 from rome_lens.evaluate.counterfact import score_record
 from rome_lens.evaluate.records import (
     BASE,
-    COLUMNS,
     Method,
     Row,
     Scorer,
@@ -28,11 +22,15 @@ from rome_lens.evaluate.records import (
     measure,
     warn_of_failures,
 )
-from rome_lens.evaluate.stored import StoredRows, stored_rows
 from rome_lens.facts import EditRecord, QuestionRecord
 from rome_lens.models import Model, model_identity
+from rome_lens.storage import check_same, open_journal, plain, read_journal
+
+_KIND = "rome_lens evaluation 2"
 
 Task = tuple[EditRecord | QuestionRecord, Sequence[str]]
+Stored = tuple[int, dict[str, Any], list[Row]]
+Measured = dict[tuple[int, str], list[Row]]
 
 
 @checked
@@ -55,15 +53,18 @@ def run_evaluation(
     after those that are there: a run that was killed loses the records it had in hand, and counts none twice. More
     records or methods may be given as well. After each record the weights are bit for bit what they were.
 
+    A method, `score` or `before` that has changed is noticed: another function, another argument of a
+    `functools.partial`, another configuration that a function takes from around it. Not noticed is another text of a
+    function of yours, such as a number in a lambda: choose another name for the method then, or another folder.
+
     Args:
         model: is edited and put back: a model, or what `load_model` takes.
         records: each is edited alone; no two with the same case_id.
         methods: by name; each makes the edit for a request: `lambda model, request: rome(model, request)`. With none,
-            the model is scored as it is. A method of the same name with other settings is not noticed: choose another
-            name, or another folder.
-        out: a folder for this evaluation alone (one run at a time); made if it is missing.
-        score: as in `evaluate`. Other settings of a function of the same name are not noticed.
-        before: as in `evaluate`; likewise.
+            the model is scored as it is.
+        out: a folder for this evaluation alone; made if it is missing.
+        score: as in `evaluate`.
+        before: as in `evaluate`.
         engine: "local", or "ray": records are spread over the workers of a Ray cluster (docs/cluster.md).
         workers: of "ray": how many, each with a model of its own. One that dies is replaced and its records done again.
         gpus_per_worker: of "ray": that each reserves.
@@ -75,38 +76,38 @@ def run_evaluation(
 
     Raises:
         ValueError: no records, two of the same case_id, a method named "base"; and as `open_workers`.
-        FormatError: the folder was begun with another model, other weights, another score or another record of the same
-            case_id, or holds something else.
-        UnavailableError: Ray is not installed.
+        FormatError: the folder was begun with another model, other weights, another score, another method of the same
+            name or another record of the same case_id, or holds other files or damaged ones.
+        UnavailableError: Ray is not installed; another run has the folder open; its disk is full or may not be written
+            to.
     """
     check_records(records)
     check_method_names(methods)
-    states, digests = (BASE, *methods), {record.case_id: _digest(record) for record in records}
-    if len(digests) < len(records):
-        raise ValueError(f"{len(records)} records have {len(digests)} case_ids, expected one each. Number them anew.")
-    kept = StoredRows(out)
-    scored_by = {"score": _name_of(score), "before": before and _name_of(before)}
-    kept.check(scored_by)
-    done = _done(kept.read(), digests, out)
-    tasks = [(record, [name for name in states if (record.case_id, name) not in done]) for record in records]
-    tasks = [task for task in tasks if task[1]]
-    with (
-        open_workers(model, engine=engine, workers=workers, gpus_per_worker=gpus_per_worker) as spread,
-        tqdm(
-            total=len(records),
-            initial=len(records) - len(tasks),
-            desc=f"evaluate {', '.join(methods)}",
-            unit="record",
-            disable=not progress,
-        ) as bar,
-    ):
+    states, by_id = (BASE, *methods), {record.case_id: record for record in records}
+    if len(by_id) < len(records):
+        raise ValueError(f"{len(records)} records have {len(by_id)} case_ids, expected one each. Number them anew.")
+    depends = {"score": plain(score), "before": plain(before)}
+    depends |= {f"method {name}": plain(method) for name, method in methods.items()}
+    with open_workers(model, engine=engine, workers=workers, gpus_per_worker=gpus_per_worker) as spread:
         ((_, identity),) = spread(_identify, [None])
-        kept.claim(identity | scored_by)
-        for index, rows in spread(partial(_measured, methods=methods, score=score, before=before), tasks):
-            kept.add(as_frame(rows).assign(record=digests[tasks[index][0].case_id]))
-            bar.update()
-    kept.merge()
-    frame = _in_order(kept.read(), list(digests), states)
+        with open_journal(out, kind=_KIND, identity=identity | depends, read=_read) as journal:
+            done = _done(journal.rows, by_id, out)
+            tasks = [(record, [name for name in states if (record.case_id, name) not in done]) for record in records]
+            tasks = [task for task in tasks if task[1]]
+            with tqdm(
+                total=len(records),
+                initial=len(records) - len(tasks),
+                desc=f"evaluate {', '.join(methods)}",
+                unit="record",
+                disable=not progress,
+            ) as bar:
+                measured = partial(_measured, methods=methods, score=score, before=before)
+                for index, rows in spread(measured, tasks):
+                    record = tasks[index][0]
+                    journal.append({"case_id": int(record.case_id), "record": plain(record), "rows": rows})
+                    done |= _by_state(rows)
+                    bar.update()
+    frame = _in_order(done, list(by_id), states)
     warn_of_failures(frame)
     return frame
 
@@ -119,8 +120,10 @@ def load_evaluation(folder: str | os.PathLike[str]) -> pd.DataFrame:
         FileNotFoundError: there is no evaluation in this folder.
         FormatError: it holds other files or damaged ones.
     """
-    rows = stored_rows(folder)
-    return _in_order(rows, sorted(set(rows["case_id"])), [BASE, *sorted(set(rows["method"]) - {BASE})])
+    rows = read_journal(folder, kind=_KIND, read=_read)
+    done = {state: each for _, _, found in rows for state, each in _by_state(found).items()}
+    methods = {method for _, method in done} - {BASE}
+    return _in_order(done, sorted({case_id for case_id, _ in done}), [BASE, *sorted(methods)])
 
 
 def _identify(model: Model, _: None) -> dict[str, str]:
@@ -141,37 +144,33 @@ def _measured(
     return measure(model, record, states, score=score, before=before)
 
 
-def _done(rows: pd.DataFrame, digests: Mapping[int, str], out: str | os.PathLike[str]) -> set[tuple[int, str]]:
-    """The case_ids and methods that have rows."""
-    stored = rows[["case_id", "method", "record"]].drop_duplicates().itertuples(index=False)
-    done = set()
-    for case_id, method, digest in stored:
-        if case_id in digests and digest != digests[case_id]:
-            raise FormatError(
-                f"Record {case_id} was another one when {os.fspath(out)} was begun. Choose another folder, or give the "
-                "records that this one was begun with."
-            )
-        done.add((case_id, method))
-    return done
+def _read(row: Mapping[str, Any]) -> Stored:
+    """A record's number, the record, and what was measured on it."""
+    rows = [
+        (int(case_id), str(method), str(metric), float(value), str(error))
+        for case_id, method, metric, value, error in row["rows"]
+    ]
+    return int(row["case_id"]), dict(row["record"]), rows
 
 
-def _in_order(rows: pd.DataFrame, case_ids: Sequence[int], methods: Sequence[str]) -> pd.DataFrame:
+def _done(
+    stored: Sequence[Stored], records: Mapping[int, EditRecord | QuestionRecord], out: str | os.PathLike[str]
+) -> Measured:
+    """What was measured on these records. Raises FormatError if one of them was another record then."""
+    for case_id, record, _ in stored:
+        if case_id in records:
+            check_same(out, {f"record {case_id}": record}, {f"record {case_id}": plain(records[case_id])})
+    return {state: each for _, _, rows in stored for state, each in _by_state(rows).items()}
+
+
+def _by_state(rows: Sequence[Row]) -> Measured:
+    """Rows by case_id and method."""
+    found: Measured = {}
+    for row in rows:
+        found.setdefault((row[0], row[1]), []).append(row)
+    return found
+
+
+def _in_order(done: Measured, case_ids: Sequence[int], methods: Sequence[str]) -> pd.DataFrame:
     """The rows of these records and methods, in their order; the metrics in that in which they were measured."""
-    chosen = rows[rows["case_id"].isin(case_ids) & rows["method"].isin(methods)]
-    places: dict[str, dict[Any, int]] = {  # the last one counts most
-        "method": {method: i for i, method in enumerate(methods)},
-        "case_id": {case_id: i for i, case_id in enumerate(case_ids)},
-    }
-    order = np.lexsort([chosen[name].map(place) for name, place in places.items()])
-    return chosen.iloc[order].reset_index(drop=True)[COLUMNS]
-
-
-def _digest(record: EditRecord | QuestionRecord) -> str:
-    return hashlib.sha256(json.dumps([type(record).__name__, asdict(record)], sort_keys=True).encode()).hexdigest()
-
-
-def _name_of(function: Callable[..., Any]) -> str:
-    """Where a function is defined; of functools.partial, the function inside."""
-    while isinstance(function, partial):
-        function = function.func
-    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+    return as_frame([row for case_id in case_ids for method in methods for row in done.get((case_id, method), ())])

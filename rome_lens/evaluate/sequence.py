@@ -16,19 +16,21 @@ from tqdm.auto import tqdm
 
 from rome_lens.checking import checked
 from rome_lens.edit.health import EditHealth
+from rome_lens.edit.kept import kept_edit
 from rome_lens.edit.rome import rome
 from rome_lens.edit.weights import Edit
 from rome_lens.edit.written import keeping
-from rome_lens.errors import EditError, FormatError, NotFiniteError
+from rome_lens.errors import EditError, NotFiniteError
 from rome_lens.evaluate.counterfact import score_record
 from rome_lens.evaluate.perplexity import perplexity
 from rome_lens.evaluate.records import COLUMNS, Method
 from rome_lens.evaluate.summary import summarize
 from rome_lens.facts import EditRecord, EditRequest
-from rome_lens.files import append_line, digest, read_lines
-from rome_lens.models import Model, architecture_digest, find_output_matrix, output_matrix
+from rome_lens.models import Model, find_output_matrix, model_identity, output_matrix
+from rome_lens.storage import Journal, check_same, digest, open_journal, plain, read_journal
 
-_ROWS = "rows.jsonl"
+_KIND = "rome_lens sequence of edits 1"
+Key = tuple[str, int]
 
 
 @checked
@@ -104,7 +106,7 @@ def rome_sequence(
     Everything is saved in `out` as it is made: each edit as a safetensors file (00001.safetensors, ...), and what was
     measured in rows.jsonl. A sequence that was killed goes on from there when it is called again with the same
     arguments: saved edits are applied again and no row is measured twice. More records or checkpoints, or another stop
-    rule, may be given as well; another method may not, and is not noticed.
+    rule, may be given as well. Another method is refused; what of it is compared, `run_evaluation` says.
 
     Args:
         model: is edited and put back.
@@ -125,17 +127,18 @@ def rome_sequence(
 
     Raises:
         ValueError: there are no records, or a checkpoint is below 1.
-        FormatError: the folder holds the sequence of other records, another text or another model.
+        FormatError: the folder was begun with other records, another method, another text, another model or other
+            weights, or holds other files or damaged ones.
+        UnavailableError: another run has the folder open, or its disk is full or may not be written to.
     """
     if not records:
         raise ValueError("records is empty, expected one EditRecord or more.")
     wanted = set(checkpoints)
     if any(checkpoint < 1 for checkpoint in wanted):
         raise ValueError(f"checkpoints are {sorted(wanted)}, expected numbers of edits from 1 on.")
-    folder, stop = Path(out), StopRule() if stop is None else stop
-    rows = _Rows(folder / _ROWS)
+    stop = StopRule() if stop is None else stop
     text_digest = None if text is None else hashlib.sha256(text.encode()).hexdigest()
-    rows.check("sequence", 0, [str(model.cfg.model_name), architecture_digest(model), text_digest, perplexity_tokens])
+    depends = {"text": text_digest, "perplexity_tokens": perplexity_tokens, "method": plain(method)}
 
     def perplexity_after(edits: int) -> float | None:
         if text is None:
@@ -153,15 +156,23 @@ def rome_sequence(
         rows.get("scores", edits, lambda: [_scores(model, record)[0] for record in records[:edits]])
         return perplexity_after(edits)
 
-    base = perplexity_after(0)
-    for number, record in enumerate(records, start=1):
-        rows.get("base", number, partial(score_record, model, record))
     stopped, done = "", 0
     originals: dict[int, Tensor] = {}
-    with ExitStack() as put_back, tqdm(total=len(records), desc="edits", disable=not progress) as bar:
+    with (
+        open_journal(out, kind=_KIND, identity=model_identity(model) | depends, read=_read) as journal,
+        ExitStack() as put_back,
+        tqdm(total=len(records), desc="edits", disable=not progress) as bar,
+    ):
+        rows = _Rows(journal)
         for number, record in enumerate(records, start=1):
+            rows.check("record", number, plain(record))
+        base = perplexity_after(0)
+        for number, record in enumerate(records, start=1):
+            rows.get("base", number, partial(score_record, model, record))
+        for number, record in enumerate(records, start=1):
+            path = Path(out) / f"{number:05}.safetensors"
             try:
-                edit = _saved(folder / f"{number:05}.safetensors", record.request, partial(method, model))
+                edit = kept_edit(path, record.request, partial(method, model, record.request))
                 for update in edit.updates:
                     if update.layer not in originals:
                         put_back.enter_context(keeping([find_output_matrix(model, update.layer)]))
@@ -191,48 +202,34 @@ def load_sequence(folder: str | os.PathLike[str]) -> EditSequence:
         FileNotFoundError: there is no sequence in this folder.
         FormatError: the file of rows holds something else.
     """
-    path = Path(folder) / _ROWS
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}, expected a folder that rome_sequence wrote.")
-    rows = _Rows(path).all
+    rows = dict(read_journal(folder, kind=_KIND, read=_read))
     return _tables(rows, max((number for kind, number in rows if kind == "edit"), default=0), "")
+
+
+def _read(row: Mapping[str, Any]) -> tuple[Key, Any]:
+    """A row by its kind and the number of edits."""
+    return (str(row["kind"]), int(row["number"])), row["row"]
 
 
 class _Rows:
     """What was measured, by kind and number of edits, on disk as soon as it is there."""
 
-    def __init__(self, path: Path):
-        self._path = path
-        read = read_lines(
-            path, lambda entry: ((str(entry["kind"]), int(entry["number"])), entry["row"]), first_key="kind", what="row"
-        )
-        self.all: dict[tuple[str, int], Any] = dict(read)
+    def __init__(self, journal: Journal[tuple[Key, Any]]):
+        self._journal = journal
+        self.all: dict[Key, Any] = dict(journal.rows)
 
     def get(self, kind: str, number: int, measure: Callable[[], Any]) -> Any:
         """The row, measured now unless it was before."""
         if (kind, number) not in self.all:
             row = measure()
-            append_line(self._path, {"kind": kind, "number": number, "row": row})
+            self._journal.append({"kind": kind, "number": number, "row": row})
             self.all[kind, number] = row
         return self.all[kind, number]
 
     def check(self, kind: str, number: int, now: Any) -> None:
         """Raises FormatError if the row was another one before."""
-        if self.get(kind, number, lambda: now) != now:
-            raise FormatError(
-                f"{self._path} belongs to another sequence: {kind} {number} was {self.all[kind, number]} and is {now}. "
-                "Choose another folder, or give the model, records and text that this one was begun with."
-            )
-
-
-def _saved(path: Path, request: EditRequest, make: Callable[[EditRequest], Edit]) -> Edit:
-    """The edit in this file, or else a new one, saved there."""
-    if not path.exists():
-        make(request).save(path)
-    edit = Edit.load(path)
-    if edit.requests != (request,):
-        raise FormatError(f"{path} holds the edit {edit}, expected one of {request}. Choose another folder.")
-    return edit
+        name = f"{kind} {number}"
+        check_same(self._journal.folder, {name: self.get(kind, number, lambda: now)}, {name: now})
 
 
 def _after(

@@ -24,7 +24,7 @@ def robustness_report(
     metrics: Sequence[MetricName] = ("prob", "logprob", "kl"),
     windows: Sequence[int] = (1, 5, 10),
     samples: int = 10,
-    store: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Traces the facts with every corruption, metric and window, and compares the average effects.
@@ -37,7 +37,7 @@ def robustness_report(
         metrics: "kl" is counted with its sign turned, so that more is better for all.
         windows: numbers of layers.
         samples: corrupted runs for each number.
-        store: a file of traces, from which an interrupted report goes on.
+        out: a folder for traces of this model, from which a report that was stopped goes on; as in `trace_facts`.
         progress: shows bars.
 
     Returns:
@@ -60,7 +60,7 @@ def robustness_report(
                 facts,
                 kinds=[kind],
                 metrics=metrics,
-                store=store,
+                out=out,
                 progress=progress,
                 corruption=corruption,
                 window=window,

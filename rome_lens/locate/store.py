@@ -2,10 +2,9 @@
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,14 +13,16 @@ from tqdm.auto import tqdm
 from rome_lens.checking import checked
 from rome_lens.engine import EngineName, ModelSource, open_workers
 from rome_lens.facts import Fact
-from rome_lens.files import append_line, read_lines
 from rome_lens.labels import token_text
 from rome_lens.locate.corruption import GaussianNoise
 from rome_lens.locate.metrics import MetricName
 from rome_lens.locate.question import tokenize_question
 from rome_lens.locate.trace import CausalTrace
 from rome_lens.locate.tracing import TraceOptions, resolved, trace_question
-from rome_lens.models import Kind, Model
+from rome_lens.models import Kind, Model, model_identity
+from rome_lens.storage import open_journal, plain, read_journal
+
+_KIND = "rome_lens traces 1"
 
 
 @checked
@@ -46,7 +47,7 @@ def trace_facts(
     *,
     kinds: Sequence[Kind] = ("resid", "mlp", "attn"),
     metrics: Sequence[MetricName] = ("prob",),
-    store: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
     only_predicted: bool = True,
     engine: EngineName = "local",
     workers: int = 1,
@@ -61,8 +62,9 @@ def trace_facts(
         facts: what to trace.
         kinds: of the states to restore.
         metrics: what is read; all are read off the same runs.
-        store: a file of JSON lines. Each trace is appended as soon as it is made; a trace that is there already, with
-            the same fact, model and options, is read and not made again. A line that a kill cut off is made again.
+        out: a folder for traces of this model alone; made if it is missing. Each trace is kept in it as soon as it is
+            made; one that is there already, with the same fact and options, is read and not made again. A corruption of
+            your own is compared by its class and attributes.
         only_predicted: leave out facts whose answer the model does not predict, and report them in `wrong`.
         engine: "local", or "ray": facts are spread over the workers of a Ray cluster (docs/cluster.md).
         workers: of "ray": how many, each with a model of its own.
@@ -75,8 +77,9 @@ def trace_facts(
 
     Raises:
         ValueError: no facts, or as `causal_trace`.
-        FormatError: the store holds something else.
+        FormatError: the folder was begun with another model or other weights, or holds other files or damaged ones.
         TypeError: an option that `causal_trace` does not have.
+        UnavailableError: another run has the folder open, or its disk is full or may not be written to.
     """
     if not facts:
         raise ValueError("facts is empty, expected one Fact or more.")
@@ -86,21 +89,21 @@ def trace_facts(
     shared = replace(TraceOptions(**options), corruption=options.get("corruption") or GaussianNoise())
     wrong: dict[Fact, str] = {}
     with open_workers(model, engine=engine, workers=workers, gpus_per_worker=gpus_per_worker) as spread:
-        ((_, grids),) = spread(partial(_grids, facts=facts, kinds=kinds, metrics=metrics), [shared])
-        made = _read(store) if store is not None else {}
-        tasks = [(fact, {key: one for key, one in grid.items() if key not in made}) for fact, grid in grids]
-        with tqdm(total=len(tasks), desc=f"trace {len(facts)} facts", unit="grid", disable=not progress) as bar:
-            for index, found in spread(partial(_traced, only_predicted=only_predicted), tasks):
-                fact, missing = tasks[index]
-                if isinstance(found, str):
-                    wrong[fact] = found
-                else:
-                    new = dict(zip(missing, found, strict=True))
-                    made |= new
-                    if store is not None:
-                        for key, trace in new.items():
-                            append_line(store, {"key": key, "trace": trace.to_dict()})
-                bar.update()
+        work = partial(_grids, facts=facts, kinds=kinds, metrics=metrics, identify=out is not None)
+        ((_, (identity, grids)),) = spread(work, [shared])
+        with open_journal(out, kind=_KIND, identity=identity, read=_read) as journal:
+            made = dict(journal.rows)
+            tasks = [(fact, {key: one for key, one in grid.items() if key not in made}) for fact, grid in grids]
+            with tqdm(total=len(tasks), desc=f"trace {len(facts)} facts", unit="grid", disable=not progress) as bar:
+                for index, found in spread(partial(_traced, only_predicted=only_predicted), tasks):
+                    fact, missing = tasks[index]
+                    if isinstance(found, str):
+                        wrong[fact] = found
+                    else:
+                        for key, trace in zip(missing, found, strict=True):
+                            journal.append({"key": key, "trace": trace.to_dict()})
+                            made[key] = trace
+                    bar.update()
     left_out = [(fact.prompt, fact.subject, fact.answer, wrong[fact]) for fact in facts if fact in wrong]
     return TracedFacts(
         [made[key] for fact, grid in grids if fact not in wrong for key in grid],
@@ -118,13 +121,18 @@ def _grids(
     facts: Sequence[Fact],
     kinds: Sequence[Kind],
     metrics: Sequence[MetricName],
-) -> list[Grid]:
-    """What to trace: a grid for each fact and kind. Raises ValueError if the options do not fit the model."""
+    identify: bool,
+) -> tuple[dict[str, str], list[Grid]]:
+    """The model's identity, if it is asked for, and what to trace: a grid for each fact and kind.
+
+    Raises ValueError if the options do not fit the model.
+    """
     shared = replace(shared, corruption=resolved(shared.corruption or GaussianNoise(), model))
     each = [[replace(shared, kind=kind, metric=metric) for metric in metrics] for kind in kinds]
     for one in (one for alike in each for one in alike):
         one.check(model)
-    return [(fact, {_key(model, fact, one): one for one in alike}) for fact in facts for alike in each]
+    grids = [(fact, {_key(fact, one): one for one in alike}) for fact in facts for alike in each]
+    return model_identity(model) if identify else {}, grids
 
 
 def _traced(model: Model, grid: Grid, *, only_predicted: bool) -> list[CausalTrace] | str:
@@ -139,31 +147,21 @@ def _traced(model: Model, grid: Grid, *, only_predicted: bool) -> list[CausalTra
 
 
 @checked
-def load_traces(store: str | os.PathLike[str]) -> list[CausalTrace]:
-    """The traces that `trace_facts` has put into a store so far.
+def load_traces(folder: str | os.PathLike[str]) -> list[CausalTrace]:
+    """The traces that `trace_facts` has kept in a folder so far.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        FormatError: the file holds something else.
+        FileNotFoundError: there are no traces in this folder.
+        FormatError: it holds something else or is damaged.
     """
-    if not Path(store).is_file():
-        raise FileNotFoundError(f"There is no file {store}, expected a store that trace_facts wrote.")
-    return list(_read(store).values())
+    return list(dict(read_journal(folder, kind=_KIND, read=_read)).values())
 
 
-def _key(model: Model, fact: Fact, options: TraceOptions) -> str:
-    """What a trace depends on."""
-    settings = {**vars(options), "corruption": repr(options.corruption), "tokens_per_batch": None}
-    return json.dumps([str(model.cfg.model_name), asdict(fact), settings], sort_keys=True, default=list)
+def _key(fact: Fact, options: TraceOptions) -> str:
+    """What a trace depends on besides the model."""
+    return json.dumps([plain(fact), plain(replace(options, tokens_per_batch=None))], sort_keys=True)
 
 
-def _read(store: str | os.PathLike[str]) -> dict[str, CausalTrace]:
-    """The traces by what they depend on."""
-    return dict(
-        read_lines(
-            store,
-            lambda entry: (entry["key"], CausalTrace.from_dict(entry["trace"])),
-            first_key="key",
-            what="trace",
-        )
-    )
+def _read(row: Mapping[str, Any]) -> tuple[str, CausalTrace]:
+    """A trace by what it depends on."""
+    return row["key"], CausalTrace.from_dict(row["trace"])

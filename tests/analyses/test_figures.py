@@ -20,7 +20,7 @@ from analyses import (
     tracing_against_editing,
 )
 from analyses.files import parsed, parser
-from analyses.kept_edits import kept_edit
+from analyses.kept_edits import kept_edits
 from analyses.layout import as_in_paper
 from tests.analyses.cases import TRACE, known, whole
 
@@ -33,7 +33,7 @@ def test_figure1_is_the_trace_of_the_chosen_fact(given, tiny, tmp_path):
     trace = rl.causal_trace(tiny, fact, kind="mlp", samples=1, progress=False)
     assert made_by["prompt"] == fact.text
     assert frame.loc[frame["kind"] == "mlp", "prob"].tolist() == pytest.approx(trace.restored.flatten().tolist(), 1e-4)
-    assert len((tmp_path / "out" / "traces.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "out" / "traces" / "rows.jsonl").read_text().splitlines()) == 1 + 3
 
 
 def test_figure2_averages_the_facts_that_are_predicted_and_names_its_input(given, tmp_path):
@@ -85,8 +85,8 @@ def test_noise_levels_compare_with_the_papers_noise(given, tmp_path):
     whole(tmp_path / "out", "noise_levels")
     assert list(report["corruption"]) == ["Gaussian, 3 sigma", "Gaussian, 1 sigma", "uniform, 3 sigma"]
     assert report["agreement"][0] == pytest.approx(1)
-    lines = (tmp_path / "out" / "traces.jsonl").read_text().splitlines()
-    assert len(lines) == 6
+    lines = (tmp_path / "out" / "traces" / "rows.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + 6
 
 
 def test_tracing_against_editing_puts_one_cell_beside_the_scores(given, tiny, tmp_path, monkeypatch):
@@ -122,14 +122,22 @@ def test_correlations_are_those_of_numpy_and_empty_where_nothing_varies():
     assert row["spearman_low"] < row["spearman"] < row["spearman_high"]
 
 
-def test_an_edit_of_another_request_is_not_taken_for_the_records(given, tiny, tmp_path):
+def test_an_edit_of_another_request_model_or_configuration_is_not_taken_for_the_records(given, tiny, tmp_path):
     from tests.edit.test_weights import REQUEST, made_up
 
-    made_up(tiny).save(tmp_path / "7.safetensors")
     covariance = rl.KeyCovariance.load(tmp_path / "covariance.safetensors")
+    config, folder = rl.RomeConfig(contexts=["{}"]), tmp_path / "edits"
     record = rl.EditRecord(rl.EditRequest(REQUEST.prompt, REQUEST.subject, "Oslo"), "Paris", case_id=7)
-    with pytest.raises(ValueError, match="holds an edit for .* -> 'Rome', expected one for .* -> 'Oslo'"):
-        kept_edit(tiny, record, rl.RomeConfig(contexts=["{}"]), tmp_path, covariance)
+    with kept_edits(tiny, config, folder, covariance) as edit_of:
+        made_up(tiny).save(folder / "7.safetensors")
+        with pytest.raises(rl.FormatError, match="begun with .*'Rome'.*, but .*'Oslo'"):
+            edit_of(record)
+    other = rl.RomeConfig(contexts=["{}"], steps=3)
+    with pytest.raises(rl.FormatError, match="config.steps"), kept_edits(tiny, other, folder, covariance):
+        pass
+    edited = made_up(tiny).applied(tiny)
+    with edited, pytest.raises(rl.FormatError, match="weights"), kept_edits(tiny, config, folder, covariance):
+        pass
 
 
 def test_table4_has_a_row_for_each_method_and_what_made_it(given, tmp_path, capsys):

@@ -90,7 +90,7 @@ def test_a_sequence_has_a_row_for_each_edit_and_checkpoint(given, tmp_path):
 
 
 def test_the_gradients_agree_with_exact_traces_as_the_table_says(given, tiny, tmp_path):
-    attribution_agreement.main([*given["facts"], *TWO, "--store", str(tmp_path / "traces.jsonl")])
+    attribution_agreement.main([*given["facts"], *TWO, "--traces", str(tmp_path / "traces")])
     table = pd.read_csv(tmp_path / "out" / "agreement.csv").set_index("kind")
     asked = {"kind": "resid", "samples": 1, "progress": False}
     pairs = [

@@ -8,8 +8,9 @@ import torch
 
 import rome_lens as rl
 from analyses.plain_covariance import plain_second_moment
-from rome_lens.edit import collecting, products
+from rome_lens.edit import products
 from rome_lens.models import key_name
+from rome_lens.storage import checkpoint
 from tests.tiny import CORPUS
 
 TEXTS = [CORPUS, CORPUS.upper(), CORPUS[::-1]]
@@ -123,23 +124,23 @@ OPTIONS = {"layers": [0, 2], "tokens": 3000, "sequence_length": 32, "tokens_per_
 @pytest.mark.parametrize("error", [Stopped(), KeyboardInterrupt()], ids=["kill", "keyboard"])
 def test_a_stopped_run_goes_on_with_the_same_result(tiny, tmp_path, monkeypatch, error):
     """Bit for bit what an unbroken run gives, and the pieces that were done are not run again."""
-    monkeypatch.setattr(collecting, "_SECONDS_BETWEEN_SAVES", 0)
+    monkeypatch.setattr(checkpoint, "_SECONDS_BETWEEN_SAVES", 0)
     whole = rl.collect_covariance(tiny, texts=TEXTS * 9, **OPTIONS)
-    path = tmp_path / "new folder" / "partial.safetensors"
+    path = tmp_path / "new folder" / "sums"
     with pytest.raises(type(error)):
-        rl.collect_covariance(tiny, texts=stopped_after(TEXTS * 9, 4, error), checkpoint=path, **OPTIONS)
-    assert path.is_file()
+        rl.collect_covariance(tiny, texts=stopped_after(TEXTS * 9, 4, error), out=path, **OPTIONS)
+    assert (path / "checkpoint.safetensors").is_file()
     runs = []
     monkeypatch.setattr(
         products, "mlp_keys", lambda *args, _keys=products.mlp_keys: runs.append(args[1].numel()) or _keys(*args)
     )
-    resumed = rl.collect_covariance(tiny, texts=TEXTS * 9, checkpoint=path, **OPTIONS)
+    resumed = rl.collect_covariance(tiny, texts=TEXTS * 9, out=path, **OPTIONS)
     assert 0 < sum(runs) < 2000
     for layer in OPTIONS["layers"]:
         assert torch.equal(resumed[layer].second_moment, whole[layer].second_moment)
         assert resumed[layer].report() == whole[layer].report()
     runs.clear()
-    again = rl.collect_covariance(tiny, texts=TEXTS * 9, checkpoint=path, **OPTIONS)
+    again = rl.collect_covariance(tiny, texts=TEXTS * 9, out=path, **OPTIONS)
     assert not runs, "a finished checkpoint needs no pass"
     assert torch.equal(again[2].second_moment, whole[2].second_moment)
 
@@ -147,8 +148,8 @@ def test_a_stopped_run_goes_on_with_the_same_result(tiny, tmp_path, monkeypatch,
 @pytest.fixture
 def begun(tiny, tmp_path):
     """A checkpoint of a finished collection."""
-    path = tmp_path / "partial.safetensors"
-    rl.collect_covariance(tiny, texts=TEXTS * 9, checkpoint=path, **OPTIONS)
+    path = tmp_path / "sums"
+    rl.collect_covariance(tiny, texts=TEXTS * 9, out=path, **OPTIONS)
     return path
 
 
@@ -164,40 +165,40 @@ def begun(tiny, tmp_path):
     ],
 )
 def test_a_checkpoint_of_other_arguments_or_texts_is_refused(tiny, begun, change, message):
-    before = begun.read_bytes()
-    with pytest.raises(ValueError, match=message):
-        rl.collect_covariance(tiny, checkpoint=begun, **({"texts": TEXTS * 9} | OPTIONS | change))
-    assert begun.read_bytes() == before
+    before = (begun / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(rl.FormatError, match=message):
+        rl.collect_covariance(tiny, out=begun, **({"texts": TEXTS * 9} | OPTIONS | change))
+    assert (begun / "checkpoint.safetensors").read_bytes() == before
 
 
 def test_an_iterator_that_was_read_from_cannot_resume(tiny, begun):
     texts = iter(TEXTS * 9)
     next(texts)
-    with pytest.raises(ValueError, match="an iterator that was read from is no longer at its start"):
-        rl.collect_covariance(tiny, texts=texts, checkpoint=begun, **OPTIONS)
+    with pytest.raises(rl.FormatError, match="an iterator that was read from is no longer at its start"):
+        rl.collect_covariance(tiny, texts=texts, out=begun, **OPTIONS)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_model, begun):
-    with pytest.raises(rl.CovarianceError, match="was begun on another model of that name"):
-        rl.collect_covariance(tiny_model("gpt2", seed=1), texts=TEXTS * 9, checkpoint=begun, **OPTIONS)
-    with pytest.raises(ValueError, match=r"begun with \{'model': 'gpt2'\}, but \{'model': 'llama'\}"):
-        rl.collect_covariance(tiny_model("llama"), texts=TEXTS * 9, checkpoint=begun, **OPTIONS)
+    with pytest.raises(rl.FormatError, match="was begun with {'weights': .* edits reverted"):
+        rl.collect_covariance(tiny_model("gpt2", seed=1), texts=TEXTS * 9, out=begun, **OPTIONS)
+    with pytest.raises(rl.FormatError, match=r"begun with \{'model': 'gpt2', .* but \{'model': 'llama', "):
+        rl.collect_covariance(tiny_model("llama"), texts=TEXTS * 9, out=begun, **OPTIONS)
 
 
 def test_a_file_that_is_no_checkpoint_is_kept(tiny, tmp_path):
-    path = tmp_path / "c.safetensors"
+    path = tmp_path / "checkpoint.safetensors"
     rl.KeyCovariance.from_matrix(torch.eye(8), layer=0, tokens=10).save(path)
     before = path.read_bytes()
-    with pytest.raises(rl.FormatError, match="holds 'rome_lens key covariance 2', expected a 'rome_lens partial"):
-        rl.collect_covariance(tiny, texts=TEXTS * 9, checkpoint=path, **OPTIONS)
-    with pytest.raises(FileExistsError, match="is a folder"):
-        rl.collect_covariance(tiny, texts=TEXTS * 9, checkpoint=tmp_path, **OPTIONS)
+    with pytest.raises(rl.FormatError, match="holds 'rome_lens key covariance 3', expected a 'rome_lens partial"):
+        rl.collect_covariance(tiny, texts=TEXTS * 9, out=tmp_path, **OPTIONS)
+    with pytest.raises(NotADirectoryError, match="is a file, expected a folder"):
+        rl.collect_covariance(tiny, texts=TEXTS * 9, out=path, **OPTIONS)
     assert path.read_bytes() == before
 
 
 def test_the_bar_tells_the_pass_and_goes_on_where_it_was(tiny, begun, capsys):
     """What a user sees: layers and passes, and a resumed collection's bar begins where it stopped."""
-    rl.collect_covariance(tiny, texts=TEXTS * 9, checkpoint=begun, **(OPTIONS | {"progress": True}))
+    rl.collect_covariance(tiny, texts=TEXTS * 9, out=begun, **(OPTIONS | {"progress": True}))
     shown = capsys.readouterr().err
     assert "covariance, layers [0, 2] in one pass" in shown
     assert "3000/3000" in shown

@@ -6,6 +6,7 @@ import torch
 import rome_lens as rl
 from rome_lens.edit.mend import training
 from rome_lens.edit.mend.examples import Example, example_losses
+from rome_lens.storage import checkpoint
 from tests.edit.test_finetune import plain_losses
 from tests.edit.test_weights import same
 
@@ -131,7 +132,7 @@ def test_a_stopped_training_goes_on_to_the_same_end(tiny, tmp_path, monkeypatch,
     """Bit for bit the editor and the history of an unbroken run, wherever it was stopped."""
     options = {"steps": 6, "validation": RECORDS[2:], "records": RECORDS[:3], "seed": 5}
     unbroken = train(tiny, **options)
-    monkeypatch.setattr(training, "_SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(checkpoint, "_SECONDS_BETWEEN_SAVES", 0.0)
     learn = training._learn
 
     def learn_or_die(model, state, *rest):
@@ -139,22 +140,23 @@ def test_a_stopped_training_goes_on_to_the_same_end(tiny, tmp_path, monkeypatch,
             raise KeyboardInterrupt
         learn(model, state, *rest)
 
-    path = tmp_path / "training.safetensors"
+    path = tmp_path / "training"
     with monkeypatch.context() as patch:
         patch.setattr(training, "_learn", learn_or_die)
         with pytest.raises(KeyboardInterrupt):
-            train(tiny, checkpoint=path, **options)
+            train(tiny, out=path, **options)
     steps = []
     monkeypatch.setattr(training, "_learn", lambda model, state, *rest: (steps.append(1), learn(model, state, *rest)))
-    resumed = train(tiny, checkpoint=path, **options)
+    resumed = train(tiny, out=path, **options)
     assert len(steps) == 6 - killed_at
     assert resumed.history == unbroken.history
     assert all(torch.equal(tensor, tensors(unbroken)[name]) for name, tensor in tensors(resumed).items())
-    with pytest.raises(ValueError, match=r"was begun with \{'seed': 5\}, but \{'seed': 6\} was given"):
-        train(tiny, checkpoint=path, **{**options, "seed": 6})
-    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(rl.FormatError, match=r"was begun with \{'seed': 5\}, but \{'seed': 6\} was given"):
+        train(tiny, out=path, **{**options, "seed": 6})
+    kept = path / "checkpoint.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-100])
     with pytest.raises(rl.FormatError, match="is damaged"):
-        train(tiny, checkpoint=path, **options)
+        train(tiny, out=path, **options)
 
 
 def test_training_ends_when_it_does_not_get_better(tiny):
@@ -199,7 +201,7 @@ def test_what_cannot_be_done_is_refused(tiny, tiny_model, tmp_path):
     broken.network.step_sizes.data[0] = float("nan")
     with pytest.raises(rl.EditError, match="The edit is not finite"):
         rl.mend(tiny, RECORDS[0].request, editor=broken)
-    with pytest.raises(rl.FormatError, match="expected a 'rome_lens mend editor 1'"):
+    with pytest.raises(rl.FormatError, match="expected a 'rome_lens mend editor 2'"):
         rl.mend(tiny, RECORDS[0].request, editor=rl.Mend.untrained(tiny, config=CONFIG), **QUIET).save(
             tmp_path / "edit.safetensors"
         )

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import rome_lens as rl
 from rome_lens.edit import targets as module
@@ -40,40 +41,42 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(tiny, tmp_path, monkeypa
 
         return optimise
 
-    store = tmp_path / "z.safetensors"
+    out = tmp_path / "search"
     monkeypatch.setattr(module, "optimise_values", stopped_at(2))
     with pytest.raises(KeyboardInterrupt):
-        targets_of(tiny, store=store)
-    assert rl.MemitTargets.load(store).requests == REQUESTS[:2]
+        targets_of(tiny, out=out)
+    with safe_open(out / "checkpoint.safetensors", framework="pt") as opened:
+        assert len(opened.get_tensor("vectors")) == 2
     monkeypatch.setattr(module, "optimise_values", stopped_at(3))
-    resumed = targets_of(tiny, store=store)
+    resumed = targets_of(tiny, out=out)
     assert [list(part) for part in calls] == [[request] for request in REQUESTS]
-    assert same(resumed, targets_of(tiny, store=store))
+    assert same(resumed, targets_of(tiny, out=out))
     monkeypatch.setattr(module, "optimise_values", search)
     assert same(resumed, found(tiny))
 
 
-def test_a_store_gives_the_requests_that_are_asked_for_in_their_order(tiny, tmp_path):
-    store = tmp_path / "z.safetensors"
-    every = targets_of(tiny, store=store)
-    some = targets_of(tiny, REQUESTS[::-2], store=store)
+def test_a_folder_gives_the_requests_that_are_asked_for_in_their_order(tiny, tmp_path):
+    out = tmp_path / "search"
+    every = targets_of(tiny, out=out)
+    some = targets_of(tiny, REQUESTS[::-2], out=out)
     assert some.requests == REQUESTS[::-2]
     assert [value.nll for value in some.values] == [value.nll for value in every.values[::-2]]
 
 
-def test_a_store_of_another_search_or_model_is_refused(tiny, tiny_model, tmp_path):
-    store = tmp_path / "z.safetensors"
-    targets_of(tiny, store=store)
-    with pytest.raises(ValueError, match="searched with steps=40"):
+def test_a_folder_of_another_search_or_model_is_refused(tiny, tiny_model, tmp_path):
+    out = tmp_path / "search"
+    targets_of(tiny, out=out)
+    with pytest.raises(rl.FormatError, match=r"begun with \{'search.steps': 40\}, but \{'search.steps': 41\}"):
         config = rl.MemitConfig(**(FAR | {"steps": 41}))
-        rl.memit_targets(tiny, REQUESTS, layer=1, config=config, store=store, progress=False)
-    with pytest.raises(ValueError, match="sought after layer 1, but the last edited layer is 2"):
-        targets_of(tiny, layer=2, store=store)
-    with pytest.raises(rl.EditError, match="found on another model"):
-        targets_of(tiny_model("gpt2", seed=1), store=store)
-    (tmp_path / "other").write_text("something")
+        rl.memit_targets(tiny, REQUESTS, layer=1, config=config, out=out, progress=False)
+    with pytest.raises(rl.FormatError, match=r"begun with \{'layer': 1\}, but \{'layer': 2\}"):
+        targets_of(tiny, layer=2, out=out)
+    with pytest.raises(rl.FormatError, match="begun with {'weights': .*edits reverted"):
+        targets_of(tiny_model("gpt2", seed=1), out=out)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "checkpoint.safetensors").write_text("something")
     with pytest.raises(rl.FormatError, match="damaged"):
-        targets_of(tiny, store=tmp_path / "other")
+        targets_of(tiny, out=tmp_path / "other")
 
 
 def test_targets_of_an_edited_model_or_of_other_requests_are_refused(tiny):

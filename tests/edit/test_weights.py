@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import rome_lens as rl
-from rome_lens.files import digest
+from rome_lens.storage import digest
 
 REQUEST = rl.EditRequest("{} is located in the city of", "The Eiffel Tower", target="Rome")
 

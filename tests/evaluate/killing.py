@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import rome_lens as rl
-from rome_lens.evaluate import stored
 from tests.evaluate.test_running import METHODS
 from tests.evaluate.test_sequence import RECORDS
 
@@ -23,7 +22,6 @@ COUNT = 12
 
 def main() -> None:
     folder, work, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    stored._RECORDS_BEFORE_MERGE = 4  # so that merging is killed as well
     model = rl.load_model(folder, device="cpu")
     records = [replace(RECORDS[i % len(RECORDS)], case_id=i) for i in range(COUNT)]
 

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 
 import rome_lens as rl
-from rome_lens.evaluate import stored
 from tests.evaluate.test_sequence import RECORDS, noise, same
 
 run = partial(rl.run_evaluation, progress=False)
@@ -111,7 +110,7 @@ def test_an_edit_that_cannot_be_computed_is_kept_counted_and_told(tiny, weights_
     others = frame[(frame["method"] == "noise") & (frame["case_id"] != 1)]
     assert summary.loc["failing", "EM"] == others.loc[others["metric"] == "EM", "value"].mean()
     with pytest.warns(rl.EditWarning):
-        again = run(tiny, RECORDS, {"failing": noise, "noise": noise}, out=tmp_path)  # not tried again
+        again = run(tiny, RECORDS, {"failing": failing, "noise": noise}, out=tmp_path)  # not tried again
     pd.testing.assert_frame_equal(again, frame)
 
 
@@ -127,8 +126,10 @@ def test_a_method_that_always_fails_has_no_means(tiny, tmp_path):
 def test_another_error_ends_the_run_and_what_was_measured_is_kept(tiny, weights_of, tmp_path):
     before = weights_of(tiny)
 
+    breaks = [True]
+
     def broken(model, request):
-        if request == RECORDS[2].request:
+        if request == RECORDS[2].request and breaks.pop():
             raise ZeroDivisionError
         return noise(model, request)
 
@@ -136,49 +137,9 @@ def test_another_error_ends_the_run_and_what_was_measured_is_kept(tiny, weights_
         run(tiny, RECORDS, {"noise": broken}, out=tmp_path / "a")
     assert same(tiny, before)
     assert set(rl.load_evaluation(tmp_path / "a")["case_id"]) == {0, 1}
-    resumed = run(tiny, RECORDS, {"noise": noise}, out=tmp_path / "a")
+    breaks.append(False)
+    resumed = run(tiny, RECORDS, {"noise": broken}, out=tmp_path / "a")
     pd.testing.assert_frame_equal(resumed, run(tiny, RECORDS, {"noise": noise}, out=tmp_path / "b"))
-
-
-def test_merging_is_safe_at_every_step(tiny, tmp_path, monkeypatch):
-    """Killed before the merged file is in place, after it, and between the deletions: the same rows, each once."""
-    whole = run(tiny, RECORDS, METHODS, out=tmp_path / "whole")
-    assert [path.name.split("-")[0] for path in sorted((tmp_path / "whole").glob("*.parquet"))] == ["merged"]
-
-    class Killed(BaseException):
-        pass
-
-    for steps in range(4):
-        out, left = tmp_path / str(steps), iter([None] * steps)
-
-        def unlink_or_die(path, missing_ok=False, left=left):
-            if path.suffix == ".parquet" and next(left, Killed) is Killed:
-                raise Killed
-            os.unlink(path) if path.exists() else None
-
-        with monkeypatch.context() as patched:
-            patched.setattr(Path, "unlink", unlink_or_die)
-            if steps < 3:
-                with pytest.raises(Killed):
-                    run(tiny, RECORDS, METHODS, out=out)
-            else:
-                run(tiny, RECORDS, METHODS, out=out)
-        assert len(list(out.glob("*.parquet"))) == 4 - steps
-        pd.testing.assert_frame_equal(rl.load_evaluation(out), rl.load_evaluation(tmp_path / "whole"))
-        pd.testing.assert_frame_equal(run(tiny, RECORDS, METHODS, out=out), whole)
-
-
-def test_records_are_merged_as_they_come(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(stored, "_RECORDS_BEFORE_MERGE", 2)
-    counts = []
-
-    def counting(model, request):
-        counts.append(sorted(path.name.split("-")[0] for path in tmp_path.glob("*.parquet")))
-        return noise(model, request)
-
-    records = [replace(RECORDS[0], case_id=i) for i in range(5)]
-    run(tiny, records, {"noise": counting}, out=tmp_path)
-    assert counts == [[], ["record"], ["merged"], ["merged", "record"], ["merged"] * 2]
 
 
 def test_a_folder_of_another_model_score_or_record_is_refused_and_kept(tiny, tiny_model, tmp_path):
@@ -192,32 +153,55 @@ def test_a_folder_of_another_model_score_or_record_is_refused_and_kept(tiny, tin
         run(tiny, RECORDS, {"louder": louder}, out=tmp_path)
     with pytest.raises(rl.FormatError, match="'score': 'rome_lens.evaluate.counterfact.score_record'"):
         run(tiny, RECORDS, {"louder": louder}, out=tmp_path, score=rl.score_specificity)
-    with pytest.raises(rl.FormatError, match="Record 1 was another one"):
+    with pytest.raises(rl.FormatError, match="begun with {'record 1.target_true': 'Rome'}, but .* 'Seattle'}"):
         run(tiny, [replace(RECORDS[1], target_true="Seattle")], {"louder": louder}, out=tmp_path)
+    with pytest.raises(rl.FormatError, match=r"{'method noise': '.*\.noise'}, but {'method noise': '.*\.louder'}"):
+        run(tiny, RECORDS, {"noise": louder}, out=tmp_path)
     pd.testing.assert_frame_equal(rl.load_evaluation(tmp_path), kept)
+
+
+def scaled(model, request, *, config) -> rl.Edit:
+    return noise(model, request)
+
+
+def test_a_method_of_the_same_name_with_another_configuration_is_refused(tiny, tmp_path):
+    """As a partial's argument, and as what a function takes from around it."""
+
+    def taking(config):
+        return lambda model, request: scaled(model, request, config=config)
+
+    first, second = rl.RomeConfig(layer=1), rl.RomeConfig(layer=2)
+    for name, make in (("partial", lambda config: partial(scaled, config=config)), ("closure", taking)):
+        out = tmp_path / name
+        run(tiny, RECORDS[:1], {"mine": make(first)}, out=out)
+        with pytest.raises(rl.FormatError, match="begun with {'method mine.config.layer': 1}, but"):
+            run(tiny, RECORDS, {"mine": make(second)}, out=out)
+        run(tiny, RECORDS[:1], {"mine": make(rl.RomeConfig(layer=1)), "other": make(second)}, out=out)
 
 
 def test_a_folder_with_other_files_or_a_damaged_one_is_refused(tiny, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
-    with pytest.raises(rl.FormatError, match=r"holds \['notes.txt'\] and no evaluation"):
+    with pytest.raises(rl.FormatError, match=r"holds \['notes.txt'\] and no rome_lens evaluation"):
         run(tiny, RECORDS, {}, out=mine)
     with pytest.raises(NotADirectoryError):
         run(tiny, RECORDS, {}, out=mine / "notes.txt")
     assert [path.name for path in mine.iterdir()] == ["notes.txt"]
-    with pytest.raises(FileNotFoundError, match="expected a folder of run_evaluation"):
+    with pytest.raises(FileNotFoundError, match="expected a folder that holds a rome_lens evaluation"):
         rl.load_evaluation(mine)
-    (mine / "identity.json").write_text(json.dumps({"kind": "passport"}))
-    with pytest.raises(rl.FormatError, match="is not that of an evaluation"):
+    (mine / "rows.jsonl").write_text(json.dumps({"kind": "passport"}))
+    with pytest.raises(rl.FormatError, match="Line 1 of .* is damaged"):
         rl.load_evaluation(mine)
     whole = run(tiny, RECORDS, {}, out=tmp_path / "whole")
-    (part,) = (tmp_path / "whole").glob("*.parquet")
-    content = part.read_bytes()
-    part.write_bytes(content[: len(content) // 2])
-    with pytest.raises(rl.FormatError, match="Delete it: its records are measured again"):
+    rows = tmp_path / "whole" / "rows.jsonl"
+    lines = rows.read_bytes().splitlines(keepends=True)
+    rows.write_bytes(b"".join([*lines[:2], lines[2].replace(b"EM", b"EN"), *lines[3:]]))
+    with pytest.raises(
+        rl.FormatError, match="Line 3 of .* is damaged .* Cut the file before this line|or cut the file"
+    ):
         run(tiny, RECORDS, {}, out=tmp_path / "whole")
-    part.unlink()
+    rows.write_bytes(b"".join(lines[:2]))
     pd.testing.assert_frame_equal(run(tiny, RECORDS, {}, out=tmp_path / "whole"), whole)
 
 

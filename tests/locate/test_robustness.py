@@ -9,14 +9,14 @@ NOISES = {"small": rl.GaussianNoise(std=0.1), "large": rl.GaussianNoise(std=1.0)
 
 
 def test_report_has_a_row_for_each_setting_and_agrees_with_itself(tiny, tmp_path):
-    store = tmp_path / "traces.jsonl"
-    settings = {"corruptions": NOISES, "windows": (1, 2), "samples": 2, "store": store, "progress": False}
+    traces = tmp_path / "traces"
+    settings = {"corruptions": NOISES, "windows": (1, 2), "samples": 2, "out": traces, "progress": False}
     report = rl.robustness_report(tiny, FACTS, **settings)
     assert len(report) == 2 * 3 * 2
     assert report.iloc[0].agreement == pytest.approx(1)
     assert report.agreement.between(-1, 1).all()
     assert (report.n == 2).all()
-    assert len(rl.load_traces(store)) == 2 * len(report)
+    assert len(rl.load_traces(traces)) == 2 * len(report)
     assert rl.robustness_report(tiny, FACTS, **settings).equals(report)
 
 

@@ -15,10 +15,10 @@ from rome_lens.edit.teacher_forcing import run_until
 from rome_lens.edit.weights import Edit, as_json, finite_matrix
 from rome_lens.errors import EditError, FormatError
 from rome_lens.facts import Continuation, EditRequest
-from rome_lens.files import load_tensors, save_tensors
 from rome_lens.models import Model, architecture_digest, key_width
+from rome_lens.storage import load_tensors, save_tensors
 
-_KIND = "rome_lens mend editor 1"
+_KIND = "rome_lens mend editor 2"
 _FACTS = {"layers": list, "widths": list, "config": dict, "model": str, "architecture": str, "history": list}
 
 

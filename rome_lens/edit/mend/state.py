@@ -1,10 +1,6 @@
 """A training of MEND while it runs: all that decides how it goes on, kept on disk so that a stopped run does."""
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +8,10 @@ from torch import Tensor
 from rome_lens.edit.mend.config import MendConfig
 from rome_lens.edit.mend.network import EditorNetwork
 from rome_lens.errors import FormatError
-from rome_lens.files import load_tensors, save_tensors
+from rome_lens.storage import Checkpoint
 
-_KIND = "rome_lens mend training 1"
-_FACTS = {"asked": dict, "step": int, "best_step": int, "sums": list, "history": list}
+KIND = "rome_lens mend training 2"
+FACTS = {"step": int, "best_step": int, "sums": list, "history": list}
 
 
 @dataclass(eq=False)
@@ -54,29 +50,23 @@ class TrainingState:
         self.best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
         self.best_step = self.step
 
-    def save(self, path: str | os.PathLike[str], *, asked: Mapping[str, Any]) -> None:
-        """Writes all of it in place of what was there, with the arguments."""
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keeps all of it in place of what was kept before."""
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for name, parameter in self.network.named_parameters():
             tensors |= {f"adam.{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
-        facts = {name: getattr(self, name) for name in ("step", "best_step", "sums", "history")}
-        save_tensors(path, tensors, kind=_KIND, facts={"asked": dict(asked), **facts}, overwrite=True)
+        checkpoint.save(tensors, {name: getattr(self, name) for name in FACTS})
 
-    def resume(self, path: str | os.PathLike[str], *, asked: Mapping[str, Any]) -> None:
-        """Takes over what `save` wrote.
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Takes over what `save` kept, if anything.
 
         Raises:
-            FormatError: the file is damaged or is something else.
-            ValueError: it was begun with other arguments, records or weights.
+            FormatError: a part is missing.
         """
-        tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS)
-        if others := [name for name in asked if facts["asked"].get(name) != asked[name]]:
-            before, now = ({name: given.get(name) for name in others} for given in (facts.pop("asked"), asked))
-            raise ValueError(
-                f"The checkpoint {Path(path)} was begun with {before}, but {now} was given. Give the same again, or "
-                "another checkpoint."
-            )
+        if checkpoint.found is None:
+            return
+        tensors, facts = checkpoint.found
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "adam": {}}
         try:
             for name, tensor in tensors.items():
@@ -87,7 +77,9 @@ class TrainingState:
                 for key in ("step", "exp_avg", "exp_avg_sq"):
                     self.optimizer.state[parameter][key] = parts["adam"][f"{name}.{key}"]
         except (KeyError, RuntimeError) as error:
-            raise FormatError(f"{path} lacks a part of a checkpoint ({error}). Delete it to begin anew.") from error
+            raise FormatError(
+                f"{checkpoint.path} lacks a part of a training ({error}). Delete it to begin anew."
+            ) from error
         self.best = parts["best"]
-        self.step, self.best_step = facts["step"], facts["best_step"]
-        self.sums, self.history = facts["sums"], facts["history"]
+        for name, value in facts.items():
+            setattr(self, name, value)

@@ -2,12 +2,10 @@
 
 import hashlib
 import os
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import inf
-from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -17,14 +15,13 @@ from rome_lens.checking import check_seed, check_whole, checked
 from rome_lens.edit.mend.config import MendConfig
 from rome_lens.edit.mend.editing import Mend
 from rome_lens.edit.mend.examples import Example, example_losses
-from rome_lens.edit.mend.state import TrainingState
-from rome_lens.edit.weights import as_json, finite_matrix
+from rome_lens.edit.mend.state import FACTS, KIND, TrainingState
+from rome_lens.edit.weights import finite_matrix
 from rome_lens.errors import EditError
 from rome_lens.facts import QuestionRecord
-from rome_lens.files import check_new_file, digest
-from rome_lens.models import Model, frozen
+from rome_lens.models import Model, frozen, model_identity
+from rome_lens.storage import open_checkpoint, plain
 
-_SECONDS_BETWEEN_SAVES = 60.0
 _VALIDATION_LOSS = "validation_loss"
 
 
@@ -37,7 +34,7 @@ def train_mend(
     validation: Sequence[QuestionRecord] = (),
     config: MendConfig | None = None,
     seed: int = 0,
-    checkpoint: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
     kept_examples: int = 1000,
     progress: bool = True,
 ) -> Mend:
@@ -58,8 +55,9 @@ def train_mend(
             the training ends early (`config.patience`). None: the last one comes back.
         config: the numbers; None: `MendConfig()`.
         seed: of the editor's first matrices and of the records' order.
-        checkpoint: a file. Everything is kept in it, about once a minute, and a call with the same arguments (`steps`
-            may be more) goes on from there, with the result of an unbroken run. It stays when all is done.
+        out: a folder for this training alone; made if it is missing. Everything is kept in it, about once a minute, and
+            a call with the same arguments (`steps` may be more) goes on from there, with the result of an unbroken run.
+            It stays when all is done.
         kept_examples: of how many records what was computed is kept in memory (about 0.5 MB each for SmolLM2-135M).
         progress: shows a bar.
 
@@ -70,43 +68,39 @@ def train_mend(
 
     Raises:
         EditError: a weight or a loss is not finite.
-        FormatError: the checkpoint is damaged or is something else.
-        ValueError: no records, one without a locality question, a bad layer, a text that does not fit, or a checkpoint
-            that was begun with other arguments.
+        FormatError: the folder was begun with another model, other weights or other arguments, or holds other files or
+            a damaged one.
+        UnavailableError: another run has the folder open, or its disk is full or may not be written to.
+        ValueError: no records, one without a locality question, a bad layer, or a text that does not fit.
     """
     config = MendConfig() if config is None else config
     _check(records, validation, steps)
     check_seed(seed)
     check_whole(least=0, kept_examples=kept_examples)
     editor = Mend.untrained(model, config=config, seed=seed)
-    weights = {str(layer): digest(finite_matrix(model, layer)) for layer in editor.layers}
-    asked = {"config": as_json(config), "seed": seed, "weights": weights, "architecture": editor.architecture}
-    asked |= {"records": _digest(records), "validation": _digest(validation)}
+    for layer in editor.layers:
+        finite_matrix(model, layer)
+    asked = {"config": plain(config), "seed": seed, "records": _digest(records), "validation": _digest(validation)}
+    identity = model_identity(model) | asked if out is not None else {}
     state = TrainingState.begun(editor.network, config)
-    if checkpoint is not None:
-        check_new_file(checkpoint, overwrite=True)
-        if Path(checkpoint).exists():
-            state.resume(checkpoint, asked=asked)
-
     both = (*records, *validation)
     prepare = lru_cache(maxsize=kept_examples)(lambda i: Example.of(model, both[i], editor.layers))
     held_out = range(len(records), len(both))
-    saved = time.monotonic()
-    with frozen(model), tqdm(total=steps, initial=state.step, desc="MEND", unit="step", disable=not progress) as bar:
-        if not state.history:
-            _look(model, state, map(prepare, held_out), config)
-        while state.step < steps and not (validation and state.step - state.best_step >= config.patience):
-            batch = _order(state.step, len(records), config.batch_size, seed)
-            _learn(model, state, [prepare(i) for i in batch], config)
-            bar.update()
-            if state.step % config.validation_interval == 0 or state.step == steps:
+    size = 4 * sum(parameter.nbytes for parameter in editor.network.parameters())  # with Adam's, and the best so far
+    with open_checkpoint(out, kind=KIND, identity=identity, facts=FACTS, size=size) as kept, frozen(model):
+        state.resume(kept)
+        with tqdm(total=steps, initial=state.step, desc="MEND", unit="step", disable=not progress) as bar:
+            if not state.history:
                 _look(model, state, map(prepare, held_out), config)
-                bar.set_postfix(state.history[-1])
-            if checkpoint is not None and (
-                time.monotonic() - saved >= _SECONDS_BETWEEN_SAVES or state.step == state.history[-1]["step"]
-            ):
-                state.save(checkpoint, asked=asked)
-                saved = time.monotonic()
+            while state.step < steps and not (validation and state.step - state.best_step >= config.patience):
+                batch = _order(state.step, len(records), config.batch_size, seed)
+                _learn(model, state, [prepare(i) for i in batch], config)
+                bar.update()
+                if state.step % config.validation_interval == 0 or state.step == steps:
+                    _look(model, state, map(prepare, held_out), config)
+                    bar.set_postfix(state.history[-1])
+                if kept.is_due or state.step == state.history[-1]["step"]:
+                    state.save(kept)
     editor.network.load_state_dict(state.best)
     return replace(editor, history=tuple(state.history))
 

@@ -1,0 +1,21 @@
+"""Edits that a run keeps beside its journal, so that it computes none twice."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rome_lens.edit.weights import Edit
+from rome_lens.facts import EditRequest
+from rome_lens.storage import check_same, plain
+
+
+def kept_edit(path: Path, request: EditRequest, make: Callable[[], Edit]) -> Edit:
+    """The edit in this file, or else the one that is made now, saved there.
+
+    Raises:
+        FormatError: the file holds the edit of another request, or is damaged.
+    """
+    if not path.exists():
+        make().save(path)
+    edit = Edit.load(path)
+    check_same(path, {"requests": plain(edit.requests)}, {"requests": plain([request])})
+    return edit

@@ -1,0 +1,31 @@
+"""What is written to disk: whole files, arrays with facts, and runs that can be stopped and go on.
+
+A run that can be stopped keeps what it has in a folder of its own, by one of two means: a journal, whose rows are
+appended as they come, or a checkpoint, whose arrays are replaced as they grow. Both know what work the folder was begun
+with, and refuse other work, a second run at the same time, and damaged content.
+"""
+
+from rome_lens.storage.checkpoint import Checkpoint, open_checkpoint
+from rome_lens.storage.files import check_new_file, check_room, new_file, writing
+from rome_lens.storage.identity import check_same, plain
+from rome_lens.storage.journal import Journal, open_journal, read_journal
+from rome_lens.storage.json_files import load_json
+from rome_lens.storage.tensors import digest, load_tensors, save_tensors
+
+__all__ = [
+    "Checkpoint",
+    "Journal",
+    "check_new_file",
+    "check_room",
+    "check_same",
+    "digest",
+    "load_json",
+    "load_tensors",
+    "new_file",
+    "open_checkpoint",
+    "open_journal",
+    "plain",
+    "read_journal",
+    "save_tensors",
+    "writing",
+]

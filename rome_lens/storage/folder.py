@@ -1,0 +1,53 @@
+"""The folder that a run keeps its work in: for one run at a time, and for nothing else."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from rome_lens.errors import FormatError, UnavailableError
+from rome_lens.storage.files import TEMPORARY, check_parents, writing
+
+_LOCK = ".rome_lens.lock"
+
+
+@contextmanager
+def open_folder(folder: str | os.PathLike[str], *, holds: str, what: str) -> Iterator[Path]:
+    """Gives the folder, made if it is missing, to this run alone until the body ends or the process dies.
+
+    Temporary files that a killed run has left are removed. Hidden files of others are left alone.
+
+    Args:
+        folder: where.
+        holds: the file by which a folder of this work is recognised; one without it has to be empty.
+        what: the work is, in an error.
+
+    Raises:
+        FormatError: the folder holds other files.
+        NotADirectoryError: it, or a parent, is a file.
+        UnavailableError: another run has it open, or the disk is full or may not be written to.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, expected a folder. Choose another name.")
+    check_parents(folder / holds)
+    there = sorted(path.name for path in folder.glob("[!.]*"))
+    if there and holds not in there:
+        raise FormatError(f"{folder} holds {there[:3]} and no {what}. Choose a new or an empty folder.")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / _LOCK, thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UnavailableError(
+                f"Another run has {folder} open. Wait until it has ended, or choose another folder."
+            ) from None
+    try:
+        for left_by_a_kill in folder.glob(TEMPORARY):
+            left_by_a_kill.unlink(missing_ok=True)
+        yield folder
+    finally:
+        lock.release()

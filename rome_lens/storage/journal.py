@@ -1,0 +1,164 @@
+"""Rows that are appended to a file as they come, so that a run that was stopped goes on after them.
+
+The file is JSON lines. The first says what work it was begun with; each line holds a checksum of itself and of the line
+before, so that a damaged, missing or moved line is noticed. What a kill cut off at the end is cut off the file.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from rome_lens.errors import FormatError
+from rome_lens.storage.files import new_file, writing
+from rome_lens.storage.folder import open_folder
+from rome_lens.storage.identity import check_same
+
+ROWS = "rows.jsonl"
+_START, _MIDDLE = b'{"sha256": "', b'", '
+_BODY = len(_START) + 64 + len(_MIDDLE)  # where a line's own part begins
+Row = TypeVar("Row")
+
+
+@contextmanager
+def open_journal(
+    folder: str | os.PathLike[str] | None,
+    *,
+    kind: str,
+    identity: Mapping[str, Any],
+    read: Callable[[Any], Row],
+) -> "Iterator[Journal[Row]]":
+    """Opens the journal in a folder, begun now if there is none, for this run alone.
+
+    Args:
+        folder: where the rows are kept (see `open_folder`); None: nowhere.
+        kind: of work.
+        identity: what the rows depend on, as `plain` values by name.
+        read: makes of a row what is wanted; raises KeyError, TypeError or ValueError for one that it cannot read.
+
+    Raises:
+        FormatError: the folder was begun with something else, or holds other files or damaged ones.
+        NotADirectoryError, UnavailableError: as `open_folder`.
+    """
+    if folder is None:
+        yield Journal(None, identity, [], "")
+        return
+    with open_folder(folder, holds=ROWS, what=kind) as opened:
+        path = opened / ROWS
+        if not path.exists():
+            with new_file(path) as temporary:
+                temporary.write_bytes(_line("", _body({"identity": {"kind": kind, **identity}}))[0])
+        journal, whole = _read(path, kind, read)
+        if path.stat().st_size > whole:
+            with writing(path):
+                os.truncate(path, whole)
+        journal.claim(identity)
+        yield journal
+
+
+def read_journal(folder: str | os.PathLike[str], *, kind: str, read: Callable[[Any], Row]) -> list[Row]:
+    """The rows in a folder, which is left as it is, also while a run adds to it.
+
+    Raises:
+        FileNotFoundError: there is no journal in this folder.
+        FormatError: it holds something else or is damaged.
+    """
+    path = Path(folder) / ROWS
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}, expected a folder that holds a {kind}.")
+    return _read(path, kind, read)[0].rows
+
+
+class Journal(Generic[Row]):
+    """The rows of a run, as `open_journal` gives it.
+
+    Attributes:
+        folder: where they are kept; None: nowhere.
+        rows: those that were there when it was opened.
+    """
+
+    def __init__(self, folder: Path | None, identity: Mapping[str, Any], rows: list[Row], last: str):
+        self.folder, self.rows = folder, rows
+        self._identity, self._last = dict(identity), last
+
+    def append(self, row: Any) -> None:
+        """Adds a row of JSON values. It is on the disk, whole, when this returns.
+
+        Raises:
+            UnavailableError: the disk is full; the rows before are kept.
+        """
+        self._write({"row": row})
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Adds to what the rows depend on. Raises FormatError if the work was begun with something else."""
+        check_same(self.folder, self._identity, {n: identity[n] for n in identity if n in self._identity})
+        if added := {name: value for name, value in identity.items() if name not in self._identity}:
+            self._write({"identity": added})
+            self._identity |= added
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        if self.folder is None:
+            return
+        path = self.folder / ROWS
+        line, last = _line(self._last, _body(entry))
+        with writing(path), path.open("ab", buffering=0) as opened:
+            size = opened.tell()
+            try:
+                left = memoryview(line)
+                while left:
+                    left = left[opened.write(left) :]
+                os.fsync(opened.fileno())
+            except BaseException:
+                os.truncate(path, size)
+                raise
+        self._last = last
+
+
+def _body(entry: Mapping[str, Any]) -> bytes:
+    """What a line says, without the brace at its start."""
+    return json.dumps(entry).encode()[1:]
+
+
+def _line(last: str, body: bytes) -> tuple[bytes, str]:
+    """A line after the one with the checksum `last`, and its own checksum."""
+    found = hashlib.sha256(last.encode() + body).hexdigest()
+    return _START + found.encode() + _MIDDLE + body + b"\n", found
+
+
+def _read(path: Path, kind: str, read: Callable[[Any], Row]) -> tuple[Journal[Row], int]:
+    """The journal, and the length of its whole lines."""
+    content = path.read_bytes()
+    *lines, cut_off = content.split(b"\n")
+    last = ""
+    identity: dict[str, Any] = {}
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            whole, last = _line(last, line[_BODY:])
+            if whole[:-1] != line:
+                raise ValueError("it does not fit its checksum")
+            entry = json.loads(b"{" + line[_BODY:])
+            if "identity" in entry:
+                identity |= entry["identity"]
+            else:
+                rows.append(read(entry["row"]))
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise _damaged(path, number, str(error)) from error
+        if number == 1 and identity.pop("kind", None) != kind:
+            raise FormatError(f"{path} holds no {kind}. Choose another folder.")
+    if not lines:
+        raise _damaged(path, 1, "it has no end")
+    begins = cut_off.startswith(_START[: len(cut_off)])
+    if not begins or _line(last, cut_off[_BODY:-1])[0][:-1] == cut_off[:-1]:
+        raise _damaged(path, len(lines) + 1, "a kill does not leave such an end")
+    return Journal(path.parent, identity, rows, last), len(content) - len(cut_off)
+
+
+def _damaged(path: Path, number: int, reason: str) -> FormatError:
+    return FormatError(
+        f"Line {number} of {path} is damaged ({reason}). Choose another folder; or cut the file before this line, and "
+        "what is lost is made again."
+    )

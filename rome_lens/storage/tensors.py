@@ -1,0 +1,158 @@
+"""Tensors with facts about their origin, in a safetensors file with a checksum over every byte of it.
+
+The header's metadata holds `kind`, `facts` (JSON) and `sha256`: the SHA-256 of the whole file, taken with zeros in the
+place of these 64 digits. So a bit that flips anywhere is noticed, in a number, a name, a fact or the padding.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rome_lens.errors import FormatError
+from rome_lens.storage.files import new_file
+from rome_lens.storage.json_files import strict_json
+
+_MOST_HEADER_BYTES = 16 << 20
+_ZEROS = "0" * 64
+
+
+def save_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    *,
+    kind: str,
+    facts: Mapping[str, Any],
+    overwrite: bool = False,
+) -> None:
+    """Writes a safetensors file whose header holds `kind`, `facts` (as JSON) and a checksum of all of it.
+
+    Raises:
+        TypeError, ValueError: a fact is not JSON, or is NaN or infinite; and what `new_file` raises.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"kind": kind, "facts": json.dumps(facts, allow_nan=False), "sha256": _ZEROS}
+    with new_file(path, overwrite=overwrite) as temporary:
+        save_file(contiguous, temporary, metadata=metadata)
+        seal(temporary, _ZEROS)
+
+
+def seal(path: Path, written: str) -> None:
+    """Puts the file's checksum in the place of the 64 digits that are `written` in its header."""
+    with path.open("r+b") as opened:
+        place, found = _checksum(opened, written)
+        opened.seek(place)
+        opened.write(found.encode())
+
+
+def load_tensors(
+    path: str | os.PathLike[str],
+    *,
+    kind: str,
+    facts: Mapping[str, type | UnionType],
+    max_bytes: int | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `save_tensors` wrote: the tensors (on the CPU, apart from the file) and the facts.
+
+    Args:
+        path: the file.
+        kind: what it has to hold.
+        facts: the facts it has to hold, neither more nor fewer, and their types.
+        max_bytes: larger files are refused; None: no bound.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FormatError: the file is too large, damaged, no safetensors file, or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}, expected a safetensors file that holds a {kind}.")
+    try:
+        _check_size(path, max_bytes)
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            if metadata.get("kind") != kind:
+                found = metadata.get("kind", "tensors of another program")
+                raise FormatError(f"{path} holds {found!r}, expected a {kind!r}.")
+            _check_checksum(path, metadata.get("sha256", ""))
+            # Copies: what safetensors gives are views of the file, which somebody may write to later.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    except FormatError:
+        raise
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise FormatError(
+            f"{path} is damaged or is not a safetensors file ({reason}). Save or fetch it again."
+        ) from error
+    return tensors, _facts_of(path, metadata.get("facts", ""), facts)
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's entries in its dtype, whatever their memory order and device."""
+    return hashlib.sha256(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _check_checksum(path: Path, stored: str) -> None:
+    with path.open("rb") as opened:
+        if len(stored) != len(_ZEROS) or _checksum(opened, stored)[1] != stored:
+            raise FormatError(f"{path} is damaged: its content does not fit its checksum. Save or fetch it again.")
+
+
+def _checksum(opened: BinaryIO, written: str) -> tuple[int, str]:
+    """Where these 64 digits stand in the header, and the SHA-256 of the file with zeros there.
+
+    Raises ValueError if they do not stand there.
+    """
+    start = opened.read(8)
+    header = opened.read(int.from_bytes(start, "little"))
+    place = header.index(written.encode())
+    found = hashlib.sha256(start + header[:place] + _ZEROS.encode() + header[place + len(_ZEROS) :])
+    while block := opened.read(1 << 20):
+        found.update(block)
+    return len(start) + place, found.hexdigest()
+
+
+def _check_size(path: Path, max_bytes: int | None) -> None:
+    size = path.stat().st_size
+    if max_bytes is not None and size > max_bytes:
+        raise FormatError(
+            f"{path} is {size} bytes long, but at most {max_bytes} are read. Pass a larger max_bytes if it is yours."
+        )
+    with path.open("rb") as opened:
+        header = int.from_bytes(opened.read(8), "little")
+    if header > _MOST_HEADER_BYTES:
+        raise FormatError(
+            f"{path} is damaged or is not a safetensors file (its header would be {header} bytes long, at most "
+            f"{_MOST_HEADER_BYTES} are read). Save or fetch it again."
+        )
+
+
+def _facts_of(path: Path, text: str, expected: Mapping[str, type | UnionType]) -> dict[str, Any]:
+    try:
+        facts = strict_json(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(
+            f"The facts in the header of {path} are not JSON ({error}). Save or fetch it again."
+        ) from error
+    check_facts(path, facts, expected)
+    return facts
+
+
+def check_facts(path: Path, facts: Any, expected: Mapping[str, type | UnionType]) -> None:
+    """Raises FormatError unless the facts are these, neither more nor fewer, and of these types."""
+    if not isinstance(facts, dict):
+        raise FormatError(f"The facts in the header of {path} are a {type(facts).__name__}, expected a JSON object.")
+    if facts.keys() != expected.keys():
+        raise FormatError(f"The facts in the header of {path} are {sorted(facts)}, expected {sorted(expected)}.")
+    for name, kind in expected.items():
+        if not isinstance(facts[name], kind) or isinstance(facts[name], bool):
+            found, wanted = type(facts[name]).__name__, getattr(kind, "__name__", kind)
+            raise FormatError(f"The fact {name!r} in the header of {path} is a {found}, expected {wanted}.")
