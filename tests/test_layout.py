@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "evaluate": BASE | {"edit", "evaluate", "plots"},
     "plots": set(),
     "explorer": BASE | {"locate", "edit", "evaluate", "plots"},
-    "models": set(),
+    "models": {"errors"},
     "files": {"errors"},
     "errors": set(),
     "version": set(),
