@@ -11,7 +11,7 @@ from rome_lens.checking import checked
 from rome_lens.downloads import downloaded
 from rome_lens.errors import DataWarning, FormatError, warn
 from rome_lens.facts import Continuation, EditRecord, EditRequest, Fact, QuestionRecord, check_text, template_about
-from rome_lens.files import load_json
+from rome_lens.reading import load_json
 
 T = TypeVar("T")
 _KNOWEDIT = ("wiki_recent", "wiki_counterfact")

@@ -8,7 +8,8 @@ import platformdirs
 from tqdm.auto import tqdm
 
 from rome_lens.errors import FormatError, UnavailableError
-from rome_lens.files import load_json, new_file
+from rome_lens.files import new_file
+from rome_lens.reading import load_json
 
 _AUTHORS = "https://rome.baulab.info/data/dsets"
 _KNOWEDIT = "https://huggingface.co/datasets/zjunlp/KnowEdit/resolve/main/benchmark"

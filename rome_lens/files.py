@@ -5,18 +5,18 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from math import isfinite
 from pathlib import Path
 from tempfile import mkstemp
 from types import UnionType
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rome_lens.errors import FormatError
+from rome_lens.reading import existing_file, foreign, parse_json
 
 _MOST_HEADER_BYTES = 16 << 20
 T = TypeVar("T")
@@ -97,20 +97,12 @@ def load_tensors(
         FileNotFoundError: there is no such file.
         FormatError: the file is too large, damaged, no safetensors file, or holds something else.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}, expected a safetensors file that holds a {kind}.")
+    path = existing_file(path, f"a safetensors file that holds a {kind}")
     _check_size(path, max_bytes)
-    try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            # Copies: what safetensors gives are views of the file, which somebody may write to later.
-            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise FormatError(
-            f"{path} is damaged or is not a safetensors file ({reason}). Save or fetch it again."
-        ) from error
+    with foreign(path, "a safetensors file"), safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata() or {}
+        # Copies: what safetensors gives are views of the file, which somebody may write to later.
+        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a dict)
     if metadata.get("kind") != kind:
         raise FormatError(f"{path} holds {metadata.get('kind', 'tensors of another program')!r}, expected a {kind!r}.")
     return tensors, _checked_facts(path, metadata.get("facts", ""), facts)
@@ -133,8 +125,8 @@ def _check_size(path: Path, max_bytes: int | None) -> None:
 
 def _checked_facts(path: Path, text: str, expected: Mapping[str, type | UnionType]) -> dict[str, Any]:
     try:
-        facts = _strict_json(text)
-    except (ValueError, RecursionError) as error:
+        facts = parse_json(text)
+    except ValueError as error:
         raise FormatError(
             f"The facts in the header of {path} are not JSON ({error}). Save or fetch it again."
         ) from error
@@ -149,49 +141,9 @@ def _checked_facts(path: Path, text: str, expected: Mapping[str, type | UnionTyp
     return facts
 
 
-def _strict_json(text: str) -> Any:
-    """JSON without Python's extensions: names once, numbers finite and of 64 bits at most. Raises ValueError."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number")
-
-    def finite(digits: str) -> float:
-        if not isfinite(value := float(digits)):
-            raise ValueError(f"{digits[:20]} is too large a number")
-        return value
-
-    def whole(digits: str) -> int:
-        if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
-            raise ValueError(f"{digits[:20]} is too large a number")
-        return int(digits)
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(named := dict(pairs)) < len(pairs):
-            raise ValueError("a name occurs twice in one object")
-        return named
-
-    return json.loads(text, parse_constant=refuse, parse_float=finite, parse_int=whole, object_pairs_hook=once)
-
-
 def digest(tensor: Tensor) -> str:
     """SHA-256 of a tensor's entries in its dtype, whatever their memory order and device."""
     return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def load_json(path: str | os.PathLike[str]) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        FormatError: the file is not JSON in UTF-8.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}, expected a JSON file.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is damaged or is not JSON ({error}). Fetch it again.") from error
 
 
 def changed(begun: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,12 +13,12 @@ from rome_lens.errors import FormatError
 from rome_lens.files import (
     append_line,
     check_new_file,
-    load_json,
     load_tensors,
     new_file,
     read_lines,
     save_tensors,
 )
+from rome_lens.reading import load_json
 
 TENSORS = {"u": torch.arange(6.0).reshape(2, 3), "v": torch.tensor([1.5, -2.5], dtype=torch.float64)}
 FACTS = {"layer": 5, "name": "Élysée", "list": [1, 2.5, None]}

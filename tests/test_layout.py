@@ -11,15 +11,16 @@ import rome_lens
 
 PACKAGE = Path(rome_lens.__file__).parent
 BASE = {"errors", "files", "models", "tokens", "facts", "loading", "engine", "datasets", "intervals", "memory"}
-BASE |= {"version"}
+BASE |= {"reading", "version"}
 MAY_IMPORT = {
     "locate": BASE | {"locate", "plots"},
     "edit": BASE | {"edit"},
     "evaluate": BASE | {"edit", "evaluate", "plots"},
     "plots": set(),
     "explorer": BASE | {"locate", "edit", "evaluate", "plots"},
-    "models": {"errors"},
-    "files": {"errors"},
+    "models": {"errors", "reading"},
+    "files": {"errors", "reading"},
+    "reading": {"errors"},
     "errors": set(),
     "version": set(),
     "checking": set(),
@@ -27,10 +28,10 @@ MAY_IMPORT = {
     "memory": {"models"},
     "tokens": {"models"},
     "facts": {"tokens", "models", "errors"},
-    "loading": {"errors", "models", "files"},
+    "loading": {"errors", "models", "files", "reading"},
     "engine": {"errors", "loading", "models"},
-    "downloads": {"errors", "files"},
-    "datasets": {"downloads", "errors", "facts", "files", "tokens", "models"},
+    "downloads": {"errors", "files", "reading"},
+    "datasets": {"downloads", "errors", "facts", "reading", "tokens", "models"},
 }
 
 

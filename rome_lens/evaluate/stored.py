@@ -16,7 +16,8 @@ import pandas as pd
 
 from rome_lens.errors import FormatError
 from rome_lens.evaluate.records import COLUMNS
-from rome_lens.files import changed, check_new_file, load_json, new_file
+from rome_lens.files import changed, check_new_file, new_file
+from rome_lens.reading import existing_file, foreign, load_json
 
 _KIND = "rome_lens evaluation 1"
 _IDENTITY = "identity.json"
@@ -90,8 +91,7 @@ def stored_rows(folder: str | os.PathLike[str]) -> pd.DataFrame:
         FileNotFoundError: there is no evaluation in this folder.
         FormatError: it holds other files or damaged ones.
     """
-    if not (Path(folder) / _IDENTITY).is_file():
-        raise FileNotFoundError(f"There is no file {Path(folder) / _IDENTITY}, expected a folder of run_evaluation.")
+    existing_file(Path(folder) / _IDENTITY, "a folder of run_evaluation")
     _identity(Path(folder))
     return _read_all(Path(folder))
 
@@ -111,22 +111,20 @@ def _identity(folder: Path) -> dict[str, Any]:
 
 def _read_all(folder: Path) -> pd.DataFrame:
     while True:
+        paths = list(folder.glob("*.parquet"))
         try:
-            parts = [_read(path) for path in folder.glob("*.parquet")]
-        except FileNotFoundError:  # merged a moment ago, by a run that writes here
-            continue
+            parts = [_read(path) for path in paths]
+        except FileNotFoundError:
+            if any(path.is_symlink() or (path.exists() and not path.is_file()) for path in paths):
+                raise
+            continue  # merged a moment ago, by a run that writes here
         return pd.concat(parts or [pd.DataFrame(columns=_COLUMNS)]).drop_duplicates(_KEY, ignore_index=True)
 
 
 def _read(path: Path) -> pd.DataFrame:
-    try:
+    existing_file(path, "a file of an evaluation's rows")
+    with foreign(path, "Parquet", "Delete it: its records are measured again."):
         rows = pd.read_parquet(path, engine="pyarrow")
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise FormatError(
-            f"{path} is damaged or is not Parquet ({error}). Delete it: its records are measured again."
-        ) from error
     if list(rows.columns) != _COLUMNS:
         raise FormatError(f"{path} has the columns {list(rows.columns)}, expected {_COLUMNS}.")
     return rows
