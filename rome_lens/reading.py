@@ -12,7 +12,7 @@ from typing import Any
 
 from rome_lens.errors import FormatError, UnavailableError
 
-_MOST_JSON_BYTES = 1 << 29
+MOST_JSON_BYTES = 1 << 29
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 _LOOSE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -72,7 +72,7 @@ def load_json(path: str | os.PathLike[str]) -> Any:
     """
     path = existing_file(path, "a JSON file")
     with foreign(path, "JSON", "Fetch it again."):
-        check_size(path, _MOST_JSON_BYTES)
+        check_size(path, MOST_JSON_BYTES)
         return parse_json(path.read_text(encoding="utf-8"))
 
 

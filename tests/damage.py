@@ -1,4 +1,4 @@
-"""Ways to damage a file: what disks, networks, editors and strangers do to it. Each is drawn from a seeded generator."""
+"""Ways to damage a file: what disks, networks, editors and strangers do to it, drawn from a seeded generator."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Damaged files, in every public reader: what comes back is whole, or one of our errors; never a hang, never much memory."""
+"""Damaged files, in every public reader: a whole result or one of our errors; no hang, and no great memory."""
 
 import multiprocessing
 from collections import Counter
