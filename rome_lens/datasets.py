@@ -233,4 +233,6 @@ def _snippets(record: Mapping[str, Any], index: int) -> tuple[tuple[str, str], t
     pairs = tuple((sample["name"], sample["text"]) for sample in record["samples"])
     for _, text in pairs:
         check_text(text, "text")
+    check_text(record["relation_id"], "relation_id")
+    check_text(record["target_id"], "target_id")
     return (record["relation_id"], record["target_id"]), pairs

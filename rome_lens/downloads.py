@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
-from typing import IO
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -103,7 +103,7 @@ def _open(address: str, timeout: float) -> HTTPResponse:
 
 class _SecureRedirects(HTTPRedirectHandler):
     def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+        self, req: Request, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
         _check_secure(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)

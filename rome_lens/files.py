@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rome_lens.errors import FormatError
-from rome_lens.reading import existing_file, foreign, parse_json
+from rome_lens.reading import check_size, existing_file, foreign, parse_json
 
 _MOST_HEADER_BYTES = 16 << 20
+_MOST_BYTES_OF_LINES = 1 << 30
 T = TypeVar("T")
 
 
@@ -99,7 +100,7 @@ def load_tensors(
     """
     path = existing_file(path, f"a safetensors file that holds a {kind}")
     _check_size(path, max_bytes)
-    with foreign(path, "a safetensors file"), safe_open(path, framework="pt") as opened:
+    with foreign(path, "is damaged or is not a safetensors file"), safe_open(path, framework="pt") as opened:
         metadata = opened.metadata() or {}
         # Copies: what safetensors gives are views of the file, which somebody may write to later.
         tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a dict)
@@ -181,6 +182,8 @@ def read_lines(
         check_new_file(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         return []
+    existing_file(path, f"lines of {what}s")
+    check_size(path, _MOST_BYTES_OF_LINES)
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     cut_off = content[len(whole) :]
@@ -190,7 +193,7 @@ def read_lines(
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             entries.append(read(json.loads(line)))
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, AttributeError, TypeError, ValueError, RecursionError) as error:
             raise FormatError(f"Line {number} of {path} is no {what} ({error}). Choose another file.") from error
     if cut_off:
         with path.open("r+b") as opened:

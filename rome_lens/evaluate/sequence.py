@@ -26,6 +26,7 @@ from rome_lens.evaluate.summary import summarize
 from rome_lens.facts import EditRecord, EditRequest
 from rome_lens.files import append_line, digest, read_lines
 from rome_lens.models import Model, architecture_digest, kept_output_matrix, output_matrix
+from rome_lens.reading import foreign
 
 _ROWS = "rows.jsonl"
 
@@ -185,7 +186,8 @@ def load_sequence(folder: str | os.PathLike[str]) -> EditSequence:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}, expected a folder that rome_sequence wrote.")
     rows = _Rows(path).all
-    return _tables(rows, max((number for kind, number in rows if kind == "edit"), default=0), "")
+    with foreign(path, "holds no rows of a sequence", "Choose another folder."):
+        return _tables(rows, max((number for kind, number in rows if kind == "edit"), default=0), "")
 
 
 class _Rows:

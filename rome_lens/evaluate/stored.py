@@ -123,7 +123,7 @@ def _read_all(folder: Path) -> pd.DataFrame:
 
 def _read(path: Path) -> pd.DataFrame:
     existing_file(path, "a file of an evaluation's rows")
-    with foreign(path, "Parquet", "Delete it: its records are measured again."):
+    with foreign(path, "is damaged or is not Parquet", "Delete it: its records are measured again."):
         rows = pd.read_parquet(path, engine="pyarrow")
     if list(rows.columns) != _COLUMNS:
         raise FormatError(f"{path} has the columns {list(rows.columns)}, expected {_COLUMNS}.")

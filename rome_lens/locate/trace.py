@@ -124,5 +124,5 @@ class CausalTrace:
                 "restored": torch.tensor(grid),
             }
             return cls(**{**values, **changed})
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise FormatError(f"This is no causal trace: {error!r}. Trace the fact again.") from error

@@ -106,8 +106,9 @@ class _Header:
             self._elements += elements
             if end > self._size:
                 self._refuse(f"{name} of shape {shape} would be larger than the file")
-        if _aligned(self._at, alignment) + end > self._size:
-            self._refuse(f"its tensors would end at byte {_aligned(self._at, alignment) + end}")
+        end += _aligned(self._at, alignment)
+        if not 0 <= self._size - end < alignment:
+            self._refuse(f"its tensors end at byte {end}, and nothing may follow")
 
     def _check_sizes(self, tensors: int) -> None:
         for name, number in self._numbers.items():
