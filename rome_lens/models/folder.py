@@ -1,4 +1,4 @@
-"""The sizes in a folder's config.json against the folder's own weights, before a model of such sizes is built."""
+"""A model's folder before anything is built of it: plain files of sensible length, and sizes that the weights allow."""
 
 import json
 from collections.abc import Iterator
@@ -9,26 +9,29 @@ from typing import Any
 from safetensors import safe_open
 
 from rome_lens.errors import FormatError
-from rome_lens.reading import check_size, existing_file, foreign
+from rome_lens.reading import MOST_JSON_BYTES, check_size, existing_file, foreign
 
-_MOST_CONFIG_BYTES = 1 << 24
+_TEXTS = (".json", ".jinja", ".model", ".txt")
 _LARGEST_NUMBER = 1 << 24  # of a setting that no tensor bounds, such as the length of the context
 _COUNTS = ("layer", "block", "expert")  # each of which has tensors of its own
 _MOST_EXPERTS = 1024  # where one tensor holds those of a layer
 
 
-def check_sizes(folder: Path) -> None:
-    """Checks that no number in config.json is larger than the folder's safetensors files could have tensors for.
+def check_folder(folder: Path) -> None:
+    """Checks that all that is read is a plain file, and that the weights allow the numbers in config.json.
 
-    A wrong number of layers, say 10^7, is built for minutes before the weights are seen not to fit.
+    A pipe is waited for without end; a wrong number of layers, say 10^7, is built for minutes before the weights are
+    seen not to fit.
 
     Raises:
-        FileNotFoundError: there is no config.json.
+        FileNotFoundError: there is no config.json, or a file is a link that leads nowhere, a folder or a pipe.
         FormatError: the config is no JSON object, a number in it is too large, or a file of weights is damaged.
     """
     path = existing_file(folder / "config.json", "the configuration of a model in Hugging Face's format")
+    for file in folder.iterdir():
+        if file.suffix in _TEXTS:
+            check_size(existing_file(file, "a file of a model"), MOST_JSON_BYTES)
     with foreign(path, "is damaged or is not JSON"):
-        check_size(path, _MOST_CONFIG_BYTES)
         config = json.loads(path.read_text(encoding="utf-8"))
         numbers = list(_numbers(config))
     if not isinstance(config, dict):
@@ -39,8 +42,8 @@ def check_sizes(folder: Path) -> None:
         bound = max(len(shapes), _MOST_EXPERTS) if any(count in name for count in _COUNTS) else most
         if number > bound:
             raise FormatError(
-                f"{name} in {path} is {str(number)[:20]}, but with the {len(shapes)} tensors that are there it is at most "
-                f"{bound}. Is the file damaged? Save the model again."
+                f"{name} in {path} is {str(number)[:20]}, but the {len(shapes)} tensors that are there allow {bound} "
+                "at most. Save the model again."
             )
 
 
