@@ -20,7 +20,9 @@ _REASONS_SHOWN = 10
 
 
 @checked
-def load_counterfact(path: str | os.PathLike[str] | None = None, *, strict: bool = True) -> list[EditRecord]:
+def load_counterfact(
+    path: str | os.PathLike[str] | None = None, *, strict: bool = True, refresh: bool = False
+) -> list[EditRecord]:
     """Reads CounterFact's JSON (paper section 3.4; `counterfact.json` of kmeng01/rome).
 
     The prompts besides the request's own may be missing or null; then their scores are left out.
@@ -28,24 +30,28 @@ def load_counterfact(path: str | os.PathLike[str] | None = None, *, strict: bool
     Args:
         path: a file, a JSON list or JSON lines; None downloads the authors' once, into the user's cache.
         strict: whether a broken record is an error. If not, it is left out, and a DataWarning tells which and why.
+        refresh: downloads the file again, although the cache has it.
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: `refresh` with a path.
         FormatError: not JSON, or a record lacks a field, has a broken one, or the case_id of another; the message tells
             which. Also if it is not strict and no record is whole.
         UnavailableError: there is no path, and the file cannot be downloaded.
     """
-    return _records(downloaded("counterfact") if path is None else path, _counterfact_record, strict)
+    return _records(_file(path, "counterfact", refresh), _counterfact_record, strict)
 
 
 @checked
-def load_known_facts(path: str | os.PathLike[str] | None = None, *, strict: bool = True) -> list[Fact]:
+def load_known_facts(
+    path: str | os.PathLike[str] | None = None, *, strict: bool = True, refresh: bool = False
+) -> list[Fact]:
     """Reads the facts of the causal traces (paper section 2; `known_1000.json` of kmeng01/rome).
 
     The prompt is the record's `prompt` (its `template` is at times a shorter one), the answer its `attribute`. For the
     arguments and what is raised, see `load_counterfact`.
     """
-    return _records(downloaded("known_1000") if path is None else path, _known_fact, strict)
+    return _records(_file(path, "known_1000", refresh), _known_fact, strict)
 
 
 @checked
@@ -54,6 +60,7 @@ def load_zsre(
     *,
     target: Literal["answers", "alt"] = "answers",
     strict: bool = True,
+    refresh: bool = False,
 ) -> list[QuestionRecord]:
     """Reads zsRE as MEND's and ROME's evaluation use it (paper section 3.3; `zsre_mend_eval.json` of kmeng01/rome).
 
@@ -67,11 +74,11 @@ def load_zsre(
             model gave, as MEND is trained on.
     """
     read = partial(_zsre_record, target=target)
-    return _records(downloaded("zsre_mend_eval") if path is None else path, read, strict)
+    return _records(_file(path, "zsre_mend_eval", refresh), read, strict)
 
 
 @checked
-def load_knowedit(path: str | os.PathLike[str], *, strict: bool = True) -> list[QuestionRecord]:
+def load_knowedit(path: str | os.PathLike[str], *, strict: bool = True, refresh: bool = False) -> list[QuestionRecord]:
     """Reads KnowEdit's WikiData_recent or WikiData_counterfact (Zhang et al. 2024, arXiv 2401.01286).
 
     The kinds of portability and locality are the file's own (Subject_Aliasing, Reasoning, Logical_Generalization;
@@ -81,9 +88,10 @@ def load_knowedit(path: str | os.PathLike[str], *, strict: bool = True) -> list[
     Args:
         path: a file; or "wiki_recent" or "wiki_counterfact", whose test sets are downloaded once, into the user's
             cache.
-        strict: see `load_counterfact`, also for what is raised.
+        strict, refresh: see `load_counterfact`, also for what is raised.
     """
-    return _records(downloaded(str(path)) if path in _KNOWEDIT else path, _knowedit_record, strict)
+    known = path in _KNOWEDIT
+    return _records(_file(None if known else path, str(path), refresh), _knowedit_record, strict)
 
 
 @checked
@@ -118,16 +126,26 @@ class AttributeSnippets:
 
 
 @checked
-def load_attribute_snippets(path: str | os.PathLike[str] | None = None, *, strict: bool = True) -> AttributeSnippets:
+def load_attribute_snippets(
+    path: str | os.PathLike[str] | None = None, *, strict: bool = True, refresh: bool = False
+) -> AttributeSnippets:
     """Reads texts about objects for the consistency score (paper section 3.4; `attribute_snippets.json`).
 
     For the arguments and what is raised, see `load_counterfact`.
     """
     found: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {}
-    path = downloaded("attribute_snippets") if path is None else path
-    for key, pairs in _records(path, _snippets, strict):
+    for key, pairs in _records(_file(path, "attribute_snippets", refresh), _snippets, strict):
         found[key] = (*found.get(key, ()), *pairs)
     return AttributeSnippets(found)
+
+
+def _file(path: str | os.PathLike[str] | None, name: str, refresh: bool) -> str | os.PathLike[str]:
+    """The path, or if there is none, the file of the data set `name` that is downloaded."""
+    if path is None:
+        return downloaded(name, refresh=refresh)
+    if refresh:
+        raise ValueError(f"refresh=True fetches a data set again, but a file was given: {path}. Leave one of them out.")
+    return path
 
 
 def _records(path: str | os.PathLike[str], read: Callable[[Mapping[str, Any], int], T], strict: bool) -> list[T]:

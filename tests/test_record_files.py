@@ -211,4 +211,4 @@ def test_records_with_any_field_changed_are_read_or_refused(tmp_path):
             counts["read"] += 1
         except FormatError:
             counts["refused"] += 1
-    print(f"changed records: {counts.to_dict()}, foreign exceptions: 0")  # noqa: T201 (shown by make torture)
+    print(f"changed records: {counts.to_dict()}, foreign exceptions: 0")

@@ -131,5 +131,5 @@ class CausalTrace:
                 "answer_tokens": tuple(values.get("answer_tokens", ())),
             }
             return cls(**{**values, **changed})
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise FormatError(f"This is no causal trace: {error!r}. Trace the fact again.") from error

@@ -22,6 +22,8 @@ from transformers import (
 )
 
 from rome_lens.errors import FormatError
+from rome_lens.models.folder import check_folder
+from rome_lens.storage import existing_file, foreign
 
 Dtype: TypeAlias = torch.dtype | Literal["auto"]
 
@@ -29,6 +31,8 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _READ = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 REPORTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Makes transformers say which weights do not fit, for `check_weights`, instead of filling them in with a log line."""
+_UNREADABLE = "could not be read as a causal language model with its tokenizer"
+_SAVE_AGAIN = "Save model and tokenizer there again with save_pretrained."
 _PART = 1 << 26  # bytes that are read before the file is mapped anew
 
 
@@ -39,19 +43,12 @@ def read_folder(folder: Path, dtype: Dtype) -> tuple[PreTrainedModel, PreTrained
         FormatError: the folder is not one of a whole model that can be read without running its code.
     """
     weights = _checked_folder(folder)
-    try:
+    with foreign(folder, _UNREADABLE, _SAVE_AGAIN):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model = _built(config, weights, dtype, str(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one of no files
             raise ValueError("its tokenizer has no vocabulary: tokenizer.json is missing")
-    except FormatError:
-        raise
-    except Exception as error:  # tokenizers raises Exception itself
-        raise FormatError(
-            f"{folder} could not be read as a causal language model with its tokenizer ({error}). Save model and "
-            "tokenizer there again with save_pretrained."
-        ) from error
     return model, tokenizer
 
 
@@ -104,6 +101,7 @@ def _checked_folder(folder: Path) -> list[Path]:
     _check_inside(folder)
     if (folder / "adapter_config.json").is_file() or (folder / "adapter_model.safetensors").is_file():
         _refuse_adapter(folder)
+    check_folder(folder)
     config = _json(folder / "config.json")
     refuse_quantized(config, str(folder))
     _refuse_code(folder, config)
@@ -122,10 +120,7 @@ def _checked_folder(folder: Path) -> list[Path]:
         raise FormatError(f"{folder / _INDEX} names {outside[0]!r}, expected files of the same folder. Save it anew.")
     missing = sorted({name for name in names.values() if not (folder / name).is_file()})
     if missing:
-        raise FormatError(
-            f"{folder} could not be read as a causal language model with its tokenizer: {_listed(missing)} of its "
-            "weights is missing. Save model and tokenizer there again with save_pretrained."
-        )
+        raise FormatError(f"{folder} {_UNREADABLE}: {_listed(missing)} of its weights is missing. {_SAVE_AGAIN}")
     return [folder / name for name in sorted(set(names.values()))]
 
 
@@ -164,15 +159,10 @@ def _refuse_code(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+    with foreign(file.parent, _UNREADABLE, _SAVE_AGAIN):
+        content = json.loads(existing_file(file, "a file of a model").read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError("it is not an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(
-            f"{file.parent} could not be read as a causal language model with its tokenizer ({file.name}: {error}). "
-            "Save model and tokenizer there again with save_pretrained."
-        ) from error
+            raise ValueError(f"{file.name} is not an object")
     return content
 
 

@@ -9,21 +9,26 @@ from rome_lens.storage.checkpoint import Checkpoint, open_checkpoint
 from rome_lens.storage.files import check_new_file, check_room, new_file, writing
 from rome_lens.storage.identity import check_same, plain
 from rome_lens.storage.journal import Journal, open_journal, read_journal
-from rome_lens.storage.json_files import load_json
+from rome_lens.storage.reading import MOST_JSON_BYTES, check_size, existing_file, foreign, load_json, parse_json
 from rome_lens.storage.tensors import digest, load_tensors, save_tensors
 
 __all__ = [
+    "MOST_JSON_BYTES",
     "Checkpoint",
     "Journal",
     "check_new_file",
     "check_room",
     "check_same",
+    "check_size",
     "digest",
+    "existing_file",
+    "foreign",
     "load_json",
     "load_tensors",
     "new_file",
     "open_checkpoint",
     "open_journal",
+    "parse_json",
     "plain",
     "read_journal",
     "save_tensors",

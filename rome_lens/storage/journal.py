@@ -16,8 +16,10 @@ from rome_lens.errors import FormatError
 from rome_lens.storage.files import new_file, writing
 from rome_lens.storage.folder import open_folder
 from rome_lens.storage.identity import check_same
+from rome_lens.storage.reading import existing_file, foreign
 
 ROWS = "rows.jsonl"
+_ADVICE = "Choose another folder; or cut the file before this line, and what is lost is made again."
 _START, _MIDDLE = b'{"sha256": "', b'", '
 _BODY = len(_START) + 64 + len(_MIDDLE)  # where a line's own part begins
 Row = TypeVar("Row")
@@ -37,7 +39,7 @@ def open_journal(
         folder: where the rows are kept (see `open_folder`); None: nowhere.
         kind: of work.
         identity: what the rows depend on, as `plain` values by name.
-        read: makes of a row what is wanted; raises KeyError, TypeError or ValueError for one that it cannot read.
+        read: makes of a row what is wanted; what it raises for one that it cannot read becomes a FormatError.
 
     Raises:
         FormatError: the folder was begun with something else, or holds other files or damaged ones.
@@ -66,9 +68,7 @@ def read_journal(folder: str | os.PathLike[str], *, kind: str, read: Callable[[A
         FileNotFoundError: there is no journal in this folder.
         FormatError: it holds something else or is damaged.
     """
-    path = Path(folder) / ROWS
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}, expected a folder that holds a {kind}.")
+    path = existing_file(Path(folder) / ROWS, f"a folder that holds a {kind}")
     return _read(path, kind, read)[0].rows
 
 
@@ -136,7 +136,7 @@ def _read(path: Path, kind: str, read: Callable[[Any], Row]) -> tuple[Journal[Ro
     identity: dict[str, Any] = {}
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
-        try:
+        with foreign(f"Line {number} of {path}", "is damaged", _ADVICE):
             whole, last = _line(last, line[_BODY:])
             if whole[:-1] != line:
                 raise ValueError("it does not fit its checksum")
@@ -145,20 +145,11 @@ def _read(path: Path, kind: str, read: Callable[[Any], Row]) -> tuple[Journal[Ro
                 identity |= entry["identity"]
             else:
                 rows.append(read(entry["row"]))
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise _damaged(path, number, str(error)) from error
         if number == 1 and identity.pop("kind", None) != kind:
             raise FormatError(f"{path} holds no {kind}. Choose another folder.")
     if not lines:
-        raise _damaged(path, 1, "it has no end")
+        raise FormatError(f"Line 1 of {path} is damaged (it has no end). {_ADVICE}")
     begins = cut_off.startswith(_START[: len(cut_off)])
     if not begins or _line(last, cut_off[_BODY:-1])[0][:-1] == cut_off[:-1]:
-        raise _damaged(path, len(lines) + 1, "a kill does not leave such an end")
+        raise FormatError(f"Line {len(lines) + 1} of {path} is damaged (a kill does not leave such an end). {_ADVICE}")
     return Journal(path.parent, identity, rows, last), len(content) - len(cut_off)
-
-
-def _damaged(path: Path, number: int, reason: str) -> FormatError:
-    return FormatError(
-        f"Line {number} of {path} is damaged ({reason}). Choose another folder; or cut the file before this line, and "
-        "what is lost is made again."
-    )

@@ -13,13 +13,13 @@ from types import UnionType
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rome_lens.errors import FormatError
 from rome_lens.storage.files import new_file
-from rome_lens.storage.json_files import strict_json
+from rome_lens.storage.reading import check_size, existing_file, foreign, parse_json
 
 _MOST_HEADER_BYTES = 16 << 20
 _ZEROS = "0" * 64
@@ -72,11 +72,11 @@ def load_tensors(
         FileNotFoundError: there is no such file.
         FormatError: the file is too large, damaged, no safetensors file, or holds something else.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}, expected a safetensors file that holds a {kind}.")
-    try:
-        _check_size(path, max_bytes)
+    path = existing_file(path, f"a safetensors file that holds a {kind}")
+    if max_bytes is not None:
+        check_size(path, max_bytes, advice="Pass a larger max_bytes if it is yours.")
+    with foreign(path, "is damaged or is not a safetensors file"):
+        _check_header(path)
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
             if metadata.get("kind") != kind:
@@ -85,13 +85,6 @@ def load_tensors(
             _check_checksum(path, metadata.get("sha256", ""))
             # Copies: what safetensors gives are views of the file, which somebody may write to later.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a dict)
-    except FormatError:
-        raise
-    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise FormatError(
-            f"{path} is damaged or is not a safetensors file ({reason}). Save or fetch it again."
-        ) from error
     return tensors, _facts_of(path, metadata.get("facts", ""), facts)
 
 
@@ -120,28 +113,17 @@ def _checksum(opened: BinaryIO, written: str) -> tuple[int, str]:
     return len(start) + place, found.hexdigest()
 
 
-def _check_size(path: Path, max_bytes: int | None) -> None:
-    size = path.stat().st_size
-    if max_bytes is not None and size > max_bytes:
-        raise FormatError(
-            f"{path} is {size} bytes long, but at most {max_bytes} are read. Pass a larger max_bytes if it is yours."
-        )
+def _check_header(path: Path) -> None:
+    """Raises ValueError if the header would be longer than any that is written here."""
     with path.open("rb") as opened:
         header = int.from_bytes(opened.read(8), "little")
     if header > _MOST_HEADER_BYTES:
-        raise FormatError(
-            f"{path} is damaged or is not a safetensors file (its header would be {header} bytes long, at most "
-            f"{_MOST_HEADER_BYTES} are read). Save or fetch it again."
-        )
+        raise ValueError(f"its header would be {header} bytes long, at most {_MOST_HEADER_BYTES} are read")
 
 
 def _facts_of(path: Path, text: str, expected: Mapping[str, type | UnionType]) -> dict[str, Any]:
-    try:
-        facts = strict_json(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(
-            f"The facts in the header of {path} are not JSON ({error}). Save or fetch it again."
-        ) from error
+    with foreign(f"The header of {path}", "holds facts that are not JSON"):
+        facts = parse_json(text)
     check_facts(path, facts, expected)
     return facts
 

@@ -158,7 +158,7 @@ def test_an_exception_at_any_line_leaves_all_layers_alike_and_the_next_call_ends
     for _ in range(times(30, 1500)):
         line = draw.randint(1, total)
         once(line, line + draw.randint(1, 80))
-    print(f"{work.__name__}: {tried} interruptions at {total} lines, {wrong} wrong")  # noqa: T201
+    print(f"{work.__name__}: {tried} interruptions at {total} lines, {wrong} wrong")
     assert wrong == 0
 
 
@@ -245,7 +245,7 @@ def test_however_edits_come_and_go_the_original_is_left(kind_of):
             rl.revert_edits(model)  # what was applied just before the signal, and whose handle is lost
             alike = alike and rl.applied_edits(model) == ()
             unlike += bool(unequal(model, before[kind]))
-    print(f"{rounds} interleavings, {unlike} unequal")  # noqa: T201
+    print(f"{rounds} interleavings, {unlike} unequal")
     assert unlike == 0
     assert alike
     assert not written._KEPT

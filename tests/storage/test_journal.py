@@ -76,7 +76,7 @@ def test_no_flipped_bit_passes(begun):
         with pytest.raises(FormatError, match=r"Line \d of .* is damaged|holds no"):
             rows_of(begun)
         content[place] ^= 1 << bit
-    print(f"{times(len(quick), len(places))} bits flipped, 0 passed")  # noqa: T201
+    print(f"{times(len(quick), len(places))} bits flipped, 0 passed")
 
 
 def test_a_line_that_is_missing_moved_or_doubled_is_damage(begun):

@@ -93,11 +93,21 @@ class Mend:
         tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS)
         try:
             config, layers, widths = MendConfig(**facts["config"]), tuple(facts["layers"]), tuple(facts["widths"])
+            _check_sizes(widths, len(layers), config, tensors)
             network = _network(widths, len(layers), config, seed=0)
             network.load_state_dict(tensors)
-        except (TypeError, ValueError, RuntimeError) as error:
+            history = tuple(facts["history"])
+            return cls(layers, network.to(device), config, facts["model"], facts["architecture"], history)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise FormatError(f"{path} holds no whole editor ({error}). Save or fetch it again.") from error
-        return cls(layers, network.to(device), config, facts["model"], facts["architecture"], tuple(facts["history"]))
+
+
+def _check_sizes(widths: tuple[int, ...], layers: int, config: MendConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises ValueError if an editor of these sizes has more numbers than the tensors that it is to be read from."""
+    width = sum(widths)
+    least = (config.hidden_layers + 1) * (layers + min(config.rank, width)) * width
+    if least > (there := sum(tensor.numel() for tensor in tensors.values())):
+        raise ValueError(f"its sizes need {least} numbers or more, but it holds {there}")
 
 
 def _network(widths: tuple[int, ...], layers: int, config: MendConfig, seed: int) -> EditorNetwork:

@@ -1,0 +1,119 @@
+"""The door by which files come in: only plain files do, and what a foreign reader raises becomes our error."""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from rome_lens.errors import FormatError, UnavailableError
+
+MOST_JSON_BYTES = 1 << 29
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+_LOOSE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def existing_file(path: str | os.PathLike[str], what: str) -> Path:
+    """The path, which leads to a plain file; `what` tells in an error what was expected there.
+
+    Raises:
+        FileNotFoundError: there is nothing, a folder, a link that leads nowhere, a pipe or a device.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        why = ": it is a link that leads nowhere" if path.is_symlink() else ""
+        raise FileNotFoundError(f"There is no file {path}, expected {what}{why}.") from error
+    if not stat.S_ISREG(mode):
+        raise FileNotFoundError(
+            f"There is no file {path}, expected {what}: it is {_KINDS.get(stat.S_IFMT(mode), 'a device')}."
+        )
+    return path
+
+
+@contextmanager
+def foreign(path: str | os.PathLike[str], problem: str, advice: str = "Save or fetch it again.") -> Iterator[None]:
+    """Whatever a foreign reader raises for the file or folder `path` becomes a FormatError with its cause.
+
+    Errors of this package pass as they are, and so does what stops a program (KeyboardInterrupt). A panic of Rust code,
+    which is no Exception, does not: safetensors and tokenizers are written in it.
+
+    Args:
+        path: what is read.
+        problem: what it then is, after its name ("is damaged or is not a safetensors file").
+        advice: what to do about it.
+    """
+    try:
+        yield
+    except (FormatError, UnavailableError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise FormatError(f"{path} {problem} ({_reason(error)}). {advice}") from error
+
+
+def _reason(error: BaseException) -> str:
+    text = (str(error).strip() or "no reason given").partition("\n")[0][:300]
+    return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
+
+
+def load_json(path: str | os.PathLike[str]) -> Any:
+    """Reads a JSON file, as `parse_json` reads its text.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FormatError: the file is not JSON in UTF-8, or is larger than 512 MB.
+    """
+    path = existing_file(path, "a JSON file")
+    with foreign(path, "is damaged or is not JSON", "Fetch it again."):
+        check_size(path, MOST_JSON_BYTES)
+        return parse_json(path.read_text(encoding="utf-8"))
+
+
+def check_size(path: Path, most: int, advice: str = "Is it another file?") -> None:
+    """Raises FormatError if the file is longer than `most` bytes."""
+    if (size := path.stat().st_size) > most:
+        raise FormatError(f"{path} is {size} bytes long, but at most {most} are read. {advice}")
+
+
+def parse_json(text: str) -> Any:
+    """JSON without Python's extensions: names once, numbers finite and of 64 bits at most, strings that are Unicode.
+
+    Raises:
+        ValueError: it is not such JSON, or is nested too deeply.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole, object_pairs_hook=_once)
+        if _LOOSE_SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()  # half a pair is a UnicodeEncodeError, which is a ValueError
+    except RecursionError as error:
+        raise ValueError(f"it is nested too deeply: {error}") from error
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
+def _finite(digits: str) -> float:
+    if not isfinite(value := float(digits)):
+        raise ValueError(f"{digits[:20]} is too large a number")
+    return value
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise ValueError(f"{digits[:20]} is too large a number")
+    return int(digits)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(named := dict(pairs)) < len(pairs):
+        raise ValueError("a name occurs twice in one object")
+    return named
