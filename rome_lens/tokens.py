@@ -27,9 +27,6 @@ def tokenize(model: Model, text: str) -> TokenizedText:
     Raises:
         ValueError: the model has no tokenizer, or one that does not tell character offsets; the text is longer than
             the model's context.
-
-    Warns:
-        DataWarning: the text begins with BOS, and gets another.
     """
     check_model(model)
     tokenizer = model.tokenizer
@@ -43,12 +40,6 @@ def tokenize(model: Model, text: str) -> TokenizedText:
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     before = bos_token(model)
     ids = (*before, *encoded["input_ids"])
-    if before and encoded["input_ids"][:1] == before:
-        warn(
-            f"The prompt {text[:60]!r}... begins with {tokenizer.bos_token!r}, and the model puts one before it: it is "
-            "read with two. Leave it out of the prompt.",
-            DataWarning,
-        )
     if len(ids) > model.cfg.n_ctx:
         raise ValueError(
             f"The prompt {text[:60]!r}... has {len(ids)} tokens, but {model.cfg.model_name} reads at most "
@@ -70,8 +61,18 @@ def tokenize_continuation(model: Model, prompt: str, continuation: str) -> tuple
 
     Raises:
         ValueError: the continuation has no tokens; and as `tokenize`.
+
+    Warns:
+        DataWarning: the prompt begins with BOS, and gets another.
     """
     text = tokenize(model, prompt + spaced(prompt, continuation))
+    before = tuple(bos_token(model))
+    if before and text.ids[:2] == before * 2:
+        warn(
+            f"The prompt {prompt[:60]!r}... begins with {model.tokenizer.bos_token!r}, and the model puts one before "
+            "it: it is read with two. Leave it out of the prompt.",
+            DataWarning,
+        )
     positions = text.covering(len(prompt), len(text.text))
     if not positions or not continuation.strip():
         raise ValueError(f"{continuation!r} after {prompt!r} has no tokens. Give a target or answer that is not empty.")
