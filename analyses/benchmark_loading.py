@@ -1,6 +1,6 @@
 """How much memory and time `load_model` takes beside loading in the plain way, on a made-up model.
 
-The plain way is Hugging Face's `from_pretrained` and TransformerLens' own conversion (where it has one, else a Bridge).
+The plain way is Hugging Face's `from_pretrained` and TransformerLens' own conversion (a Bridge where it has none).
 Each runs in a process of its own. `peak` is the most memory that the process held beyond what it held before loading,
 as a share of the weights; files that are mapped into memory count.
 """

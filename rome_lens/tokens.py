@@ -29,18 +29,9 @@ def tokenize(model: Model, text: str) -> TokenizedText:
     Raises:
         ValueError: the model has no tokenizer, or one that does not tell character offsets; the text is longer than
             the model's context.
-
-    Warns:
-        DataWarning: the text begins with BOS, and gets another.
     """
     ids, offsets = _encoded(model, text)
     before = bos_token(model)
-    if before and [*ids[:1]] == before:
-        warn(
-            f"The prompt {text[:60]!r}... begins with {model.tokenizer.bos_token!r}, and the model puts one before it: "
-            "it is read with two. Leave it out of the prompt.",
-            DataWarning,
-        )
     return _fitting(model, TokenizedText(text, (*before, *ids), (*(((0, 0),) * len(before)), *offsets)))
 
 
@@ -66,8 +57,18 @@ def tokenize_continuation(
 
     Raises:
         ValueError: the continuation has no tokens; and as `tokenize`.
+
+    Warns:
+        DataWarning: the prompt begins with BOS, and gets another.
     """
     text = tokenize(model, continued(model, prompt, continuation, space=space))
+    bos = tuple(bos_token(model))
+    if bos and text.ids[:2] == bos * 2:
+        warn(
+            f"The prompt {prompt[:60]!r}... begins with {model.tokenizer.bos_token!r}, and the model puts one before it: "
+            "it is read with two. Leave it out of the prompt.",
+            DataWarning,
+        )
     positions = text.covering(len(prompt), len(text.text))
     if not positions or not continuation.strip():
         raise ValueError(f"{continuation!r} after {prompt!r} has no tokens. Give a target or answer that is not empty.")

@@ -19,6 +19,7 @@ from rome_lens.errors import FormatError
 from rome_lens.models import converting
 from rome_lens.models.comparing import Difference
 from rome_lens.models.kinds import HAS_HOOKED
+from rome_lens.tokens import tokenize_continuation
 from tests.tiny import CONFIGS, save_model, save_tokenizer
 
 PROMPT = "The Eiffel Tower is located in the city of"
@@ -416,3 +417,9 @@ def test_a_tokenizer_that_was_passed_is_not_changed(in_memory):
     hf_model, tokenizer = in_memory()
     load(hf_model, tokenizer=tokenizer)
     assert tokenizer.pad_token is None
+
+
+def test_a_prompt_that_begins_with_bos_and_gets_another_is_told(tiny_model):
+    with pytest.warns(rl.DataWarning, match=r"begins with '<\|endoftext\|>', and the model puts one before it"):
+        tokenize_continuation(tiny_model("llama", bos=True), "<|endoftext|>" + PROMPT, "Paris")
+    tokenize_continuation(tiny_model("llama"), "<|endoftext|>" + PROMPT, "Paris")
