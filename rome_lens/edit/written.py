@@ -45,13 +45,15 @@ class Writing:
     Attributes:
         what: the Edit that it writes; None: there is none.
         temporary: what is written by hand after it is taken out with it.
-        in_force: whether it is to be in the weights.
+        in_force: whether it is to be in the weights, as long as its owner is there.
+        owner: a weak reference to the `with` that it is for; None: it has none.
         number: writings by their age.
     """
 
     what: Any = None
     temporary: bool = False
     in_force: bool = False
+    owner: Callable[[], Any] | None = None
     number: int = field(default_factory=_NUMBERS.__next__)
 
 
@@ -70,7 +72,7 @@ class _Part:
 
     @property
     def in_force(self) -> bool:
-        return all(writing.in_force for writing in self.of)
+        return all(writing.in_force and (writing.owner is None or writing.owner()) for writing in self.of)
 
     @property
     def temporary(self) -> bool:
@@ -228,7 +230,7 @@ class Temporarily(Generic[T]):
     """`with` this, what is found to write is written; afterwards it is taken out, and what was written by hand too.
 
     Not a generator: an exception that comes before the first line of `__exit__` can leave it out. Then the matrices are
-    put back when this object goes.
+    put back when this object goes, or at the next call after that.
     """
 
     def __init__(self, find: Callable[[], Sequence[Place]], gives: T, what: Any = None):
@@ -239,7 +241,7 @@ class Temporarily(Generic[T]):
         if self._writing.in_force:
             raise EditError("This `with` is open already. Make another one for the same edit: edit.applied(model).")
         places = self._find()
-        self._writing = Writing(self._what, temporary=True)
+        self._writing = Writing(self._what, temporary=True, owner=weakref.ref(self))
         write(self._writing, places)
         return self._gives
 

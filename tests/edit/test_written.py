@@ -128,6 +128,7 @@ def attempt(model, edit, work: Callable, lines: tuple[int, ...]) -> int:
 
 
 @pytest.mark.torture
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the lines of `__del__`
 @pytest.mark.parametrize("work", [apply, revert, inside])
 def test_an_exception_at_any_line_leaves_all_layers_alike_and_the_next_call_ends_it(tiny, work):
     """At each line, and again some lines later while the first one is being put right."""
