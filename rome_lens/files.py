@@ -193,7 +193,7 @@ def read_lines(
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             entries.append(read(json.loads(line)))
-        except (LookupError, AttributeError, TypeError, ValueError, RecursionError) as error:
+        except (LookupError, AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise FormatError(f"Line {number} of {path} is no {what} ({error}). Choose another file.") from error
     if cut_off:
         with path.open("r+b") as opened:
