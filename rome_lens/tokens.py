@@ -65,8 +65,8 @@ def tokenize_continuation(
     bos = tuple(bos_token(model))
     if bos and text.ids[:2] == bos * 2:
         warn(
-            f"The prompt {prompt[:60]!r}... begins with {model.tokenizer.bos_token!r}, and the model puts one before it: "
-            "it is read with two. Leave it out of the prompt.",
+            f"The prompt {prompt[:60]!r}... begins with {model.tokenizer.bos_token!r}, and the model puts one before "
+            "it: it is read with two. Leave it out of the prompt.",
             DataWarning,
         )
     positions = text.covering(len(prompt), len(text.text))
