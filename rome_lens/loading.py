@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from rome_lens.checking import checked
 from rome_lens.errors import FormatError, UnavailableError
 from rome_lens.models import Model, converted, from_hub, known_names, official_name, optimize_layout
-from rome_lens.models.folder import check_folder
+from rome_lens.models.folder import NOT_A_MODEL, check_folder
 from rome_lens.models.gguf_header import check_gguf
 from rome_lens.reading import foreign
 
@@ -130,8 +130,7 @@ def _read_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
             "save_pretrained (pickled .bin files are not read)."
         )
     check_folder(folder)
-    advice = "Save model and tokenizer there again with save_pretrained."
-    with foreign(folder, "could not be read as a causal language model with its tokenizer", advice), _quiet():
+    with foreign(folder, *NOT_A_MODEL), _quiet():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one of no files

@@ -27,7 +27,7 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        why = ": it is a link that leads nowhere" if path.is_symlink() else ""
+        why = ": it is a link that leads nowhere" if os.path.islink(path) else ""
         raise FileNotFoundError(f"There is no file {path}, expected {what}{why}.") from error
     if not stat.S_ISREG(mode):
         raise FileNotFoundError(
