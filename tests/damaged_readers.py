@@ -115,19 +115,19 @@ def _targets(file: Path) -> None:
     rl.MemitTargets(2, ("{}",), numbers, EDIT.requests, (value,)).save(file)
 
 
-def _traces(file: Path) -> None:
+def _traces(folder: Path) -> None:
     facts = [rl.Fact("The capital of {} is", "Italy"), rl.Fact("{} is owned by", "Beats Music")]
     options = {"corruption": rl.GaussianNoise(std=0.5), "samples": 2, "window": 2}
-    rl.trace_facts(_tiny(), facts, kinds=["resid"], store=file, progress=False, **options)
+    rl.trace_facts(_tiny(), facts, kinds=["resid"], out=folder, progress=False, **options)
 
 
-def _collect(file: Path) -> Any:
+def _collect(folder: Path) -> Any:
     options = {"tokens": 64, "sequence_length": 32, "tokens_per_batch": 32}
-    return rl.collect_covariance(_tiny(), [1], texts=CORPUS, checkpoint=file, progress=False, **options)
+    return rl.collect_covariance(_tiny(), [1], texts=CORPUS, out=folder, progress=False, **options)
 
 
-def _train(file: Path) -> Any:
-    return rl.train_mend(_tiny(), TRAINED, steps=2, config=MEND, checkpoint=file, progress=False)
+def _train(folder: Path) -> Any:
+    return rl.train_mend(_tiny(), TRAINED, steps=2, config=MEND, out=folder, progress=False)
 
 
 def _sequence(folder: Path) -> None:
@@ -171,11 +171,11 @@ def _records(name: str) -> Reader:
 READERS = [
     Reader("Edit.load", EDIT.save, rl.Edit.load),
     Reader("KeyCovariance.load", _covariance, rl.KeyCovariance.load),
-    Reader("covariance checkpoint", _collect, _collect),
+    Reader("covariance checkpoint", _collect, _collect, whole_folder=True),
     Reader("Mend.load", lambda file: rl.Mend.untrained(_tiny(), config=MEND).save(file), rl.Mend.load),
-    Reader("MEND checkpoint", _train, _train, share=1),
+    Reader("MEND checkpoint", _train, _train, whole_folder=True, share=1),
     Reader("MemitTargets.load", _targets, rl.MemitTargets.load),
-    Reader("load_traces", _traces, rl.load_traces),
+    Reader("load_traces", _traces, rl.load_traces, whole_folder=True),
     Reader("load_evaluation", _evaluation, rl.load_evaluation, whole_folder=True),
     Reader("load_sequence", _sequence, rl.load_sequence, whole_folder=True),
     *(_records(name) for name in RECORDS),

@@ -7,7 +7,9 @@ from multiprocessing.connection import Connection
 
 import pytest
 
+import rome_lens as rl
 from tests.damaged_readers import READERS, serve
+from tests.edit.test_reader import facts_of, with_facts
 from tests.torture import times
 
 SECONDS = 10
@@ -67,3 +69,14 @@ def test_damaged_files_are_read_whole_or_refused(worker):
                 bad.append(f"{outcome} {details}")
         print(f"{reader.name}: {sum(counts.values())} damaged, {dict(sorted(counts.items()))}")
     assert not bad, "\n".join(bad)
+
+
+@pytest.mark.parametrize(("name", "number"), [("hidden_layers", 10**7), ("rank", 10**9)])
+def test_a_mend_file_is_not_built_larger_than_its_numbers(tmp_path, tiny, name, number):
+    """A file of a few kilobytes took minutes and all memory."""
+    path = tmp_path / "mend.safetensors"
+    rl.Mend.untrained(tiny, config=rl.MendConfig(layers=(1,), rank=4)).save(path)
+    facts = facts_of(path.read_bytes())
+    path.write_bytes(with_facts(path.read_bytes(), facts | {"config": facts["config"] | {name: number}}))
+    with pytest.raises(rl.FormatError, match="holds no whole editor"):
+        rl.Mend.load(path)

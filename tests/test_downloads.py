@@ -127,7 +127,7 @@ WHOLE = json.dumps([RECORD])
         (page(WHOLE, length=1 << 40), "1099511627776 bytes long, expected at most"),
         (page(WHOLE, **{"Content-Length": "many"}), "invalid literal"),
         (page("", 302, Location="http://localhost/counterfact"), "http://localhost/counterfact would not be read by"),
-        (page("", 301, Location="file:///etc/hostname"), "would not be read by HTTPS"),
+        (page("", 301, Location="file:///etc/hostname"), "is not allowed"),
         (page("", 302, Location="/counterfact"), "infinite loop"),
     ],
 )

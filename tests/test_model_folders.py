@@ -32,7 +32,7 @@ def test_a_number_that_the_weights_do_not_allow_is_refused(folder, name, number)
 @pytest.mark.parametrize("content", ["[]", "1", "{", "[" * 100_000, '{"n_layer": ' + "9" * 5000 + "}"])
 def test_a_config_that_is_no_object_is_refused(folder, content):
     (folder / "config.json").write_text(content)
-    with pytest.raises(rl.FormatError, match="config.json (is damaged or is not JSON|holds a JSON)"):
+    with pytest.raises(rl.FormatError, match="model could not be read as a causal language model .*save_pretrained"):
         check_folder(folder)
 
 

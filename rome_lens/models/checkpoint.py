@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from rome_lens.errors import FormatError
-from rome_lens.models.folder import check_folder
+from rome_lens.models.folder import NOT_A_MODEL, check_folder
 from rome_lens.storage import existing_file, foreign
 
 Dtype: TypeAlias = torch.dtype | Literal["auto"]
@@ -31,8 +31,6 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _READ = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 REPORTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Makes transformers say which weights do not fit, for `check_weights`, instead of filling them in with a log line."""
-_UNREADABLE = "could not be read as a causal language model with its tokenizer"
-_SAVE_AGAIN = "Save model and tokenizer there again with save_pretrained."
 _PART = 1 << 26  # bytes that are read before the file is mapped anew
 
 
@@ -43,7 +41,7 @@ def read_folder(folder: Path, dtype: Dtype) -> tuple[PreTrainedModel, PreTrained
         FormatError: the folder is not one of a whole model that can be read without running its code.
     """
     weights = _checked_folder(folder)
-    with foreign(folder, _UNREADABLE, _SAVE_AGAIN):
+    with foreign(folder, *NOT_A_MODEL):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model = _built(config, weights, dtype, str(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -120,7 +118,8 @@ def _checked_folder(folder: Path) -> list[Path]:
         raise FormatError(f"{folder / _INDEX} names {outside[0]!r}, expected files of the same folder. Save it anew.")
     missing = sorted({name for name in names.values() if not (folder / name).is_file()})
     if missing:
-        raise FormatError(f"{folder} {_UNREADABLE}: {_listed(missing)} of its weights is missing. {_SAVE_AGAIN}")
+        problem, advice = NOT_A_MODEL
+        raise FormatError(f"{folder} {problem}: {_listed(missing)} of its weights is missing. {advice}")
     return [folder / name for name in sorted(set(names.values()))]
 
 
@@ -159,7 +158,7 @@ def _refuse_code(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    with foreign(file.parent, _UNREADABLE, _SAVE_AGAIN):
+    with foreign(file.parent, *NOT_A_MODEL):
         content = json.loads(existing_file(file, "a file of a model").read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"{file.name} is not an object")

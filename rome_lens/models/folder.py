@@ -1,6 +1,7 @@
 """A model's folder before anything is built of it: plain files of sensible length, and sizes that the weights allow."""
 
 import json
+import re
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -11,9 +12,14 @@ from safetensors import safe_open
 from rome_lens.errors import FormatError
 from rome_lens.storage import MOST_JSON_BYTES, check_size, existing_file, foreign
 
+NOT_A_MODEL = (
+    "could not be read as a causal language model with its tokenizer",
+    "Save model and tokenizer there again with save_pretrained.",
+)
+"""What is wrong with a folder, and what to do, for `foreign`."""
 _TEXTS = (".json", ".jinja", ".model", ".txt")
 _LARGEST_NUMBER = 1 << 24  # of a setting that no tensor bounds, such as the length of the context
-_COUNTS = ("layer", "block", "expert")  # each of which has tensors of its own
+_COUNT = re.compile(r"(n|num)_(\w+_)?(layer|expert)s?")  # of what has tensors of its own
 _MOST_EXPERTS = 1024  # where one tensor holds those of a layer
 
 
@@ -25,21 +31,21 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         FileNotFoundError: there is no config.json, or a file is a link that leads nowhere, a folder or a pipe.
-        FormatError: the config is no JSON object, a number in it is too large, or a file of weights is damaged.
+        FormatError: config.json or a file of weights is damaged, a number in it is too large, or a file too long.
     """
     path = existing_file(folder / "config.json", "the configuration of a model in Hugging Face's format")
     for file in folder.iterdir():
         if file.suffix in _TEXTS:
             check_size(existing_file(file, "a file of a model"), MOST_JSON_BYTES)
-    with foreign(path, "is damaged or is not JSON"):
+    with foreign(folder, *NOT_A_MODEL):
         config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"config.json holds a JSON {type(config).__name__}, expected an object")
         numbers = list(_numbers(config))
-    if not isinstance(config, dict):
-        raise FormatError(f"{path} holds a JSON {type(config).__name__}, expected an object. Save the model again.")
-    shapes = [shape for file in sorted(folder.glob("*.safetensors")) for shape in _shapes(file)]
+        shapes = [shape for file in sorted(folder.glob("*.safetensors")) for shape in _shapes(file)]
     most = max(_LARGEST_NUMBER, sum(map(prod, shapes)))
     for name, number in numbers:
-        bound = max(len(shapes), _MOST_EXPERTS) if any(count in name for count in _COUNTS) else most
+        bound = max(len(shapes), _MOST_EXPERTS) if _COUNT.fullmatch(name) else most
         if number > bound:
             raise FormatError(
                 f"{name} in {path} is {str(number)[:20]}, but the {len(shapes)} tensors that are there allow {bound} "
@@ -60,6 +66,5 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
 
 
 def _shapes(file: Path) -> list[list[int]]:
-    existing_file(file, "a safetensors file")
-    with foreign(file, "is damaged or is not a safetensors file"), safe_open(file, framework="pt") as opened:
+    with safe_open(existing_file(file, "a safetensors file"), framework="pt") as opened:
         return [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118 (not a dict)

@@ -27,7 +27,7 @@ def check_gguf(path: Path) -> None:
     """
     with path.open("rb") as opened:
         if not path.stat().st_size:
-            raise FormatError(f"{path} is empty, expected a GGUF file. Fetch it again.")
+            raise FormatError(f"{path} is damaged, or is not a GGUF file (it is empty). Fetch it again.")
         with mmap(opened.fileno(), 0, access=ACCESS_READ) as content:
             _Header(path, content).check()
 
