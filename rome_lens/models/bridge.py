@@ -9,7 +9,6 @@ ends. That costs what the part costs.
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache as remembered
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -130,7 +129,6 @@ def finding_the_cache(model: Model, layers: Sequence[int]) -> Iterator[None]:
         yield
 
 
-@remembered
 def _cache_name(kind: type[nn.Module]) -> str:
     """What the forward of a class of Hugging Face's calls its cache: `past_key_values` before transformers 5.24."""
     return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
