@@ -211,7 +211,9 @@ class Trying:
         shutil.rmtree(self._cached, ignore_errors=True)
         shutil.copytree(self._whole(reader), copy)
         draw = random.Random(crc32(f"{name} {number}".encode()))
-        file = draw.choice(sorted(path for path in copy.rglob("*") if path.is_file()))
+        file = draw.choice(
+            sorted(path for path in copy.rglob("*") if path.is_file() and path.stat().st_size)
+        )  # no lock
         way = f"{damage(file, draw)} of {file.name}"
         try:
             with _bounded_memory():
