@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 import rome_lens as rl
-from analyses.facts import add_fact_arguments, chosen_facts
-from analyses.files import parsed, parser, write_csv
-from analyses.manifest import write_manifest
+from analyses.common.manifest import write_manifest
+from analyses.common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
 from rome_lens.intervals import bootstrap_interval
 
 

@@ -13,10 +13,17 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.covariances import add_collecting_arguments, kept_covariances
-from analyses.files import add_record_arguments, chosen_records, parsed, parser, write_csv
-from analyses.manifest import write_manifest
-from analyses.methods import BATCH, BATCH_LAYERS
+from analyses.common.manifest import write_manifest
+from analyses.common.methods import BATCH, BATCH_LAYERS
+from analyses.common.options import (
+    add_collecting_arguments,
+    add_record_arguments,
+    chosen_records,
+    kept_covariances,
+    parsed,
+    parser,
+    write_csv,
+)
 from rome_lens.models import Model
 
 

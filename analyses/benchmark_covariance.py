@@ -13,11 +13,12 @@ import pandas as pd
 import torch
 
 import rome_lens as rl
-from analyses.figures import write_figure
-from analyses.files import parser, write_csv
-from analyses.manifest import write_manifest
-from analyses.measuring import measured
-from analyses.plain_covariance import plain_second_moment
+from analyses.common.figures import write_figure
+from analyses.common.manifest import write_manifest
+from analyses.common.measuring import measured
+from analyses.common.options import parser, write_csv
+from analyses.common.study_figures import plot_convergence
+from analyses.plain.covariance import plain_second_moment
 from rome_lens.models import Model
 
 LENGTH, BATCH = 256, 4096
@@ -118,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = sorted(count for count in options.counts if count <= available)
     frame = convergence(model, options.layers, text, counts)
     write_csv(frame, options.out / "convergence.csv")
-    write_figure(rl.plot_convergence(frame), options.out / "convergence.html")
+    write_figure(plot_convergence(frame), options.out / "convergence.html")
     write_manifest(options, model)
     print(frame.to_string(index=False))
 

@@ -13,12 +13,12 @@ import pandas as pd
 import torch
 
 import rome_lens as rl
-from analyses.files import parser, write_csv
-from analyses.manifest import write_manifest
-from analyses.measuring import matrix_product_speed, measured, operations_per_token
-from analyses.plain_editing import plain_value
-from rome_lens.edit.tails import Prompts, tokenize_prompts
-from rome_lens.edit.value import optimise_value, optimise_values
+from analyses.common.manifest import write_manifest
+from analyses.common.measuring import matrix_product_speed, measured, operations_per_token
+from analyses.common.options import parser, write_csv
+from analyses.plain.editing import plain_value
+from rome_lens.edit.search.suffix import Prompts, tokenize_prompts
+from rome_lens.edit.search.value import optimise_value, optimise_values
 from rome_lens.models import Model
 
 REQUESTS = (

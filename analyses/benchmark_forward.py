@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 
 import rome_lens as rl
-from analyses.files import parser, write_csv
-from analyses.manifest import write_manifest
+from analyses.common.manifest import write_manifest
+from analyses.common.options import parser, write_csv
 from rome_lens.models import Model
 
 PROMPT = "The Eiffel Tower is located in the city of"

@@ -14,12 +14,21 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 import rome_lens as rl
-from analyses.covariances import add_covariance_arguments, rome_covariance
-from analyses.figures import write_figure
-from analyses.files import add_record_arguments, chosen_records, parsed, parser, write_csv
-from analyses.kept_edits import kept_edits, made_with
-from analyses.manifest import write_manifest
-from rome_lens.evaluate.scores import Continuation, divergence, mean_log_probabilities, next_token_log_probabilities
+from analyses.common.figures import write_figure
+from analyses.common.kept_edits import kept_edits, made_with
+from analyses.common.manifest import write_manifest
+from analyses.common.options import (
+    add_covariance_arguments,
+    add_record_arguments,
+    chosen_records,
+    parsed,
+    parser,
+    rome_covariance,
+    write_csv,
+)
+from analyses.common.study_figures import plot_bleed_over
+from rome_lens.data.records import Continuation
+from rome_lens.evaluate.likelihood import divergence, mean_log_probabilities, next_token_log_probabilities
 from rome_lens.models import Model
 from rome_lens.storage import open_journal, plain
 
@@ -91,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = correlations(frame)
     write_csv(frame, options.out / "bleed_over.csv")
     write_csv(table, options.out / "correlations.csv")
-    write_figure(rl.plot_bleed_over(frame), options.out / "bleed_over.html", columns=1)
+    write_figure(plot_bleed_over(frame), options.out / "bleed_over.html", columns=1)
     write_manifest(options, model)
     print(table.round(3).to_string(index=False))
 

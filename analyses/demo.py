@@ -16,12 +16,12 @@ import plotly.graph_objects as go
 import torch
 
 import rome_lens as rl
-from analyses.figures import HTML
-from analyses.files import parser, write_csv
-from analyses.manifest import write_manifest
+from analyses.common.figures import HTML
+from analyses.common.manifest import write_manifest
+from analyses.common.options import parser, write_csv
 from rome_lens.models import Kind, Model, logits, run, sample_text
+from rome_lens.models.tokens import tokenize
 from rome_lens.storage import check_new_file, new_file
-from rome_lens.tokens import tokenize
 
 KINDS: tuple[Kind, ...] = ("resid", "mlp", "attn")
 BEFORE, AFTER = "before", "after"

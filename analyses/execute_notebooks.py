@@ -13,7 +13,7 @@ import plotly.io as pio
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from analyses.files import parser
+from analyses.common.options import parser
 from rome_lens.storage import new_file
 
 FOLDER = Path(__file__).parent.parent / "notebooks"

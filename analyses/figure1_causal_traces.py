@@ -10,10 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.facts import facts_of
-from analyses.figures import write_figure
-from analyses.files import parser, write_csv
-from analyses.manifest import write_manifest
+from analyses.common.figures import write_figure
+from analyses.common.manifest import write_manifest
+from analyses.common.options import facts_of, parser, write_csv
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,10 +11,9 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.facts import add_fact_arguments, chosen_facts
-from analyses.figures import write_figure
-from analyses.files import parsed, parser, write_csv
-from analyses.manifest import write_manifest
+from analyses.common.figures import write_figure
+from analyses.common.manifest import write_manifest
+from analyses.common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
 
 
 def peaks(effects: pd.DataFrame) -> pd.DataFrame:

@@ -10,11 +10,10 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 import rome_lens as rl
-from analyses.facts import add_fact_arguments, chosen_facts
-from analyses.figures import write_figure
-from analyses.files import parsed, parser, write_csv
-from analyses.manifest import write_manifest
-from rome_lens.facts import subject_range
+from analyses.common.figures import write_figure
+from analyses.common.manifest import write_manifest
+from analyses.common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
+from rome_lens.data.records import subject_range
 
 SEVERED = ((), ("mlp",), ("attn",))
 

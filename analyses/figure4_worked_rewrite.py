@@ -14,15 +14,23 @@ import pandas as pd
 import torch
 
 import rome_lens as rl
-from analyses.covariances import add_covariance_arguments, rome_covariance
-from analyses.figures import write_figure
-from analyses.files import add_record_arguments, chosen_records, parser, write_csv
-from analyses.kept_edits import kept_edits
-from analyses.manifest import write_manifest
-from rome_lens.edit.key import mlp_keys, subject_keys
-from rome_lens.evaluate.scores import mean_log_probabilities
+from analyses.common.figures import write_figure
+from analyses.common.kept_edits import kept_edits
+from analyses.common.manifest import write_manifest
+from analyses.common.options import (
+    add_covariance_arguments,
+    add_record_arguments,
+    chosen_records,
+    parser,
+    rome_covariance,
+    write_csv,
+)
+from analyses.common.rewrite_figures import plot_rewrite
+from rome_lens.edit.search.key import subject_keys
+from rome_lens.evaluate.likelihood import mean_log_probabilities
 from rome_lens.models import Model, mlp_output, pad
-from rome_lens.tokens import tokenize
+from rome_lens.models.running import mlp_keys
+from rome_lens.models.tokens import tokenize
 
 FRACTIONS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25)
 
@@ -120,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_csv(frame, options.out / f"{name}.csv")
     sizes = numbers(model, edit)
     write_csv(sizes, options.out / "numbers.csv")
-    write_figure(rl.plot_rewrite(**frames), options.out / "figure4.html")
+    write_figure(plot_rewrite(**frames), options.out / "figure4.html")
     write_manifest(options, model, prompt=record.request.text, target=record.request.target)
     print(sizes.to_string(index=False))
 

@@ -12,13 +12,21 @@ from typing import get_args
 import pandas as pd
 
 import rome_lens as rl
-from analyses.covariances import add_collecting_arguments, kept_covariances
-from analyses.figures import write_figure
-from analyses.files import add_record_arguments, chosen_records, parsed, parser, write_csv
-from analyses.manifest import write_manifest
-from analyses.methods import QUIET
-from rome_lens.edit.contexts import EditedToken
-from rome_lens.evaluate.records import BASE, Method
+from analyses.common.figures import write_figure
+from analyses.common.manifest import write_manifest
+from analyses.common.methods import QUIET
+from analyses.common.options import (
+    add_collecting_arguments,
+    add_record_arguments,
+    chosen_records,
+    kept_covariances,
+    parsed,
+    parser,
+    write_csv,
+)
+from analyses.common.study_figures import plot_layers_and_tokens
+from rome_lens.edit.search.contexts import EditedToken
+from rome_lens.evaluate.scoring import BASE, Method
 
 TOKENS: tuple[EditedToken, ...] = ("subject_first", "subject_last", "subject_first_after_last")
 
@@ -65,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = methods_of_cells(covariances, options.edited, rl.sample_contexts(model))
     summary = with_cells(rl.summarize(rl.run_evaluation(model, records, methods, out=options.out / "records")))
     write_csv(summary, options.out / "scores.csv")
-    write_figure(rl.plot_layers_and_tokens(summary), options.out / "figure5.html")
+    write_figure(plot_layers_and_tokens(summary), options.out / "figure5.html")
     write_manifest(options, model)
     print(summary[["token", "layer", "n", "S", "ES", "PS", "NS"]].round(3).to_string(index=False))
 

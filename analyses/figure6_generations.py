@@ -9,11 +9,19 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.covariances import add_covariance_arguments, rome_covariance
-from analyses.figures import write_figure
-from analyses.files import add_record_arguments, chosen_records, parsed, parser, write_csv
-from analyses.kept_edits import kept_edits
-from analyses.manifest import write_manifest
+from analyses.common.figures import write_figure
+from analyses.common.kept_edits import kept_edits
+from analyses.common.manifest import write_manifest
+from analyses.common.options import (
+    add_covariance_arguments,
+    add_record_arguments,
+    chosen_records,
+    parsed,
+    parser,
+    rome_covariance,
+    write_csv,
+)
+from analyses.common.rewrite_figures import plot_texts
 from rome_lens.models import Model
 
 BEFORE, AFTER = "before the edit", "after the edit"
@@ -49,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     frame = pd.concat(frames)
     write_csv(frame, options.out / "texts.csv")
     words = {record.request.target: "#0072b2", record.target_true: "#d55e00"}
-    write_figure(rl.plot_texts(frame, highlight=words), options.out / "figure6.html")
+    write_figure(plot_texts(frame, highlight=words), options.out / "figure6.html")
     write_manifest(options, model, prompt=record.request.text, target=record.request.target)
     print(frame.to_string(index=False))
 

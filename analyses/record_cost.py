@@ -13,11 +13,11 @@ import pandas as pd
 from torch.utils.flop_counter import FlopCounterMode
 
 import rome_lens as rl
-from analyses.files import add_record_arguments, chosen_records, parser, write_csv
-from analyses.manifest import write_manifest
-from analyses.measuring import matrix_product_speed, measured
-from analyses.methods import add_method_arguments, chosen_methods
-from rome_lens.evaluate.records import Method
+from analyses.common.manifest import write_manifest
+from analyses.common.measuring import matrix_product_speed, measured
+from analyses.common.methods import add_method_arguments, chosen_methods
+from analyses.common.options import add_record_arguments, chosen_records, parser, write_csv
+from rome_lens.evaluate.scoring import Method
 from rome_lens.models import Model
 
 

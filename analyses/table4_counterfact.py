@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import rome_lens as rl
-from analyses.files import (
+from analyses.common.manifest import write_manifest
+from analyses.common.methods import add_method_arguments, chosen_methods
+from analyses.common.options import (
     add_record_arguments,
     add_run_arguments,
     chosen_records,
@@ -20,8 +22,6 @@ from analyses.files import (
     run_options,
     write_scores,
 )
-from analyses.manifest import write_manifest
-from analyses.methods import add_method_arguments, chosen_methods
 from rome_lens.models import Model
 
 PAPER = {"S": 89.2, "ES": 100.0, "EM": None, "PS": 96.4, "PM": None, "NS": 75.4, "NM": None, "GE": 621.9, "RS": 41.9}

@@ -16,13 +16,21 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 import rome_lens as rl
-from analyses.covariances import add_covariance_arguments, rome_covariance
-from analyses.facts import predicted
-from analyses.figures import write_figure
-from analyses.files import add_record_arguments, listed_records, parsed, parser, write_csv
-from analyses.kept_edits import kept_edits, made_with
-from analyses.manifest import write_manifest
-from rome_lens.facts import subject_range
+from analyses.common.figures import write_figure
+from analyses.common.kept_edits import kept_edits, made_with
+from analyses.common.manifest import write_manifest
+from analyses.common.options import (
+    add_covariance_arguments,
+    add_record_arguments,
+    listed_records,
+    parsed,
+    parser,
+    predicted,
+    rome_covariance,
+    write_csv,
+)
+from analyses.common.study_figures import plot_tracing_against_editing
+from rome_lens.data.records import subject_range
 from rome_lens.intervals import bootstrap_interval
 from rome_lens.models import Model
 from rome_lens.storage import open_journal, plain
@@ -129,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = correlations(frame)
     write_csv(frame, options.out / "facts.csv")
     write_csv(table, options.out / "correlations.csv")
-    write_figure(rl.plot_tracing_against_editing(frame, table), options.out / "tracing_against_editing.html")
+    write_figure(plot_tracing_against_editing(frame, table), options.out / "tracing_against_editing.html")
     write_manifest(options, model, contexts=list(config.contexts or ()))
     print(table.round(3).to_string(index=False))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.files import parser, write_csv
-from analyses.manifest import write_manifest
+from analyses.common.manifest import write_manifest
+from analyses.common.options import parser, write_csv
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from rome_lens.errors import UnavailableError
-from rome_lens.loading import load_model
 from rome_lens.models import Model
+from rome_lens.models.loading.load import load_model
 
 EngineName = Literal["local", "ray"]
 ModelSource: TypeAlias = Model | str | os.PathLike[str]

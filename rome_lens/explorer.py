@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from rome_lens.checking import checked
-from rome_lens.edit.config import RomeConfig
-from rome_lens.edit.covariance import KeyCovariance
-from rome_lens.edit.rome import rome
-from rome_lens.edit.weights import AppliedEdit, Edit
+from rome_lens.data.records import EditRequest, Fact, check_prompts
+from rome_lens.edit.artifact.applied import AppliedEdit
+from rome_lens.edit.artifact.edit import Edit
+from rome_lens.edit.covariance.key_covariance import KeyCovariance
+from rome_lens.edit.methods.rome import RomeConfig, rome
 from rome_lens.errors import UnavailableError
-from rome_lens.evaluate.compare import compare_models
-from rome_lens.facts import EditRequest, Fact, check_prompts
+from rome_lens.evaluate.side_effects.compare import compare_models
+from rome_lens.locate.config import TraceOptions
 from rome_lens.locate.corruption import GaussianNoise
 from rome_lens.locate.restoring import State, predict_restored
 from rome_lens.locate.trace import CausalTrace
-from rome_lens.locate.tracing import TraceOptions, causal_trace
+from rome_lens.locate.tracing import causal_trace
 from rome_lens.models import Model
 from rome_lens.plots import plot_trace
 

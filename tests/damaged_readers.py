@@ -22,7 +22,7 @@ import torch
 
 import rome_lens as rl
 from rome_lens import errors
-from rome_lens.edit.value import Value
+from rome_lens.edit.search.value import Value
 from rome_lens.models import Model
 from tests.damage import damage
 from tests.tiny import CORPUS, save_model
@@ -108,7 +108,7 @@ def _noise(model: Model, request: rl.EditRequest) -> rl.Edit:
 
 
 def _targets(file: Path) -> None:
-    from rome_lens.edit.targets import search_numbers
+    from rome_lens.edit.search.targets import search_numbers
 
     value = Value(torch.ones(4), torch.ones(4), 3, 0.5, 0.1, 0.01, False)
     numbers = search_numbers(rl.RomeConfig(layer=1))

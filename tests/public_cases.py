@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 import rome_lens as rl
 import rome_lens.plots
-from rome_lens.edit.mend.network import EditorNetwork
+from rome_lens.edit.methods.mend.network import EditorNetwork
 from tests.tiny import CORPUS, save_model
 
 ACCEPTED = (ValueError, TypeError, rl.EditError, rl.UnavailableError, FileNotFoundError, FileExistsError)
@@ -264,33 +264,17 @@ CASES: dict[str, Any] = {
     "optimize_layout": lambda w: {"model": w.model},
     "perplexity": lambda w: {"model": w.model, "text": CORPUS, "tokens": 50, **QUIET},
     "plot_average_effects": lambda w: {"frame": EFFECTS},
-    "plot_bleed_over": lambda w: {"frame": frame("size", "kl", case_id=1, prompt="a")},
     "plot_comparison": lambda w: {"lens": w.comparison.lens, "contributions": w.comparison.contributions},
-    "plot_convergence": lambda w: {
-        "frame": frame("tokens", "half_difference", "half_cosine", "effective_rank", layer=1)
-    },
     "plot_effect_maps": lambda w: {"frame": EFFECTS.assign(layer=[0, 1])},
-    "plot_layers_and_tokens": lambda w: {"summary": SUMMARY},
     "plot_noise_levels": lambda w: {"frame": EFFECTS},
-    "plot_rewrite": lambda w: {
-        "keys": frame("cosine", "share", prompt="a", token="b", group="c"),
-        "steps": frame("fraction", "probability", object="new"),
-        "lens": LENS,
-        "outcome": frame("probability", group="a", object="new", condition=["before", "after"]),
-    },
     "plot_robustness": lambda w: {
         "frame": frame("peak_effect", "agreement", corruption="a", metric="prob", window=1, peak_role="b", peak_layer=1)
     },
     "plot_scores": lambda w: {"summary": SUMMARY},
     "plot_sequence": lambda w: {"frame": frame("edits", "perplexity", "norm_growth", "ES", method="rome")},
     "plot_severed": lambda w: {"frame": EFFECTS},
-    "plot_texts": lambda w: {"frame": frame(prompt=["a", "b"], model="rome", text="long")},
     "plot_trace": lambda w: {"frame": w.trace.to_frame()},
     "plot_traces": lambda w: {"frame": w.trace.to_frame()},
-    "plot_tracing_against_editing": lambda w: {
-        "frame": frame("mlp_effect", "resid_effect", "S", "EM", "PM", "NM", subject="a"),
-        "correlations": pd.DataFrame({**TRACED, "spearman": 0.1, "r2": 0.2}),
-    },
     "predict_restored": lambda w: {"model": w.model, "fact": FACT, "states": [rl.State("mlp", 5, 1)], "samples": 2},
     "recover_updates": lambda w: {"original": w.model, "suspect": w.model, **QUIET},
     "restore_states": lambda w: {"model": w.model, "fact": FACT, "states": [rl.State("mlp", 5, 1)], "samples": 2},

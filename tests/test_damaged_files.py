@@ -9,7 +9,7 @@ import pytest
 
 import rome_lens as rl
 from tests.damaged_readers import READERS, serve
-from tests.edit.test_reader import facts_of, with_facts
+from tests.edit.artifact.test_file import facts_of, with_facts
 from tests.torture import times
 
 SECONDS = 10

@@ -15,9 +15,9 @@ import rome_lens as rl
 from rome_lens.engine import open_workers
 from rome_lens.storage import checkpoint
 from tests import ray_cases
-from tests.edit.test_collecting import TEXTS, stopped_after
+from tests.edit.covariance.test_collect import TEXTS, stopped_after
 from tests.evaluate.test_sequence import RECORDS, noise
-from tests.locate.test_store import FACTS, OPTIONS
+from tests.locate.test_many_facts import FACTS, OPTIONS
 
 
 @pytest.fixture(scope="module")

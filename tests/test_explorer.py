@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import rome_lens as rl
-from tests.edit.test_rome import CONTEXTS, covariance_of
+from tests.edit.methods.test_rome import CONTEXTS, covariance_of
 
 FACT = rl.Fact("{} is located in the city of", "The Eiffel Tower")
 CONFIG = rl.RomeConfig(layer=1, contexts=CONTEXTS, steps=3)

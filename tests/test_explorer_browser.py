@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium on the P
 
 CELL = """
 import rome_lens as rl
-from tests.edit.test_rome import CONTEXTS, covariance_of
+from tests.edit.methods.test_rome import CONTEXTS, covariance_of
 
 model = rl.load_model({folder!r}, device="cpu")
 rl.Explorer(

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rome_lens as rl
 from rome_lens.errors import FormatError
-from rome_lens.models import converting
-from rome_lens.models.comparing import Difference
 from rome_lens.models.kinds import HAS_HOOKED
-from rome_lens.tokens import tokenize_continuation
+from rome_lens.models.loading import converting
+from rome_lens.models.loading.comparing import Difference
+from rome_lens.models.tokens import tokenize_continuation
 from tests.tiny import CONFIGS, save_model, save_tokenizer
 
 PROMPT = "The Eiffel Tower is located in the city of"

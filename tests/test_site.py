@@ -147,7 +147,7 @@ def test_the_examples_of_a_page_run(page, stand_in, tmp_path, monkeypatch):
     """One after the other as they stand, on a tiny model; a title that begins with "not run" says why one is not."""
     load_model = rl.load_model
     monkeypatch.setattr(rl, "load_model", lambda name: load_model(stand_in, device="cpu"))
-    monkeypatch.setattr("rome_lens.edit.rome.shipped_covariance", covariance_of)
+    monkeypatch.setattr("rome_lens.edit.methods.rome.shipped_covariance", covariance_of)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     for example in EXAMPLES.finditer(page.read_text(encoding="utf-8")):

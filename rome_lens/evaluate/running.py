@@ -9,9 +9,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from rome_lens.checking import checked
+from rome_lens.data.records import EditRecord, QuestionRecord
 from rome_lens.engine import EngineName, ModelSource, open_workers
-from rome_lens.evaluate.counterfact import score_record
-from rome_lens.evaluate.records import (
+from rome_lens.evaluate.scorers.counterfact import score_record
+from rome_lens.evaluate.scoring import (
     BASE,
     Method,
     Row,
@@ -22,7 +23,6 @@ from rome_lens.evaluate.records import (
     measure,
     warn_of_failures,
 )
-from rome_lens.facts import EditRecord, QuestionRecord
 from rome_lens.models import Model, model_identity
 from rome_lens.storage import check_same, open_journal, plain, read_journal
 

@@ -15,17 +15,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rome_lens.checking import checked
-from rome_lens.edit.health import EditHealth
-from rome_lens.edit.kept import kept_edit
-from rome_lens.edit.rome import rome
-from rome_lens.edit.weights import Edit
-from rome_lens.edit.written import keeping
+from rome_lens.data.records import EditRecord, EditRequest
+from rome_lens.edit.artifact.edit import Edit
+from rome_lens.edit.artifact.health import EditHealth
+from rome_lens.edit.artifact.kept import kept_edit
+from rome_lens.edit.artifact.written import keeping
+from rome_lens.edit.methods.rome import rome
 from rome_lens.errors import EditError, NotFiniteError
-from rome_lens.evaluate.counterfact import score_record
-from rome_lens.evaluate.perplexity import perplexity
-from rome_lens.evaluate.records import COLUMNS, Method
+from rome_lens.evaluate.scorers.counterfact import score_record
+from rome_lens.evaluate.scoring import COLUMNS, Method
+from rome_lens.evaluate.side_effects.perplexity import perplexity
 from rome_lens.evaluate.summary import summarize
-from rome_lens.facts import EditRecord, EditRequest
 from rome_lens.models import Model, find_output_matrix, model_identity, output_matrix
 from rome_lens.storage import Journal, check_same, digest, open_journal, plain, read_journal
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rome_lens.locate.grid import restored_layers
 from rome_lens.locate.metrics import Metric
-from rome_lens.locate.question import Question
+from rome_lens.locate.prompt import Question
 from rome_lens.locate.runs import answer_logits, keep, put_in_place
 from rome_lens.models import EMBEDDING, HookList, Kind, Model, frozen, run, state_name
 

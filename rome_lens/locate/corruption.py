@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.checking import check_seed, checked
-from rome_lens.datasets import load_builtin_records
-from rome_lens.facts import Fact, check_subject, check_text, subject_range
+from rome_lens.data.readers.builtin import load_builtin_records
+from rome_lens.data.records import Fact, check_subject, check_text, subject_range
 from rome_lens.models import Model, embed, embeddings
-from rome_lens.tokens import tokenize
+from rome_lens.models.tokens import tokenize
 
 
 @runtime_checkable

@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.checking import check_whole, checked
-from rome_lens.facts import Fact
-from rome_lens.labels import token_text
+from rome_lens.data.records import Fact
 from rome_lens.locate.corruption import Corruption, GaussianNoise
 from rome_lens.locate.metrics import MetricName, make_metric
-from rome_lens.locate.question import Question, tokenize_question, warn_if_not_predicted
+from rome_lens.locate.prompt import Question, tokenize_question, warn_if_not_predicted
 from rome_lens.locate.runs import answer_logits, put_in_place
 from rome_lens.models import EMBEDDING, Kind, Model, check_layer, embed, run, state_name
+from rome_lens.models.labels import token_text
 
 
 @checked

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from rome_lens.checking import checked
-from rome_lens.facts import Fact
+from rome_lens.data.records import Fact
 from rome_lens.locate.corruption import Corruption, GaussianNoise
 from rome_lens.locate.effects import average_effects
+from rome_lens.locate.many_facts import trace_facts
 from rome_lens.locate.metrics import MetricName
-from rome_lens.locate.store import trace_facts
 from rome_lens.models import Kind, Model
 
 

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.checking import checked
+from rome_lens.data.records import Fact
 from rome_lens.errors import FormatError
-from rome_lens.facts import Fact
 from rome_lens.locate.roles import token_roles
 from rome_lens.models import Kind
 

@@ -5,10 +5,12 @@ gets plain tensors back.
 """
 
 from rome_lens.models.adding import check_added
-from rome_lens.models.converting import converted, is_pickled, known_names, official_name
+from rome_lens.models.hook_points import EMBEDDING, Hook, HookList, Kind, input_name, key_name, state_name
+from rome_lens.models.identity import architecture_digest, model_identity
 from rome_lens.models.kinds import Model
-from rome_lens.models.names import EMBEDDING, Hook, HookList, Kind, input_name, key_name, state_name
-from rome_lens.models.output import (
+from rome_lens.models.kv_cache import PastState
+from rome_lens.models.loading.converting import converted, is_pickled, known_names, official_name
+from rome_lens.models.mlp import (
     PLAIN,
     OutputMatrix,
     contribution_change,
@@ -20,7 +22,18 @@ from rome_lens.models.output import (
     output_matrix,
     output_matrix_name,
 )
-from rome_lens.models.past import PastState
+from rome_lens.models.parameters import (
+    asking,
+    bos_token,
+    check_layer,
+    check_model,
+    check_top_k,
+    embed,
+    embeddings,
+    frozen,
+    optimize_layout,
+)
+from rome_lens.models.prefix_tree import run_tree
 from rome_lens.models.running import (
     check_finite,
     check_shown,
@@ -33,20 +46,6 @@ from rome_lens.models.running import (
     run_with_past,
 )
 from rome_lens.models.sampling import sample_text, write_on
-from rome_lens.models.tree import run_tree
-from rome_lens.models.weights import (
-    architecture_digest,
-    asking,
-    bos_token,
-    check_layer,
-    check_model,
-    check_top_k,
-    embed,
-    embeddings,
-    frozen,
-    model_identity,
-    optimize_layout,
-)
 
 __all__ = [
     "EMBEDDING",

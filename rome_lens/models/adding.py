@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from rome_lens.errors import EditError
+from rome_lens.models.hook_points import key_name, state_name
 from rome_lens.models.kinds import Model
-from rome_lens.models.names import key_name, state_name
-from rome_lens.models.output import mlp_contribution, mlp_output
+from rome_lens.models.mlp import mlp_contribution, mlp_output
 from rome_lens.models.running import run_and_read
 
 _APART = 0.05

@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from rome_lens.models.hook_points import HookList
 from rome_lens.models.kinds import Model
-from rome_lens.models.names import HookList
-from rome_lens.models.past import PastState
+from rome_lens.models.kv_cache import PastState
 
 
 class _Arrived(Exception):

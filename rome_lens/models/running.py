@@ -14,10 +14,10 @@ from transformer_lens.utilities.activation_functions import apply_softcap
 
 from rome_lens.errors import NotFiniteError
 from rome_lens.models import bridge
+from rome_lens.models.hook_points import Hook, HookList, key_name
 from rome_lens.models.kinds import Model, is_bridge
-from rome_lens.models.names import Hook, HookList
-from rome_lens.models.output import norms_after_mlp
-from rome_lens.models.past import PastState, _Continued, _RecordingCache
+from rome_lens.models.kv_cache import PastState, _Continued, _RecordingCache
+from rome_lens.models.mlp import norms_after_mlp
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
@@ -223,3 +223,15 @@ def logits(model: Model, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, 
     if model.cfg.normalization_type is not None:
         states = model.ln_final(states)
     return apply_softcap(model.unembed(states), model.cfg.output_logits_soft_cap)[0].float().to(residual.device)
+
+
+def mlp_keys(
+    model: Model, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], layers: Sequence[int]
+) -> dict[int, Float[Tensor, "batch pos d_mlp"]]:
+    """The MLP's inner activations at every position, for each layer, in the model's dtype."""
+    device = model.cfg.device
+    names = {layer: key_name(layer) for layer in layers}
+    read = run_and_read(
+        model, tokens.to(device), list(names.values()), mask=mask.to(device), stop_at_layer=max(layers) + 1
+    )
+    return {layer: read[name] for layer, name in names.items()}

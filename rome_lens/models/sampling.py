@@ -76,3 +76,11 @@ def sample_text(
             tokens, max_new_tokens=new_tokens, top_k=top_k, stop_at_eos=False, verbose=False, return_type="tokens"
         )
     return model.tokenizer.batch_decode(sampled[:, tokens.shape[1] :], skip_special_tokens=True)
+
+
+def sample_texts(model: Model, count: int, *, new_tokens: int, seed: int, top_k: int | None = None) -> list[str]:
+    """Texts of equally many tokens that the model writes after nothing but BOS."""
+    tokenizer = model.tokenizer
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    rows = torch.full((count, 1), start, device=model.cfg.device)
+    return sample_text(model, rows, new_tokens=new_tokens, seed=seed, top_k=top_k)

@@ -1,20 +1,11 @@
 """Figures of scores."""
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rome_lens.checking import checked
 from rome_lens.plots.style import LAYOUT, LEGEND_ABOVE, LEGEND_BELOW, METHOD_COLOURS, PANEL_TITLE, check_columns, plain
-
-_EDITED = {
-    "subject_first": "first subject token",
-    "subject_last": "last subject token",
-    "subject_first_after_last": "first subsequent token",
-    "last": "last token",
-}
-_BESIDE = 0.06  # of the distance between layers: from mark to mark
 
 
 @checked
@@ -63,59 +54,6 @@ def plot_scores(summary: pd.DataFrame) -> go.Figure:
         yaxis={"title": "score", "range": [0, 1.02], "showgrid": True, "gridcolor": "#eeeeee"},
         legend=LEGEND_ABOVE,
     )
-    return figure
-
-
-@checked
-def plot_layers_and_tokens(summary: pd.DataFrame) -> go.Figure:
-    """Panels of ES, PS and NS by the edited layer, a line with its intervals for each edited token (paper figure 5).
-
-    A dotted line is the model before the edits. The tokens' marks stand beside each other, to tell equal scores.
-
-    Args:
-        summary: what `summarize` gives, with the columns token ("subject_last", ...; "" before the edits) and layer.
-
-    Raises:
-        ValueError: the frame lacks a column.
-    """
-    panels = {"ES": "efficacy (ES)", "PS": "paraphrases (PS)", "NS": "neighbourhood (NS)"}
-    needed = [f"{metric}{end}" for metric in panels for end in ("", "_low", "_high")]
-    check_columns(summary, ["token", "layer", *needed], "summarize(), with token and layer,")
-    figure = make_subplots(rows=1, cols=3, subplot_titles=list(panels.values()), horizontal_spacing=0.06)
-    edited = summary[summary["token"] != ""].sort_values("layer")
-    layers = edited["layer"].unique()
-    beside = _BESIDE * min(np.diff(layers), default=1)
-    for column, metric in enumerate(panels, start=1):
-        where = {"row": 1, "col": column, "showlegend": column == 1}
-        for i, (token, part) in enumerate(edited.groupby("token", sort=False)):
-            name = plain(_EDITED.get(str(token), str(token)))
-            above, below = part[f"{metric}_high"] - part[metric], part[metric] - part[f"{metric}_low"]
-            figure.add_scatter(
-                x=part["layer"] + beside * (i - (edited["token"].nunique() - 1) / 2),
-                y=part[metric],
-                customdata=part["layer"],
-                name=name,
-                legendgroup=name,
-                mode="lines+markers",
-                line={"color": METHOD_COLOURS[1 + i % (len(METHOD_COLOURS) - 1)], "width": 2},
-                error_y={"array": above, "arrayminus": below, "thickness": 1, "width": 2},
-                hovertemplate=f"{name}, layer %{{customdata}}: %{{y:.3f}}<extra></extra>",
-                **where,
-            )
-        for value in summary.loc[summary["token"] == "", metric]:
-            figure.add_scatter(
-                x=[edited["layer"].min(), edited["layer"].max()],
-                y=[value, value],
-                name="before the edits",
-                legendgroup="base",
-                mode="lines",
-                line={"color": METHOD_COLOURS[0], "width": 2, "dash": "dot"},
-                hovertemplate="before the edits: %{y:.3f}<extra></extra>",
-                **where,
-            )
-    figure.update_xaxes(title="edited layer", tickvals=layers)
-    figure.update_yaxes(range=[0, 1.05])
-    figure.update_layout(**LAYOUT, height=380, legend={"orientation": "h", "y": -0.26, "yanchor": "top", "x": 0})
     return figure
 
 

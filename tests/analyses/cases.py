@@ -8,8 +8,8 @@ from pathlib import Path
 from transformer_lens import HookedTransformer
 
 import rome_lens as rl
-from analyses.facts import predicted
-from rome_lens.locate.question import tokenize_question
+from analyses.common.options import predicted
+from rome_lens.locate.prompt import tokenize_question
 
 SUBJECTS = ("The Eiffel Tower", "The Space Needle", "The Colosseum", "Vinson Massif", "Porsche 911", "Beats Music")
 PROMPTS = ("{} is located in the city of", "{} is owned by", "{} is in the", "The mother tongue of {} is")

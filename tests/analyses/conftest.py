@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import rome_lens as rl
-from analyses import figures
+from analyses.common import figures
 from tests.analyses.cases import TRACE, known
-from tests.edit.test_rome import covariance_of
+from tests.edit.methods.test_rome import covariance_of
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 
 import rome_lens as rl
 from analyses.bleed_over import bleed_over, correlations
-from tests.edit.test_weights import REQUEST, made_up
+from tests.edit.artifact.test_edit import REQUEST, made_up
 
 NEIGHBOURS = ("The Colosseum is located in the city of", "The Space Needle is located in the city of")
 

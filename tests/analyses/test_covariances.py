@@ -8,8 +8,8 @@ import pytest
 
 import rome_lens as rl
 from analyses import table4_counterfact
-from analyses.covariances import add_covariance_arguments, rome_covariance
-from rome_lens.edit.suggested import SUGGESTED_LAYERS
+from analyses.common.options import add_covariance_arguments, rome_covariance
+from rome_lens.edit.presets.layers import SUGGESTED_LAYERS
 from tests import tiny as models
 
 

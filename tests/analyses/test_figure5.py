@@ -4,7 +4,7 @@ import pandas as pd
 
 import rome_lens as rl
 from analyses import figure5_layers_and_tokens as figure5
-from tests.edit.test_rome import CONTEXTS, REQUEST, covariance_of
+from tests.edit.methods.test_rome import CONTEXTS, REQUEST, covariance_of
 
 TOKENS = ("subject_first", "subject_last")
 RECORDS = [

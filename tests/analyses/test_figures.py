@@ -14,14 +14,14 @@ from analyses import (
     figure3_severed,
     figure4_worked_rewrite,
     figure6_generations,
-    figures,
     noise_levels,
     table4_counterfact,
     tracing_against_editing,
 )
-from analyses.files import parsed, parser
-from analyses.kept_edits import kept_edits
-from analyses.layout import as_in_paper
+from analyses.common import figures
+from analyses.common.kept_edits import kept_edits
+from analyses.common.options import parsed, parser
+from analyses.common.tables import as_in_paper
 from tests.analyses.cases import TRACE, known, whole
 
 
@@ -123,7 +123,7 @@ def test_correlations_are_those_of_numpy_and_empty_where_nothing_varies():
 
 
 def test_an_edit_of_another_request_model_or_configuration_is_not_taken_for_the_records(given, tiny, tmp_path):
-    from tests.edit.test_weights import REQUEST, made_up
+    from tests.edit.artifact.test_edit import REQUEST, made_up
 
     covariance = rl.KeyCovariance.load(tmp_path / "covariance.safetensors")
     config, folder = rl.RomeConfig(contexts=["{}"]), tmp_path / "edits"

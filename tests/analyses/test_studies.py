@@ -17,7 +17,7 @@ from analyses import (
     train_mend,
 )
 from tests.analyses.cases import known, whole
-from tests.edit.test_rome import covariance_of
+from tests.edit.methods.test_rome import covariance_of
 
 TWO = ["--count", "2"]
 

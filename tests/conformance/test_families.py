@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 import rome_lens as rl
 from rome_lens import models
-from rome_lens.facts import subject_range
+from rome_lens.data.records import subject_range
 from tests.conformance.conftest import EVERY, FAMILIES, KINDS
 from tests.conformance.plain import FACT, LAYER, NOISE, REQUEST, covariance, edit, plain_trace, trace
 from tests.tiny import CORPUS

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import rome_lens as rl
 from rome_lens import models
-from rome_lens.edit.matrices import MODULE_OF
-from rome_lens.facts import subject_range
+from rome_lens.data.records import subject_range
 from rome_lens.models import Model
+from rome_lens.models.huggingface import MODULE_OF
 from tests.conformance.configurations import CONFIGURATIONS, save
 from tests.conformance.plain import LAYER, REQUEST, edit, plain_trace, trace
 

@@ -151,7 +151,7 @@ def test_a_folder_of_another_model_score_or_record_is_refused_and_kept(tiny, tin
         run(tiny_model("llama"), RECORDS, {"louder": louder}, out=tmp_path)
     with noise(tiny, RECORDS[0].request).applied(tiny), pytest.raises(rl.FormatError, match="edits reverted"):
         run(tiny, RECORDS, {"louder": louder}, out=tmp_path)
-    with pytest.raises(rl.FormatError, match="'score': 'rome_lens.evaluate.counterfact.score_record'"):
+    with pytest.raises(rl.FormatError, match="'score': 'rome_lens.evaluate.scorers.counterfact.score_record'"):
         run(tiny, RECORDS, {"louder": louder}, out=tmp_path, score=rl.score_specificity)
     with pytest.raises(rl.FormatError, match="begun with {'record 1.target_true': 'Rome'}, but .* 'Seattle'}"):
         run(tiny, [replace(RECORDS[1], target_true="Seattle")], {"louder": louder}, out=tmp_path)

@@ -15,7 +15,7 @@ import torch
 
 import rome_lens as rl
 from rome_lens.evaluate import sequence as sequence_module
-from tests.edit.test_rome import CONTEXTS, covariance_of
+from tests.edit.methods.test_rome import CONTEXTS, covariance_of
 
 TEXT = "The Eiffel Tower is located in the city of Paris. The mother tongue of Dante is Italian. One, two."
 CASES = [("The Eiffel Tower", "Rome", "Paris"), ("The Colosseum", "Seattle", "Rome"), ("Big Ben", "Paris", "Rome")]

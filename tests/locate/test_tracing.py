@@ -8,11 +8,11 @@ import torch
 from jaxtyping import TypeCheckError
 
 import rome_lens as rl
-from analyses.plain_tracing import plain_grid
+from analyses.plain.tracing import plain_grid
+from rome_lens.data.records import subject_range
 from rome_lens.errors import NotFiniteError
-from rome_lens.facts import subject_range
 from rome_lens.locate.grid import restored_layers
-from rome_lens.tokens import tokenize_continuation
+from rome_lens.models.tokens import tokenize_continuation
 
 MIDDLE = rl.Fact("In Italy, {} is located in the city of", "The Colosseum")
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import rome_lens as rl
-from tests.edit import test_batch as batch
-from tests.edit import test_collecting as collecting
-from tests.edit import test_mend as mend
+from tests.edit.covariance import test_collect as collecting
+from tests.edit.methods import test_batch as batch
+from tests.edit.methods import test_mend as mend
 from tests.evaluate.test_sequence import RECORDS, noise
-from tests.locate.test_store import FACTS, OPTIONS
+from tests.locate.test_many_facts import FACTS, OPTIONS
 from tests.torture import times
 
 QUIET = {"progress": False}

@@ -1,0 +1,1 @@
+"""What the commands share: options, manifests, tables and figures."""

@@ -1,0 +1,72 @@
+"""The editing methods that analyses compare, by name."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import rome_lens as rl
+from analyses.common.options import add_covariance_arguments, kept_covariances, rome_covariance
+from rome_lens.evaluate.scoring import Method
+from rome_lens.models import Model
+
+PRESETS: dict[str, Callable[[], rl.RomeConfig]] = {"rome": rl.RomeConfig, "rome-reference": rl.RomeConfig.reference}
+FINETUNING = {"ft": rl.FinetuneConfig(), "ft+l": rl.FinetuneConfig.constrained(max_change=2e-3)}  # see there
+BATCH: dict[str, tuple[Callable[..., rl.Edit], Callable[..., Any]]] = {
+    "memit": (rl.memit, rl.MemitConfig),
+    "emmet": (rl.emmet, rl.EmmetConfig),
+    "alphaedit": (rl.alphaedit, rl.AlphaEditConfig),
+}
+BATCH_LAYERS = [2, 3, 4, 5, 6]  # of SmolLM2-135M
+QUIET: dict[str, Any] = {"on_unhealthy": "ignore", "progress": False}
+CHOICES = (*PRESETS, *FINETUNING, "kn", "mend", *BATCH)
+
+
+def add_method_arguments(arguments: argparse.ArgumentParser, default: Sequence[str] = ("rome",)) -> None:
+    """Which methods an analysis compares, and what they need."""
+    arguments.add_argument("--methods", nargs="+", choices=CHOICES, default=list(default))
+    arguments.add_argument("--mend-editor", type=Path, help="what analyses.train_mend saved; for mend")
+    arguments.add_argument("--layers", type=int, nargs="+", default=BATCH_LAYERS, help=f"of {', '.join(BATCH)}")
+    add_covariance_arguments(arguments)
+
+
+def chosen_methods(model: Model, options: argparse.Namespace) -> dict[str, Method]:
+    """The methods that the options of `add_method_arguments` name."""
+    methods = {name: _method(name, model, options) for name in options.methods if name not in BATCH}
+    if not set(options.methods) <= set(methods):
+        single = _OneAtATime(kept_covariances(model, options.layers, options))
+        methods |= {name: partial(single, name) for name in options.methods if name in BATCH}
+    return {name: methods[name] for name in options.methods}
+
+
+def _method(name: str, model: Model, options: argparse.Namespace) -> Method:
+    if name in FINETUNING:
+        return partial(rl.finetune, config=FINETUNING[name], **QUIET)
+    if name == "kn":
+        return partial(rl.kn, **QUIET)
+    if name == "mend":
+        if options.mend_editor is None:
+            raise SystemExit("mend needs a trained editor. Train one (analyses.train_mend) and give --mend-editor.")
+        return partial(
+            rl.mend, editor=rl.Mend.load(options.mend_editor, device=model.cfg.device), on_unhealthy="ignore"
+        )
+    config = PRESETS[name]()  # its contexts are sampled once, before the first edit
+    config = replace(config, contexts=rl.sample_contexts(model, config.context_lengths, seed=config.seed))
+    return partial(rl.rome, covariance=rome_covariance(model, options), config=config, **QUIET)
+
+
+@dataclass
+class _OneAtATime:
+    """The methods for batches, each with a batch of one. What they share is searched for once for a request."""
+
+    covariances: Mapping[int, rl.KeyCovariance]
+    last: dict[rl.EditRequest, rl.MemitTargets] = field(default_factory=dict)
+
+    def __call__(self, name: str, model: Model, request: rl.EditRequest) -> rl.Edit:
+        if request not in self.last:
+            self.last = {request: rl.memit_targets(model, [request], layer=max(self.covariances), progress=False)}
+        edit, config = BATCH[name]
+        given = {"covariances": self.covariances, "targets": self.last[request]}
+        return edit(model, [request], config=config(layers=sorted(self.covariances)), **given, **QUIET)

@@ -1,0 +1,164 @@
+"""The commands' options, and what they name: files, facts, records, covariances."""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+import rome_lens as rl
+from analyses.common.tables import as_in_paper
+from rome_lens import EditRecord, load_builtin_records, load_counterfact, summarize
+from rome_lens.edit.covariance.shipped import SHIPPED_COVARIANCES, shipped_covariance
+from rome_lens.locate.prompt import tokenize_question
+from rome_lens.models import Model
+from rome_lens.storage import new_file
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser that shows the module's docstring and the defaults."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+
+def parsed(
+    arguments: argparse.ArgumentParser, argv: Sequence[str] | None, *, full: Mapping[str, Any]
+) -> argparse.Namespace:
+    """The options; with --full, those that are not given are the paper's, `full`."""
+    size = ", ".join(f"{name} {'all' if value is None else value}" for name, value in full.items())
+    arguments.add_argument("--full", action="store_true", help=f"the paper's size ({size}) where nothing else is said")
+    if arguments.parse_args(argv).full:
+        arguments.set_defaults(**full)
+    return arguments.parse_args(argv)
+
+
+def add_record_arguments(arguments: argparse.ArgumentParser, count: int) -> None:
+    """Which records an analysis runs on."""
+    arguments.add_argument("--records", type=Path, help="a file in CounterFact's schema; the package's facts if absent")
+    arguments.add_argument("--case-ids", type=Path, help="a JSON list: the case_ids to use, in this order")
+    arguments.add_argument("--skip", type=int, default=0, help="how many records to leave out at the start")
+    arguments.add_argument("--count", type=int, default=count, help="how many records")
+
+
+def chosen_records(options: argparse.Namespace) -> list[EditRecord]:
+    """The records that the options name."""
+    return listed_records(options)[: options.count]
+
+
+def listed_records(options: argparse.Namespace) -> list[EditRecord]:
+    """All records that the options name, however many are asked for."""
+    records = load_counterfact(options.records) if options.records else load_builtin_records()
+    if options.case_ids:
+        by_id = {record.case_id: record for record in records}
+        records = [by_id[case_id] for case_id in json.loads(options.case_ids.read_text())]
+    return records[options.skip :]
+
+
+def add_run_arguments(arguments: argparse.ArgumentParser, out: str) -> None:
+    """Where an evaluation keeps its rows, and where it runs."""
+    arguments.add_argument("--out", type=Path, default=Path(out), help="a folder: a run goes on from what it holds")
+    arguments.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: see docs/cluster.md")
+    arguments.add_argument("--workers", type=int, default=1, help="of ray, each with a model of its own")
+    arguments.add_argument("--gpus-per-worker", type=float, default=0.0, help="of ray")
+
+
+def run_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options of `add_run_arguments` are for `run_evaluation`; its rows are in OUT/rows."""
+    chosen = {name: getattr(options, name) for name in ("engine", "workers", "gpus_per_worker")}
+    return {"out": options.out / "rows", **chosen}
+
+
+def write_scores(frame: pd.DataFrame, out: Path, *, paper: Mapping[str, float | None], source: str) -> None:
+    """Writes records.csv, their summary table.csv, and table.md in the paper's layout (see `as_in_paper`), and prints
+    the last.
+    """
+    summary = summarize(frame)
+    table = as_in_paper(summary, paper, source)
+    write_csv(frame, out / "records.csv")
+    write_csv(summary, out / "table.csv")
+    with new_file(out / "table.md", overwrite=True) as temporary:
+        temporary.write_text(table, encoding="utf-8")
+    print(table)
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Writes a table, whole or not at all."""
+    with new_file(path, overwrite=True) as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.6g")
+
+
+TEXTS = ("Salesforce/wikitext", "wikitext-103-raw-v1")  # on the Hugging Face hub
+
+
+def add_covariance_arguments(arguments: argparse.ArgumentParser) -> None:
+    """Where ROME's covariance comes from."""
+    arguments.add_argument(
+        "--covariance", type=Path, help="a saved KeyCovariance for ROME; the shipped one, or one of the suggested layer"
+    )
+    add_collecting_arguments(arguments)
+
+
+def add_collecting_arguments(arguments: argparse.ArgumentParser) -> None:
+    """Where covariances are kept, and what the missing ones are collected from."""
+    arguments.add_argument(
+        "--covariances", type=Path, default=Path("results/covariances"), help="a folder: layer4.safetensors..."
+    )
+    arguments.add_argument(
+        "--texts", type=Path, help="a text file, for the covariances that are not there yet; WikiText-103 if absent"
+    )
+    arguments.add_argument("--tokens", type=int, default=100_000, help="tokens of it to use")
+
+
+def rome_covariance(model: Model, options: argparse.Namespace) -> rl.KeyCovariance:
+    """The one that is given; else the one that ships for the model; else that of its suggested layer, kept."""
+    if options.covariance:
+        return rl.KeyCovariance.load(options.covariance)
+    if str(model.cfg.model_name) in SHIPPED_COVARIANCES:
+        return shipped_covariance(model)
+    layer = rl.suggested_layer(model)
+    return kept_covariances(model, [layer], options)[layer]
+
+
+def kept_covariances(model: Model, layers: Iterable[int], options: argparse.Namespace) -> dict[int, rl.KeyCovariance]:
+    """Those in the folder, and those that it lacks, collected from the text in one pass."""
+    paths = {layer: options.covariances / f"layer{layer}.safetensors" for layer in layers}
+    if missing := [layer for layer, path in paths.items() if not path.exists()]:
+        texts = rl.texts_from_file(options.texts) if options.texts else rl.texts_from_dataset(*TEXTS)
+        made = rl.collect_covariance(model, missing, texts=texts, tokens=options.tokens)
+        for layer in missing:
+            made[layer].save(paths[layer])
+    return {layer: rl.KeyCovariance.load(path) for layer, path in paths.items()}
+
+
+def add_fact_arguments(arguments: argparse.ArgumentParser, count: int, samples: int = 3) -> None:
+    """Which facts, and how many corrupted runs each."""
+    arguments.add_argument("--facts", type=Path, help="a file in known_1000.json's schema; the package's if absent")
+    arguments.add_argument("--count", type=int, default=count, help="how many of those that the model predicts")
+    arguments.add_argument("--samples", type=int, default=samples, help="corrupted runs for each number")
+
+
+def facts_of(path: Path | None) -> list[rl.Fact]:
+    """The facts of a file in known_1000's schema, or the package's."""
+    return rl.load_known_facts(path) if path else [record.fact for record in rl.load_builtin_records()]
+
+
+def chosen_facts(model: Model, options: argparse.Namespace) -> list[rl.Fact]:
+    """The first facts that the options ask for and the model predicts."""
+    facts = facts_of(options.facts)
+    return [facts[number] for number in predicted(model, facts, options.count)]
+
+
+def predicted(model: Model, facts: Sequence[rl.Fact], count: int | None) -> list[int]:
+    """The numbers of the first facts whose answer begins with the model's own top token; of all if `count` is None."""
+    found: list[int] = []
+    with tqdm(total=count, desc="facts that the model predicts", unit="fact") as bar:
+        for number, fact in enumerate(facts):
+            if len(found) == count:
+                break
+            asked = tokenize_question(model, fact)
+            if int(asked.answer[0]) == asked.predicted:
+                found.append(number)
+                bar.update()
+    return found

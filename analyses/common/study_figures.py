@@ -1,0 +1,205 @@
+"""Figures of what one analysis wrote: layers, covariances, bleed-over, tracing."""
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+from plotly.subplots import make_subplots
+
+from rome_lens.checking import checked
+from rome_lens.plots.style import LAYOUT, LEGEND_BELOW, METHOD_COLOURS, PANEL_TITLE, SIZE, check_columns, plain
+
+_EDITED = {
+    "subject_first": "first subject token",
+    "subject_last": "last subject token",
+    "subject_first_after_last": "first subsequent token",
+    "last": "last token",
+}
+_BESIDE = 0.06  # of the distance between layers: from mark to mark
+_TRACED = {"mlp_effect": "effect of the MLPs", "resid_effect": "effect of the state"}
+
+
+@checked
+def plot_tracing_against_editing(frame: pd.DataFrame, correlations: pd.DataFrame) -> go.Figure:
+    """Tracing effects at the edit layer across, the edit's scores up: a point for each fact, Spearman's correlation and
+    R2 above each panel. EM, PM and NM are the margins that `score_record` gives.
+
+    Args:
+        frame: a row for each fact: subject, mlp_effect, resid_effect, S, EM, PM, NM.
+        correlations: traced, score, spearman, r2.
+
+    Raises:
+        ValueError: a frame lacks a column.
+    """
+    scores = {"S": "S", "EM": "EM, efficacy", "PM": "PM, paraphrases", "NM": "NM, neighbours"}
+    check_columns(frame, ["subject", *_TRACED, *scores], "analyses.tracing_against_editing, facts.csv,")
+    check_columns(correlations, ["traced", "score", "spearman", "r2"], "analyses.tracing_against_editing")
+    pairs = zip(correlations["traced"], correlations["score"], strict=True)
+    found = dict(zip(pairs, zip(correlations["spearman"], correlations["r2"], strict=True), strict=True))
+    if missing := [pair for pair in product(_TRACED, scores) if pair not in found]:
+        raise ValueError(
+            f"The correlations of {missing} are missing. Give what analyses.tracing_against_editing returns."
+        )
+    figure = make_subplots(
+        rows=len(_TRACED),
+        cols=len(scores),
+        shared_yaxes="columns",
+        horizontal_spacing=0.07,
+        vertical_spacing=0.22,
+        subplot_titles=[_agreement(*found[effect, score]) for effect in _TRACED for score in scores],
+    )
+    figure.update_annotations(font_size=SIZE - 1)
+    for row, (effect, across) in enumerate(_TRACED.items(), start=1):
+        for column, (score, up) in enumerate(scores.items(), start=1):
+            figure.add_scatter(
+                x=frame[effect],
+                y=frame[score],
+                mode="markers",
+                marker={"size": 6, "color": METHOD_COLOURS[row], "opacity": 0.6},
+                text=[plain(subject) for subject in frame["subject"]],
+                hovertemplate="%{text}: %{x:.3f}, %{y:.3f}<extra></extra>",
+                showlegend=False,
+                row=row,
+                col=column,
+            )
+            figure.update_yaxes(title=up, title_standoff=4, row=row, col=column)
+            figure.update_xaxes(title=across, title_standoff=4, nticks=4, row=row, col=column)
+    figure.update_layout(**LAYOUT, height=500)
+    return figure
+
+
+def _agreement(spearman: float, r2: float) -> str:
+    return "all alike" if pd.isna(spearman) else f"ρ = {spearman:.2f}, R² = {r2:.2f}"
+
+
+@checked
+def plot_convergence(frame: pd.DataFrame) -> go.Figure:
+    """How well covariances are determined as tokens grow, a line for each layer: how far two halves of the text differ,
+    how nearly they give the same direction, and how many directions the keys spread over.
+
+    Args:
+        frame: a row for each layer and number of tokens: "layer" and what `KeyCovariance.report` tells.
+
+    Raises:
+        ValueError: the frame lacks a column.
+    """
+    panels = {
+        "half_difference": "difference of halves |C1 - C2| / |C|",
+        "half_cosine": "cosine of C1<sup>-1</sup>k and C2<sup>-1</sup>k",
+        "effective_rank": "effective rank",
+    }
+    check_columns(frame, ["layer", "tokens", *panels], "KeyCovariance.report()")
+    figure = make_subplots(rows=1, cols=3, horizontal_spacing=0.07, subplot_titles=list(panels.values()))
+    figure.update_annotations(**PANEL_TITLE)
+    shades = sample_colorscale("Viridis", max(2, frame["layer"].nunique()), high=0.9)
+    for (layer, part), shade in zip(frame.sort_values("tokens").groupby("layer"), shades, strict=False):
+        for column, value in enumerate(panels, start=1):
+            figure.add_scatter(
+                x=part["tokens"],
+                y=part[value],
+                name=f"layer {layer}",
+                legendgroup=str(layer),
+                showlegend=column == 1,
+                mode="lines+markers",
+                line={"color": shade, "width": 2},
+                hovertemplate=f"layer {layer}, %{{x}} tokens: %{{y:.3g}}<extra></extra>",
+                row=1,
+                col=column,
+            )
+    figure.update_xaxes(title="tokens", type="log", dtick=1)
+    figure.update_yaxes(type="log", col=1)
+    figure.update_yaxes(rangemode="tozero", col=2)
+    figure.update_yaxes(rangemode="tozero", col=3)
+    figure.update_layout(**LAYOUT, height=360, legend=LEGEND_BELOW)
+    return figure
+
+
+@checked
+def plot_bleed_over(frame: pd.DataFrame, *, forecast: str = "size", change: str = "kl") -> go.Figure:
+    """A point for each prompt: how much of the edit was forecast to reach it, and how much changed.
+
+    An axis is logarithmic if all its values are above 0.
+
+    Args:
+        frame: what `analyses.bleed_over` writes: case_id, prompt, and the two columns to draw.
+        forecast: the column across.
+        change: the column up.
+
+    Raises:
+        ValueError: the frame lacks a column.
+    """
+    check_columns(frame, ["case_id", "prompt", forecast, change], "analyses.bleed_over")
+    figure = go.Figure(
+        go.Scatter(
+            x=frame[forecast],
+            y=frame[change],
+            mode="markers",
+            marker={"size": 6, "color": METHOD_COLOURS[1], "opacity": 0.5},
+            text=[plain(prompt) for prompt in frame["prompt"]],
+            customdata=frame["case_id"],
+            hovertemplate="%{text}<br>record %{customdata}: %{x:.3f}, %{y:.3g}<extra></extra>",
+        )
+    )
+    scales = {name: "log" if (frame[name] > 0).all() else "linear" for name in (forecast, change)}
+    figure.update_layout(
+        **LAYOUT,
+        height=420,
+        xaxis={"title": f"forecast: {plain(forecast)}", "type": scales[forecast]},
+        yaxis={"title": f"measured: {plain(change)}", "type": scales[change]},
+    )
+    return figure
+
+
+@checked
+def plot_layers_and_tokens(summary: pd.DataFrame) -> go.Figure:
+    """Panels of ES, PS and NS by the edited layer, a line with its intervals for each edited token (paper figure 5).
+
+    A dotted line is the model before the edits. The tokens' marks stand beside each other, to tell equal scores.
+
+    Args:
+        summary: what `summarize` gives, with the columns token ("subject_last", ...; "" before the edits) and layer.
+
+    Raises:
+        ValueError: the frame lacks a column.
+    """
+    panels = {"ES": "efficacy (ES)", "PS": "paraphrases (PS)", "NS": "neighbourhood (NS)"}
+    needed = [f"{metric}{end}" for metric in panels for end in ("", "_low", "_high")]
+    check_columns(summary, ["token", "layer", *needed], "summarize(), with token and layer,")
+    figure = make_subplots(rows=1, cols=3, subplot_titles=list(panels.values()), horizontal_spacing=0.06)
+    edited = summary[summary["token"] != ""].sort_values("layer")
+    layers = edited["layer"].unique()
+    beside = _BESIDE * min(np.diff(layers), default=1)
+    for column, metric in enumerate(panels, start=1):
+        where = {"row": 1, "col": column, "showlegend": column == 1}
+        for i, (token, part) in enumerate(edited.groupby("token", sort=False)):
+            name = plain(_EDITED.get(str(token), str(token)))
+            above, below = part[f"{metric}_high"] - part[metric], part[metric] - part[f"{metric}_low"]
+            figure.add_scatter(
+                x=part["layer"] + beside * (i - (edited["token"].nunique() - 1) / 2),
+                y=part[metric],
+                customdata=part["layer"],
+                name=name,
+                legendgroup=name,
+                mode="lines+markers",
+                line={"color": METHOD_COLOURS[1 + i % (len(METHOD_COLOURS) - 1)], "width": 2},
+                error_y={"array": above, "arrayminus": below, "thickness": 1, "width": 2},
+                hovertemplate=f"{name}, layer %{{customdata}}: %{{y:.3f}}<extra></extra>",
+                **where,
+            )
+        for value in summary.loc[summary["token"] == "", metric]:
+            figure.add_scatter(
+                x=[edited["layer"].min(), edited["layer"].max()],
+                y=[value, value],
+                name="before the edits",
+                legendgroup="base",
+                mode="lines",
+                line={"color": METHOD_COLOURS[0], "width": 2, "dash": "dot"},
+                hovertemplate="before the edits: %{y:.3f}<extra></extra>",
+                **where,
+            )
+    figure.update_xaxes(title="edited layer", tickvals=layers)
+    figure.update_yaxes(range=[0, 1.05])
+    figure.update_layout(**LAYOUT, height=380, legend={"orientation": "h", "y": -0.26, "yanchor": "top", "x": 0})
+    return figure

@@ -1,0 +1,67 @@
+"""CounterFact (paper section 3.4)."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from rome_lens.checking import checked
+from rome_lens.data.readers.reading import file, list_field, object_field, of_type, parse_records, text_field
+from rome_lens.data.records import EditRecord, EditRequest
+
+
+@checked
+def load_counterfact(
+    path: str | os.PathLike[str] | None = None, *, strict: bool = True, refresh: bool = False
+) -> list[EditRecord]:
+    """Reads CounterFact's JSON (paper section 3.4; `counterfact.json` of kmeng01/rome).
+
+    The prompts besides the request's own may be missing or null; then their scores are left out.
+
+    Args:
+        path: a file, a JSON list or JSON lines; None downloads the authors' once, into the user's cache.
+        strict: whether a broken record is an error. If not, it is left out, and a DataWarning tells which and why.
+        refresh: downloads the file again, although the cache has it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: `refresh` with a path.
+        FormatError: not JSON, or a record lacks a field, has a broken one, or the case_id of another; the message tells
+            which. Also if it is not strict and no record is whole.
+        UnavailableError: there is no path, and the file cannot be downloaded.
+    """
+    return parse_records(file(path, "counterfact", refresh), _counterfact_record, strict)
+
+
+def _counterfact_record(record: Mapping[str, Any], index: int) -> EditRecord:
+    rewrite = object_field(record["requested_rewrite"], "requested_rewrite")
+    prompt, subject = (text_field(rewrite[name], name) for name in ("prompt", "subject"))
+    new, true = (object_field(rewrite[name], name) for name in ("target_new", "target_true"))
+    return EditRecord(
+        request=EditRequest(prompt, subject, text_field(new["str"], "target_new")),
+        target_true=text_field(true["str"], "target_true"),
+        paraphrase_prompts=_prompts(record, "paraphrase_prompts"),
+        neighborhood_prompts=_prompts(record, "neighborhood_prompts"),
+        attribute_prompts=_prompts(record, "attribute_prompts"),
+        generation_prompts=_prompts(record, "generation_prompts"),
+        case_id=_number(record["case_id"], "case_id"),
+        relation=_name(rewrite, "relation_id"),
+        target_id=_name(new, "id"),
+    )
+
+
+def _prompts(record: Mapping[str, Any], field: str) -> tuple[str, ...]:
+    """A list of texts that may be missing."""
+    value = record.get(field)
+    return () if value is None else tuple(text_field(text, field) for text in list_field(value, field))
+
+
+def _name(record: Mapping[str, Any], field: str) -> str:
+    """A name of Wikidata's that may be missing."""
+    value = record.get(field)
+    return "" if value is None else of_type(str, value, field, "a string")
+
+
+def _number(value: Any, field: str) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"The {field} is {value!r}, expected a whole number.")
+    return of_type(int, value, field, "a whole number")

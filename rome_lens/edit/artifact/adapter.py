@@ -1,0 +1,59 @@
+"""Updates as a LoRA adapter on disk, in the format of Hugging Face's peft (which is not needed to write it).
+
+LoRA adds B @ A * alpha / r to a module's weight [d_out, d_in] (Hu et al. 2021, arXiv 2106.09685, section 4.1). With
+alpha = r, B = rightT and A = leftT that is (left @ right)T: an edit is an adapter already.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from rome_lens.edit.artifact.matrix import matrix_for
+from rome_lens.edit.artifact.update import Update
+from rome_lens.errors import EditError
+from rome_lens.storage import check_new_file, new_file
+
+_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def save_lora(
+    folder: str | os.PathLike[str], updates: Sequence[Update], base: PreTrainedModel, *, overwrite: bool = False
+) -> None:
+    """Writes the two files of an adapter of `base`, whose weights are neither changed nor saved.
+
+    Raises:
+        FileExistsError: there is an adapter in the folder and `overwrite` is false.
+        EditError: there is no update, one does not fit the model, or its family is not known.
+    """
+    if not updates:
+        raise EditError("The edit has no updates, so there is no adapter to write.")
+    matrices = [matrix_for(base, update) for update in updates]
+    tensors, ranks = {}, {}
+    for update, matrix in zip(updates, matrices, strict=True):
+        ranks[matrix.module] = update.rank
+        tensors[f"base_model.model.{matrix.module}.lora_A.weight"] = update.left.T.contiguous()
+        tensors[f"base_model.model.{matrix.module}.lora_B.weight"] = update.right.T.contiguous()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base.name_or_path or None,
+        "target_modules": list(ranks),
+        "r": max(ranks.values()),
+        "lora_alpha": max(ranks.values()),
+        "rank_pattern": ranks,
+        "alpha_pattern": ranks,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": not matrices[0].transposed,
+        "inference_mode": True,
+    }
+    for name in (_WEIGHTS, _CONFIG):
+        check_new_file(Path(folder) / name, overwrite=overwrite)
+    with new_file(Path(folder) / _WEIGHTS, overwrite=overwrite) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    with new_file(Path(folder) / _CONFIG, overwrite=overwrite) as temporary:
+        temporary.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,38 @@
+"""Changes of MLP outputs as hooks on a forward pass: the weights are left alone."""
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from rome_lens.edit.artifact.matrix import matrix_for
+from rome_lens.edit.artifact.update import Update
+from rome_lens.models import Hook, Model, contribution_change, key_name, mlp_output, norms_mlp_output, state_name
+
+
+def update_hooks(model: Model, update: Update) -> list[tuple[str, Hook]]:
+    """Hooks that add to the MLP's output what the updated matrix would answer more."""
+    device = matrix_for(model, update).values.device
+    left, right = update.left.to(device), update.right.to(device)
+    return output_hooks(model, update.layer, lambda key: (key.float() @ left) @ right)
+
+
+def output_hooks(model: Model, layer: int, change: Callable[[Tensor], Tensor]) -> list[tuple[str, Hook]]:
+    """One hook reads the MLP's keys [batch, pos, d_mlp], the other adds `change(keys)` to the MLP's output.
+
+    The sum goes through what the block does to its MLP's output (a norm, a multiplier). Differentiable.
+    """
+    altered = norms_mlp_output(model, layer)
+    keys: list[Tensor] = []  # of the pass that is running
+
+    def read(key: Float[Tensor, "batch pos d_mlp"], hook: object) -> None:
+        keys[:] = [key]
+
+    def add(output: Float[Tensor, "batch pos d_model"], hook: object) -> Float[Tensor, "batch pos d_model"]:
+        key = keys.pop()
+        more = change(key)
+        if altered:
+            more = contribution_change(model, layer, mlp_output(model, layer, key), more)
+        return output + more.to(output.dtype)
+
+    return [(key_name(layer), read), (state_name("mlp", layer), add)]

@@ -1,0 +1,1 @@
+"""C, the second moment of the keys: collecting, keeping and judging it."""

@@ -1,0 +1,34 @@
+"""The covariances that ship with the package."""
+
+from functools import cache
+from importlib import resources
+
+from rome_lens.edit.covariance.key_covariance import KeyCovariance
+from rome_lens.edit.presets.layers import find_suggestion
+from rome_lens.models import Model
+
+SHIPPED_COVARIANCES = {"smollm2-135m": "smollm2-135m.covariance.safetensors"}
+"""Models that `rome` needs no covariance for, by name, and the file in the package's data folder."""
+
+
+def shipped_covariance(model: Model) -> KeyCovariance:
+    """The covariance that comes with this package for a model's default edit layer.
+
+    Raises:
+        ValueError: there is none for this model.
+    """
+    name = SHIPPED_COVARIANCES.get(str(model.cfg.model_name))
+    if name is None:
+        suggested = find_suggestion(model)
+        raise ValueError(
+            f"No covariance was given, and none ships for {model.cfg.model_name} (there is one for "
+            f"{', '.join(SHIPPED_COVARIANCES)}). Collect one: collect_covariance(model, "
+            f"layers=[{'layer' if suggested is None else suggested}], texts=...)."
+        )
+    return _read_shipped(name)
+
+
+@cache
+def _read_shipped(name: str) -> KeyCovariance:
+    with resources.as_file(resources.files("rome_lens") / "data" / "builtin" / name) as path:
+        return KeyCovariance.load(path)

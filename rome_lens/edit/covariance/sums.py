@@ -1,0 +1,154 @@
+"""Sums of k kT over pieces of text: read here, or in shards on the workers of a cluster."""
+
+import hashlib
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial as bind
+from itertools import accumulate, islice
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rome_lens.engine import Spread
+from rome_lens.errors import CovarianceError, FormatError
+from rome_lens.models import Model, bos_token, pad
+from rome_lens.models.running import mlp_keys
+from rome_lens.storage import Checkpoint
+
+Piece = list[int]
+
+
+@dataclass
+class PartialSums:
+    """Sums of k kT over the pieces of text so far, even and odd pieces apart.
+
+    Attributes:
+        sums: [layer, half, d_mlp, d_mlp], float64.
+        tokens: how many keys are in each half.
+        pieces: how many pieces were read.
+    """
+
+    sums: Float[Tensor, "layer half d_mlp d_mlp"]
+    tokens: list[int]
+    pieces: int = 0
+    _digest: Any = field(default_factory=hashlib.sha256)
+
+    @classmethod
+    def empty(cls, layers: int, width: int, *, pieces: int = 0) -> "PartialSums":
+        """Nothing added yet, with so many pieces left out at the start."""
+        return cls(torch.zeros(layers, 2, width, width, dtype=torch.float64), [0, 0], pieces)
+
+    def add(self, sums: Float[Tensor, "layer half d_mlp d_mlp"], tokens: list[int]) -> None:
+        """Adds the sums of further pieces, and the numbers of keys in them."""
+        self.sums += sums
+        self.tokens = [a + b for a, b in zip(self.tokens, tokens, strict=True)]
+
+    def next_batch(self, pieces: Iterator[list[int]], size: int) -> tuple[list[list[int]], list[int]]:
+        """The next pieces, and the half that each belongs to. What was read is remembered by its checksum."""
+        batch = list(islice(pieces, size))
+        for piece in batch:
+            self._digest.update(array("q", piece).tobytes())
+        halves = [(self.pieces + i) % 2 for i in range(len(batch))]
+        self.pieces += len(batch)
+        return batch, halves
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keeps all of it in place of what was kept before."""
+        facts = {"tokens": self.tokens, "pieces": self.pieces, "sha256": self._digest.hexdigest()}
+        checkpoint.save({"sums": self.sums}, facts)
+
+    def resume(self, checkpoint: Checkpoint, pieces: Iterator[list[int]]) -> None:
+        """Takes over what `save` kept, if anything, and reads past the pieces that are in it.
+
+        Raises:
+            FormatError: it was begun with other texts, or does not fit.
+        """
+        if checkpoint.found is None:
+            return
+        (sums, facts), place = (checkpoint.found[0].get("sums"), checkpoint.found[1]), checkpoint.path
+        if sums is None or (sums.shape, sums.dtype) != (self.sums.shape, self.sums.dtype) or len(facts["tokens"]) != 2:
+            raise FormatError(f"{place} does not hold sums of shape {list(self.sums.shape)}. Delete it to begin anew.")
+        self.sums, self.tokens = sums, list(facts["tokens"])
+        self.next_batch(pieces, facts["pieces"])
+        if self._digest.hexdigest() != facts["sha256"]:
+            raise FormatError(
+                f"{place} was begun with other texts than these. Give the same texts from their start (an iterator "
+                "that was read from is no longer at its start), or choose another folder."
+            )
+
+
+def add_pieces(
+    model: Model, layers: Sequence[int], pieces: Iterator[Piece], partial: PartialSums, *, batch: int
+) -> Iterator[None]:
+    """Adds k kT of the pieces' tokens to the sums, and yields after each batch of so many pieces."""
+    while True:
+        rows, halves = partial.next_batch(pieces, batch)
+        if not rows:
+            return
+        _add_products(model, layers, rows, halves, partial)
+        yield
+
+
+def add_shards(
+    spread: Spread,
+    layers: Sequence[int],
+    pieces: Iterator[Piece],
+    partial: PartialSums,
+    *,
+    batch: int,
+    shard: int,
+    workers: int,
+) -> Iterator[None]:
+    """As `add_pieces`, with shards of so many pieces summed by workers, and yields after one shard of each worker.
+
+    Shards are added in the order of the text, so that the sums are always those of a beginning of the text, from which
+    another call can go on, and do not depend on which worker was faster.
+    """
+    work = bind(_summed, layers=layers, batch=batch, width=partial.sums.shape[-1])
+    while texts := [part for _ in range(workers) if (part := list(islice(pieces, shard)))]:
+        firsts = accumulate(map(len, texts[:-1]), initial=partial.pieces)
+        found = dict(spread(work, list(zip(firsts, texts, strict=True))))
+        for index, part in enumerate(texts):
+            partial.next_batch(iter(part), len(part))
+            partial.add(*found[index])
+        yield
+
+
+@torch.no_grad()
+def _summed(
+    model: Model, shard: tuple[int, list[Piece]], *, layers: Sequence[int], batch: int, width: int
+) -> tuple[Float[Tensor, "layer half d_mlp d_mlp"], list[int]]:
+    """The sums and numbers of keys of a shard: the number of its first piece, and the pieces."""
+    first, pieces = shard
+    partial = PartialSums.empty(len(layers), width, pieces=first)
+    for _ in add_pieces(model, layers, iter(pieces), partial, batch=batch):
+        pass
+    return partial.sums, partial.tokens
+
+
+def _add_products(
+    model: Model, layers: Sequence[int], batch: list[Piece], halves: list[int], partial: PartialSums
+) -> None:
+    """Runs the pieces and adds k kT of their tokens to the sums of the half that each belongs to."""
+    before = bos_token(model)
+    rows, mask = pad([before + piece for piece in batch])
+    wanted = mask.bool()
+    wanted[:, : len(before)] = False
+    keys = mlp_keys(model, rows, mask, layers)
+    for half in (0, 1):
+        chosen = wanted & (torch.tensor(halves) == half)[:, None]
+        for layer, sums in zip(layers, partial.sums, strict=True):
+            flat = keys[layer][chosen.to(keys[layer].device)].float()
+            if not flat.isfinite().all():
+                raise CovarianceError(
+                    f"Keys of layer {layer} are not finite. Check the model's weights, or load it in float32."
+                )
+            sums[half] += (flat.T @ flat).cpu()
+        partial.tokens[half] += int(chosen.sum())
+
+
+KIND = "rome_lens partial covariance 2"
+FACTS = {"tokens": list, "pieces": int, "sha256": str}

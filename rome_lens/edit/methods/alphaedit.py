@@ -1,0 +1,62 @@
+"""AlphaEdit: many requests, written where ordinary keys hardly reach (Fang et al. 2024)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from rome_lens.checking import checked
+from rome_lens.data.records import EditRequest
+from rome_lens.edit.artifact.edit import Edit
+from rome_lens.edit.artifact.health import OnUnhealthy
+from rome_lens.edit.covariance.key_covariance import KeyCovariance
+from rome_lens.edit.methods.batch import BatchProblem, write_batch
+from rome_lens.edit.methods.closed_forms import alphaedit_factor
+from rome_lens.edit.search.settings import BatchConfig, check_positive
+from rome_lens.edit.search.targets import MemitTargets
+from rome_lens.models import Model
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class AlphaEditConfig(BatchConfig):
+    """The numbers of AlphaEdit (jianghoucheng/AlphaEdit, hparams). The other attributes are those of BatchConfig.
+
+    Attributes:
+        null_space_threshold: directions in which C's eigenvalue, the mean square of keys, is below it may be written
+            to (nullspace_threshold: 2e-2 for GPT-J and Llama 3 8B). In the unit of squared keys, so that it depends
+            on the model.
+        ridge: of the update's own norm, also in that unit (L2: 10 for both).
+    """
+
+    null_space_threshold: float = 2e-2
+    ridge: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "null_space_threshold", "ridge")
+
+
+@checked
+def alphaedit(
+    model: Model,
+    requests: Sequence[EditRequest],
+    *,
+    covariances: Mapping[int, KeyCovariance],
+    config: AlphaEditConfig | None = None,
+    targets: MemitTargets | None = None,
+    on_unhealthy: OnUnhealthy = "warn",
+    progress: bool = True,
+) -> Edit:
+    """AlphaEdit (Fang et al. 2024, arXiv 2410.02355): writes only where ordinary keys hardly reach.
+
+    This is one batch of it. The keys of earlier batches, which the paper protects as well, are not kept. Everything
+    else, arguments included, is as in `memit`.
+
+    Raises:
+        CovarianceError: also if no eigenvalue of C is below the threshold. C may be singular.
+        EditError, ValueError: as `memit`.
+    """
+    config = AlphaEditConfig() if config is None else config
+    form = partial(alphaedit_factor, threshold=config.null_space_threshold, ridge=config.ridge)
+    problem = BatchProblem("alphaedit", form, False, requests, covariances, config)
+    return write_batch(model, problem, targets, on_unhealthy, progress)

@@ -1,0 +1,264 @@
+"""Knowledge neurons: the MLPs' inner activations on which an answer depends (Dai et al. 2022, arXiv 2104.08696)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rome_lens.checking import checked
+from rome_lens.data.records import EditRequest, Fact, check_prompts
+from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
+from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.errors import EditError
+from rome_lens.models import (
+    Hook,
+    Model,
+    contribution_change,
+    embeddings,
+    frozen,
+    key_name,
+    key_width,
+    logits,
+    mlp_output,
+    run,
+    run_blocks,
+    run_with_past,
+    state_name,
+)
+from rome_lens.models.tokens import tokenize, tokenize_continuation
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class KnowledgeNeuronsConfig:
+    """The numbers of knowledge neurons: those of the ROME paper's baseline (kmeng01/rome@0874014, hparams/KN, kn_main).
+
+    Attributes:
+        steps: of the integral (20 in the paper and in the baseline).
+        threshold: a neuron is coarse if its attribution is above this share of the largest (0.2; adaptive_threshold).
+        sharing: a coarse neuron is refined if it is one in more than this share of the prompts (p: 0.4, which has no
+            effect on the baseline's one prompt; the paper begins at 0.7 and moves it until there are 2 to 5 neurons).
+        most_neurons: only so many are kept, the strongest first; None: all, as in the baseline.
+        old_weight: lambda_1, how often the old answer's embedding is taken from a row (2; the paper: 1).
+        new_weight: lambda_2, how often the new answer's is added (1 for GPT-2, to whose branch of the code the target
+            always comes as a list of tokens; 2 for others; the paper: 8).
+    """
+
+    steps: int = 20
+    threshold: float = 0.2
+    sharing: float = 0.4
+    most_neurons: int | None = None
+    old_weight: float = 2.0
+    new_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "most_neurons"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected a number from 1 on.")
+        for name in ("threshold", "sharing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a share: from 0 to below 1.")
+
+
+@checked
+@dataclass(frozen=True, eq=False)
+class KnowledgeNeurons:
+    """The neurons that an answer depends on.
+
+    Attributes:
+        prompts: the texts that the answer follows.
+        answer: its tokens, as they follow the first prompt.
+        attributions: [prompt, layer, neuron], on the CPU: how much of the answer's probability each neuron brings.
+        neurons: the refined (layer, neuron) pairs, the largest mean attribution first.
+    """
+
+    prompts: tuple[str, ...]
+    answer: tuple[int, ...]
+    attributions: Float[Tensor, "prompt layer neuron"] = field(repr=False)
+    neurons: tuple[tuple[int, int], ...]
+
+
+@checked
+def knowledge_neurons(
+    model: Model,
+    fact: Fact | EditRequest,
+    *,
+    answer: str | None = None,
+    paraphrases: Sequence[str] = (),
+    config: KnowledgeNeuronsConfig | None = None,
+    progress: bool = True,
+) -> KnowledgeNeurons:
+    """Attributes the probability of what a model knows to every neuron, and chooses those that matter.
+
+    A neuron is an entry of the MLP's inner activation, after the nonlinearity (and the gate, if there is one), as in
+    the paper; the released code takes what comes before it. Its attribution is the integrated gradient (paper Eq. 4)
+    of the answer's probability, with all activations of its layer going from 0 to what they are at one position: the
+    prompt's last, which predicts the answer's first token. Of an answer of several tokens, each is attributed at the
+    position that predicts it, after the true tokens before it, and the attributions are averaged (the released code
+    lets the model's own tokens stand before it).
+
+    Args:
+        model: is run, not changed.
+        fact: its prompt about its subject.
+        answer: what the model knows; None: the answer of a Fact that has one, else the token that the model says.
+        paraphrases: other texts that the same answer follows. The neurons have to be shared by enough of them; the
+            ROME paper's baseline has none.
+        config: the numbers; None: `KnowledgeNeuronsConfig()`.
+        progress: shows a bar.
+
+    Raises:
+        EditError: no neuron brings any of the answer's probability, or none is shared by enough prompts.
+        ValueError: a prompt is blank or does not fit.
+    """
+    config = KnowledgeNeuronsConfig() if config is None else config
+    if paraphrases:
+        check_prompts(paraphrases, "paraphrases")
+    answer = fact.answer if answer is None and isinstance(fact, Fact) else answer
+    prompts = (fact.text, *paraphrases)
+    asked = _asked_tokens(model, prompts, answer, fact.space)
+    total = sum(len(ids) - start for ids, start in asked)
+    with tqdm(total=total, desc="knowledge neurons", unit="prediction", disable=not progress) as bar:
+        found = []
+        for ids, start in asked:
+            parts = []
+            for i in range(start, len(ids)):
+                parts.append(token_attributions(model, ids[:i], ids[i], steps=config.steps))
+                bar.update()
+            found.append(torch.stack(parts).mean(0))
+    attributions = torch.stack(found)
+    ids, start = asked[0]
+    return KnowledgeNeurons(prompts, ids[start:], attributions, _refined(attributions, fact.text, config))
+
+
+def token_attributions(
+    model: Model, tokens: Sequence[int], answer: int, *, steps: int
+) -> Float[Tensor, "layer neuron"]:
+    """The integrated gradients of a token's probability after `tokens`: the mean over k/steps for k = 1 to `steps`.
+
+    All steps of a layer are one batch of the one position that changes; the earlier positions are run once.
+    """
+    layers, last = range(model.cfg.n_layers), len(tokens) - 1
+    states: dict[str, Tensor] = {}
+    names = {layer: (key_name(layer), state_name("resid", layer)) for layer in layers}
+    reading = [(name, _keep_last(states, name)) for pair in names.values() for name in pair]
+    with torch.no_grad():
+        _, whole = run_with_past(model, torch.tensor([tokens], device=model.cfg.device), hooks=reading)
+    past = {layer: whole[layer].upto(last) for layer in layers} if last else None
+    scales = torch.arange(1, steps + 1, device=model.cfg.device)[:, None] / steps
+    rows = []
+    with frozen(model), torch.enable_grad():
+        for layer in layers:
+            key, after = (states[name] for name in names[layer])
+            key, after = key.to(scales.device), after.to(scales.device)
+            scaled = (scales * key.float()).requires_grad_()
+            output = mlp_output(model, layer, key).expand(steps, -1)
+            change = contribution_change(model, layer, output, mlp_output(model, layer, scaled) - output)
+            residual = (after + change.to(after.dtype))[:, None]
+            residual = run_blocks(model, residual, layer + 1, model.cfg.n_layers, past=past)
+            probability = logits(model, residual[:, 0]).softmax(-1)[:, answer]
+            (gradient,) = torch.autograd.grad(probability.sum(), scaled)
+            rows.append((key[0].float() * gradient.mean(0)).cpu())
+    return torch.stack(rows)
+
+
+def _keep_last(states: dict[str, Tensor], name: str) -> Hook:
+    return lambda value, hook: states.update({name: value[:, -1]})
+
+
+def _refined(
+    attributions: Float[Tensor, "prompt layer neuron"], text: str, config: KnowledgeNeuronsConfig
+) -> tuple[tuple[int, int], ...]:
+    """The neurons that are coarse for enough prompts, the strongest first."""
+    largest = attributions.amax(dim=(1, 2))
+    if not (largest > 0).all():
+        raise EditError(
+            f"No neuron brings any of the answer's probability after {text!r} or a paraphrase (the largest attribution "
+            f"is {largest.min().item():.3g}). Check the model's weights (NaN?) and the answer."
+        )
+    coarse = attributions > config.threshold * largest[:, None, None]
+    shared = (coarse.sum(0) > config.sharing * len(coarse)).nonzero().tolist()
+    if not shared:
+        raise EditError(
+            f"None of the {int(coarse.any(0).sum())} coarse neurons of {text!r} is one for more than "
+            f"{config.sharing:.0%} of the {len(coarse)} prompts. Lower sharing or threshold, or give paraphrases that "
+            "are more alike."
+        )
+    mean = attributions.mean(0)
+    ordered = sorted(((layer, neuron) for layer, neuron in shared), key=lambda place: (-mean[place].item(), place))
+    return tuple(ordered[: config.most_neurons])
+
+
+@torch.no_grad()
+def _asked_tokens(
+    model: Model, prompts: Sequence[str], answer: str | None, space: bool | None
+) -> list[tuple[tuple[int, ...], int]]:
+    """Each prompt with the answer, or with the token that the model says after the first, and where that starts."""
+    if answer is not None:
+        asked = [tokenize_continuation(model, prompt, answer, space=space) for prompt in prompts]
+        return [(text.ids, start) for text, start in asked]
+    rows = [tokenize(model, prompt).ids for prompt in prompts]
+    tokens = torch.tensor(rows[:1], device=model.cfg.device)
+    said = int(logits(model, run(model, tokens)[:, -1]).argmax(-1))
+    return [((*row, said), len(row)) for row in rows]
+
+
+@checked
+def kn(
+    model: Model,
+    request: EditRequest,
+    *,
+    true_target: str | None = None,
+    paraphrases: Sequence[str] = (),
+    config: KnowledgeNeuronsConfig | None = None,
+    on_unhealthy: OnUnhealthy = "warn",
+    progress: bool = True,
+) -> Edit:
+    """Writes the new answer into the rows of the MLP output matrices that the old answer's neurons read.
+
+    Each refined neuron's row becomes W_i - lambda_1 t + lambda_2 t', where t is the embedding of the old answer's first
+    token and t' that of the new answer, summed over its tokens (paper section 5.1, for answers of one token; the sum is
+    the released code's for GPT-2). The tokens are those that follow the prompt, with their leading space: the released
+    code tokenises the target without it. It always takes the model's own token for t, as this does without
+    `true_target`.
+
+    Args:
+        model: is run, not changed.
+        request: what to write.
+        true_target: the old answer; None: the token that the model says.
+        paraphrases: other texts that the old answer follows, as `knowledge_neurons` takes them.
+        config: the numbers; None: `KnowledgeNeuronsConfig()`.
+        on_unhealthy: what to do if the edit's `health` has problems: an EditWarning, an EditError, or nothing.
+        progress: shows a bar.
+
+    Returns:
+        An Edit with an update for each layer that holds a refined neuron: a column of `left` is one for one neuron and
+        zero for all others.
+
+    Raises:
+        EditError: a weight is not finite, no neuron is found, or the edit is unhealthy and `on_unhealthy` is "raise".
+            No weight is changed.
+        ValueError: a prompt that does not fit, or an MLP without a single output matrix.
+    """
+    config = KnowledgeNeuronsConfig() if config is None else config
+    for layer in range(model.cfg.n_layers):
+        finite_matrix(model, layer)
+    whole, start = tokenize_continuation(model, request.text, request.target, space=request.space)
+    found = knowledge_neurons(
+        model, request, answer=true_target, paraphrases=paraphrases, config=config, progress=progress
+    )
+    table = embeddings(model).float()
+    added = config.new_weight * table[list(whole.ids[start:])].sum(0) - config.old_weight * table[found.answer[0]]
+    factors = {}
+    for layer in sorted({layer for layer, _ in found.neurons}):
+        rows = [neuron for where, neuron in found.neurons if where == layer]
+        left = torch.eye(key_width(model, layer), device=added.device)[:, rows]
+        factors[layer] = left, added.expand(len(rows), -1)
+    changes = ((left @ right, finite_matrix(model, layer)) for layer, (left, right) in factors.items())
+    health = EditHealth(**update_norms(changes))
+    edit = Edit.of(model, [request], factors, method="kn", config=as_json(config), health=health)
+    report_problems(health, on_unhealthy, edit=edit)
+    return edit

@@ -1,0 +1,166 @@
+"""A MEND editor, and the edits that it makes."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from rome_lens.checking import checked
+from rome_lens.data.records import Continuation, EditRequest
+from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
+from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.edit.methods.mend.config import MendConfig
+from rome_lens.edit.methods.mend.factors import edited_factors, edits_in_place, gradient_factors
+from rome_lens.edit.methods.mend.network import EditorNetwork
+from rome_lens.edit.search.teacher_forcing import run_until
+from rome_lens.errors import EditError, FormatError
+from rome_lens.models import Model, architecture_digest, key_width
+from rome_lens.storage import load_tensors, save_tensors
+
+_KIND = "rome_lens mend editor 2"
+_FACTS = {"layers": list, "widths": list, "config": dict, "model": str, "architecture": str, "history": list}
+
+
+@checked
+@dataclass(frozen=True, eq=False)
+class Mend:
+    """An editor for one model: `train_mend` makes it, `mend` uses it.
+
+    Attributes:
+        layers: the blocks whose MLP output matrices it edits.
+        network: the editor.
+        config: its numbers.
+        model: name of the model it was made for.
+        architecture: SHA-256 of that model's sizes and kind, as `architecture_digest` gives it.
+        history: the losses during training, a row for each look at the validation records.
+    """
+
+    layers: tuple[int, ...]
+    network: EditorNetwork = field(repr=False)
+    config: MendConfig
+    model: str
+    architecture: str
+    history: tuple[Mapping[str, float | int], ...] = field(default=(), repr=False)
+
+    @classmethod
+    def untrained(cls, model: Model, *, config: MendConfig | None = None, seed: int = 0) -> "Mend":
+        """An editor whose edits are steps of gradient descent, of the learning rate `config.edit_learning_rate`.
+
+        Raises:
+            ValueError: no such layer, or one without a single MLP output matrix.
+        """
+        config = MendConfig() if config is None else config
+        layers = config.layers_for(model)
+        network = _network((key_width(model, layers[0]), model.cfg.d_model), len(layers), config, seed).to(
+            model.cfg.device
+        )
+        return cls(layers, network, config, str(model.cfg.model_name), architecture_digest(model))
+
+    def check_model(self, model: Model) -> None:
+        """Raises EditError unless the model has the architecture that the editor was made for."""
+        if self.architecture != architecture_digest(model):
+            raise EditError(
+                f"The editor was trained for another architecture: {self.model} ({self.architecture[:12]}), but the "
+                f"model is {model.cfg.model_name} ({architecture_digest(model)[:12]}). Train one: train_mend(model, "
+                "records, steps=...). No weight was changed."
+            )
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes the editor, and nothing of the model, as a safetensors file.
+
+        Raises:
+            FileExistsError: the file exists and `overwrite` is false.
+        """
+        facts = {
+            "layers": self.layers,
+            "widths": self.network.widths,
+            "config": as_json(self.config),
+            "model": self.model,
+            "architecture": self.architecture,
+            "history": [dict(row) for row in self.history],
+        }
+        save_tensors(path, self.network.state_dict(), kind=_KIND, facts=facts, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> "Mend":
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FormatError: the file is damaged or is something else.
+        """
+        tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS)
+        try:
+            config, layers, widths = MendConfig(**facts["config"]), tuple(facts["layers"]), tuple(facts["widths"])
+            _check_sizes(widths, len(layers), config, tensors)
+            network = _network(widths, len(layers), config, seed=0)
+            network.load_state_dict(tensors)
+            history = tuple(facts["history"])
+            return cls(layers, network.to(device), config, facts["model"], facts["architecture"], history)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise FormatError(f"{path} holds no whole editor ({error}). Save or fetch it again.") from error
+
+
+def _check_sizes(widths: tuple[int, ...], layers: int, config: MendConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises ValueError if an editor of these sizes has more numbers than the tensors that it is to be read from."""
+    width = sum(widths)
+    least = (config.hidden_layers + 1) * (layers + min(config.rank, width)) * width
+    if least > (there := sum(tensor.numel() for tensor in tensors.values())):
+        raise ValueError(f"its sizes need {least} numbers or more, but it holds {there}")
+
+
+def _network(widths: tuple[int, ...], layers: int, config: MendConfig, seed: int) -> EditorNetwork:
+    key_width, output_width = widths
+    return EditorNetwork(
+        (key_width, output_width),
+        layers,
+        rank=config.rank,
+        hidden_layers=config.hidden_layers,
+        step_size=config.edit_learning_rate,
+        seed=seed,
+    )
+
+
+@checked
+def mend(model: Model, request: EditRequest, *, editor: Mend, on_unhealthy: OnUnhealthy = "warn") -> Edit:
+    """One gradient of the fine-tuning loss, turned into an edit by a trained editor (MEND, Mitchell et al. 2022).
+
+    W_out[l] -= alpha_l sum_i x_i d_i, where (x_i, d_i) are what the editor makes of token i's key and output gradient.
+    The loss is the mean negative log-probability of the target's tokens after the prompt. This edits the MLP output
+    matrices of the last blocks, which is what an Edit holds; the authors edit the input matrices (c_fc) as well.
+
+    Args:
+        model: is run, not changed.
+        request: what to write.
+        editor: from `train_mend` or `Mend.load`.
+        on_unhealthy: what to do if the edit's `health` has problems: an EditWarning, an EditError, or nothing.
+
+    Returns:
+        An Edit with an update for each of the editor's layers, of the rank of the number of tokens that the loss
+        depends on. Its health has the norms, `nll` and `target_probability` after the edit.
+
+    Raises:
+        EditError: the editor is for another architecture, a weight or the edit is not finite, or the edit is unhealthy
+            and `on_unhealthy` is "raise". No weight is changed.
+        ValueError: a prompt that does not fit.
+    """
+    editor.check_model(model)
+    for layer in editor.layers:
+        finite_matrix(model, layer)
+    asked = run_until(model, [Continuation(request.text, request.target, space=request.space)], min(editor.layers))
+    factors = gradient_factors(model, asked, editor.layers)
+    with torch.no_grad():
+        edited = edited_factors(editor.network, [factors])
+        hooks = edits_in_place(model, edited, torch.zeros(1, dtype=torch.long, device=asked.mask.device))
+        nll = asked.losses(model, asked.run(model, hooks=hooks))
+    updates = {layer: (key.T.contiguous(), delta) for layer, (key, delta) in edited[0].items()}
+    if not all(side.isfinite().all() for pair in updates.values() for side in pair):
+        raise EditError(
+            "The edit is not finite. Check the model's weights and the editor (NaN?). No weight was changed."
+        )
+    changes = ((left @ right, finite_matrix(model, layer)) for layer, (left, right) in updates.items())
+    health = EditHealth(**update_norms(changes), nll=nll.item(), target_probability=(-nll).exp().item())
+    edit = Edit.of(model, [request], updates, method="mend", config=as_json(editor.config), health=health)
+    report_problems(health, on_unhealthy, edit=edit)
+    return edit

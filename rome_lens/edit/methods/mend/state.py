@@ -1,0 +1,85 @@
+"""A training of MEND while it runs: all that decides how it goes on, kept on disk so that a stopped run does."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rome_lens.edit.methods.mend.config import MendConfig
+from rome_lens.edit.methods.mend.network import EditorNetwork
+from rome_lens.errors import FormatError
+from rome_lens.storage import Checkpoint
+
+KIND = "rome_lens mend training 2"
+FACTS = {"step": int, "best_step": int, "sums": list, "history": list}
+
+
+@dataclass(eq=False)
+class TrainingState:
+    """The editor, its optimiser, and what was seen so far.
+
+    Attributes:
+        network: the editor as it is.
+        optimizer: Adam of its parameters.
+        best: the editor's tensors when the validation loss was least, or as they are where there is none.
+        step: how many steps were made.
+        best_step: after how many of them `best` was.
+        sums: of the training's edit and locality losses since the history's last row, and of how many steps.
+        history: a row for each look at the validation records.
+    """
+
+    network: EditorNetwork
+    optimizer: torch.optim.Adam
+    best: dict[str, Tensor] = field(default_factory=dict)
+    step: int = 0
+    best_step: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    history: list[dict[str, float | int]] = field(default_factory=list)
+
+    @classmethod
+    def begun(cls, network: EditorNetwork, config: MendConfig) -> "TrainingState":
+        """Nothing seen yet."""
+        groups = [
+            {"params": list(network.parts.parameters()), "lr": config.learning_rate},
+            {"params": [network.step_sizes], "lr": config.step_learning_rate},
+        ]
+        return cls(network, torch.optim.Adam(groups))
+
+    def keep_best(self) -> None:
+        """The editor as it is becomes the best."""
+        self.best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+        self.best_step = self.step
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keeps all of it in place of what was kept before."""
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for name, parameter in self.network.named_parameters():
+            tensors |= {f"adam.{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
+        checkpoint.save(tensors, {name: getattr(self, name) for name in FACTS})
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Takes over what `save` kept, if anything.
+
+        Raises:
+            FormatError: a part is missing.
+        """
+        if checkpoint.found is None:
+            return
+        tensors, facts = checkpoint.found
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "adam": {}}
+        try:
+            for name, tensor in tensors.items():
+                part, _, rest = name.partition(".")
+                parts[part][rest] = tensor.to(self.network.step_sizes.device)
+            self.network.load_state_dict(parts["network"])
+            for name, parameter in self.network.named_parameters():
+                for key in ("step", "exp_avg", "exp_avg_sq"):
+                    self.optimizer.state[parameter][key] = parts["adam"][f"{name}.{key}"]
+        except (KeyError, RuntimeError) as error:
+            raise FormatError(
+                f"{checkpoint.path} lacks a part of a training ({error}). Delete it to begin anew."
+            ) from error
+        self.best = parts["best"]
+        for name, value in facts.items():
+            setattr(self, name, value)

@@ -1,0 +1,1 @@
+"""Numbers for known models, each with its source."""

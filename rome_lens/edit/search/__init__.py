@@ -1,0 +1,1 @@
+"""The search for v* (Eq. 4): keys, contexts, and what the model says for a changed value."""

@@ -1,0 +1,85 @@
+"""Contexts that stand before the prompt while k* and v* are computed (paper section 3.1, the random texts x_j)."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from rome_lens.checking import check_seed, checked
+from rome_lens.data.records import PLACE, EditRequest, check_template, fill
+from rome_lens.models import Model, check_model, check_top_k
+from rome_lens.models.sampling import sample_texts
+from rome_lens.models.tokens import TokenizedText, continued, tokenize_continuation
+
+EditedToken = Literal["subject_first", "subject_last", "subject_first_after_last", "last"]
+"""Which of the prompt's tokens k* and v* belong to, by the names of the authors' code (fact_token)."""
+
+
+def check_token(token: str) -> None:
+    """Raises ValueError unless this is an EditedToken."""
+    if token not in get_args(EditedToken):
+        raise ValueError(f"token is {token!r}, expected one of {', '.join(get_args(EditedToken))}.")
+
+
+def check_contexts(contexts: Sequence[str]) -> None:
+    """Raises ValueError unless these are context templates, the bare "{}" first."""
+    if not contexts or contexts[0] != PLACE:
+        raise ValueError(
+            f"The contexts {list(contexts)[:3]!r}... do not begin with '{{}}', the prompt alone. Put it first."
+        )
+    for context in contexts:
+        check_template(context, "context")
+
+
+def check_lengths(name: str, lengths: Sequence[tuple[int, int]]) -> None:
+    """Raises ValueError unless these are (tokens, how many) pairs."""
+    if any(tokens < 1 or count < 0 for tokens, count in lengths):
+        raise ValueError(f"{name} is {list(lengths)}, expected pairs (tokens from 1 on, how many contexts).")
+
+
+@checked
+def sample_contexts(
+    model: Model, lengths: Sequence[tuple[int, int]] = ((10, 5),), *, seed: int = 0, top_k: int = 5
+) -> tuple[str, ...]:
+    """The bare "{}", and texts that the model writes from nothing, each with ". {}" after it.
+
+    Args:
+        model: writes the texts; its and torch's random state are left as they are.
+        lengths: (tokens, how many) pairs: one for each length; see RomeConfig.
+        seed: of the sampling.
+        top_k: how many tokens are drawn from, as in the authors' code.
+
+    Raises:
+        ValueError: a length or `top_k` is below 1, or `top_k` is more than there are tokens.
+    """
+    check_model(model)
+    check_lengths("lengths", lengths)
+    check_seed(seed)
+    check_top_k(model, top_k)
+    contexts = [PLACE]
+    for i, (new_tokens, count) in enumerate(lengths):
+        for text in sample_texts(model, count, new_tokens=new_tokens, seed=seed + i, top_k=top_k):
+            contexts.append(text.replace("{", "").replace("}", "") + ". " + PLACE)
+    return tuple(contexts)
+
+
+def in_context(
+    model: Model, request: EditRequest, context: str, *, token: EditedToken = "subject_last"
+) -> tuple[TokenizedText, int, int]:
+    """Context, prompt and target as tokens, the position of the edited one, and the one where the target starts.
+
+    Raises:
+        ValueError: the prompt has no token after its subject, and that is the one to edit; and as `tokenize`.
+    """
+    template = fill(context, request.prompt)
+    # What stands before the target is decided once, whatever quotation marks the context leaves open.
+    following = continued(model, request.text, request.target, space=request.space)[len(request.text) :]
+    text, end = tokenize_continuation(model, fill(template, request.subject), following, space=False)
+    start = template.index(PLACE)
+    subject = text.covering(start, start + len(request.subject))
+    places = {"subject_first": subject[0], "subject_last": subject[-1], "subject_first_after_last": subject[-1] + 1}
+    position = places.get(token, end - 1)
+    if position >= end:
+        raise ValueError(
+            f"The prompt {request.text!r} has no token after its subject {request.subject!r}. Edit another token, such "
+            "as token='subject_last'."
+        )
+    return text, position, end

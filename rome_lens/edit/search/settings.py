@@ -1,0 +1,88 @@
+"""The numbers of the search for v*, each with its source."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rome_lens.checking import check_seed
+from rome_lens.edit.search.contexts import EditedToken, check_contexts, check_lengths, check_token, sample_contexts
+from rome_lens.models import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """The numbers of the search for v* (Eq. 4): those of the authors' GPT-2 XL runs (kmeng01/rome@0874014, hparams).
+
+    Attributes:
+        token: where the fact is looked up, and so which token k* and v* belong to (fact_token): the subject's last one
+            as in the paper, its first one, the first one after it, or the prompt's last one (compared in figure 5).
+        contexts: context templates, "{}" first; None: sampled from the model.
+        context_lengths: (tokens, how many) of the contexts to sample.
+        seed: of that sampling.
+        steps: of Adam (v_num_grad_steps); the last one only reads the loss.
+        learning_rate: of Adam (v_lr).
+        weight_decay: factor of |delta| / |v0|^2 (v_weight_decay).
+        clamp_norm_factor: bound of |delta| / |v0|.
+        kl_factor: of the essence term in Eq. 4.
+        early_stop_loss: the search stops below this loss (5e-2 in compute_v).
+    """
+
+    token: EditedToken = "subject_last"
+    contexts: Sequence[str] | None = None
+    context_lengths: Sequence[tuple[int, int]] = ((10, 5),)
+    seed: int = 0
+    steps: int = 20
+    learning_rate: float = 0.5
+    weight_decay: float = 0.5
+    clamp_norm_factor: float = 4.0
+    kl_factor: float = 0.0625
+    early_stop_loss: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_token(self.token)
+        if self.contexts is not None:
+            check_contexts(self.contexts)
+        check_lengths("context_lengths", self.context_lengths)
+        check_seed(self.seed)
+        check_positive(self, "steps", "learning_rate", "clamp_norm_factor")
+        for name in ("weight_decay", "kl_factor"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or a number above.")
+
+    def contexts_for(self, model: Model) -> tuple[str, ...]:
+        """The contexts, sampled from the model if they are not given."""
+        if self.contexts is None:
+            return sample_contexts(model, self.context_lengths, seed=self.seed)
+        return tuple(self.contexts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig(SearchConfig):
+    """What MEMIT, EMMET and AlphaEdit share. The other attributes are those of SearchConfig.
+
+    The search is that of the authors' GPT-J runs (kmeng01/memit, hparams/MEMIT): 25 steps, and a bound of 0.75 times
+    the norm of the residual state, which is searched instead of the MLP's output.
+
+    Attributes:
+        layers: the blocks to edit; None: those of the covariances. The last one's state is what is searched.
+    """
+
+    layers: Sequence[int] | None = None
+    steps: int = 25
+    clamp_norm_factor: float = 0.75
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers is not None:
+            check_ascending(self.layers)
+
+
+def check_ascending(layers: Sequence[int]) -> None:
+    """Raises ValueError unless these are the numbers of blocks, each once and ascending."""
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0:
+        raise ValueError(f"layers is {list(layers)}, expected one block or more, each once and ascending, from 0 on.")
+
+
+def check_positive(config: object, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} is {getattr(config, name)}, expected a number above 0.")

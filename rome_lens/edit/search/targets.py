@@ -1,0 +1,212 @@
+"""What the residual stream has to be so that the model says each of many targets: MEMIT's z (arXiv 2210.07229, Eq. 16).
+
+Finding them is nearly all the work of a batch edit, and MEMIT, EMMET and AlphaEdit can share them.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rome_lens.checking import checked
+from rome_lens.data.records import PLACE, EditRequest
+from rome_lens.edit.search.contexts import EditedToken
+from rome_lens.edit.search.key import subject_activations
+from rome_lens.edit.search.settings import BatchConfig, SearchConfig
+from rome_lens.edit.search.value import Value, optimise_values
+from rome_lens.errors import EditError, FormatError
+from rome_lens.models import Model, check_layer, model_identity, state_name
+from rome_lens.storage import load_tensors, open_checkpoint, plain, save_tensors
+
+_KIND = "rome_lens memit targets 2"
+Parts = tuple[dict[str, Tensor], dict[str, Any]]
+_FACTS = {"layer": int, "contexts": list, "search": dict, "ends": list, "requests": list}
+_SEARCH = "rome_lens search of memit targets 1"
+_REQUESTS_AT_ONCE = 4
+_MOST_DIFFERENCE = 0.02
+
+
+@checked
+@dataclass(frozen=True, eq=False)
+class MemitTargets:
+    """The sought states of requests, and how they were found.
+
+    Attributes:
+        layer: the block after which they are sought: the last to be edited.
+        contexts: the context templates of the search.
+        search: its numbers, as in SearchConfig.
+        requests: what is to be written.
+        values: a Value for each request.
+    """
+
+    layer: int
+    contexts: tuple[str, ...]
+    search: Mapping[str, Any]
+    requests: tuple[EditRequest, ...]
+    values: tuple[Value, ...] = field(repr=False)
+
+    def check_model(self, model: Model) -> None:
+        """Raises EditError unless the model's states are those that the search began with."""
+        if not self.requests:
+            return
+        states = subject_states(model, self.layer, self.requests, token=self.search["token"])
+        initial = torch.stack([value.initial for value in self.values]).to(states)
+        difference = ((states - initial).norm(dim=-1) / initial.norm(dim=-1)).max().item()
+        if not difference < _MOST_DIFFERENCE:
+            raise EditError(
+                f"The targets were found on another model, or on other weights: the states of {model.cfg.model_name} "
+                f"after layer {self.layer} differ from those then by {difference:.1%}. Find them again on this model, "
+                "or revert its edit. No weight was changed."
+            )
+
+    def check_use(self, requests: Sequence[EditRequest], layer: int, config: SearchConfig) -> None:
+        """Raises ValueError unless these are the targets of such an edit."""
+        wrong = []
+        if self.requests != tuple(requests):
+            wrong.append(f"they are for {len(self.requests)} other requests, or in another order")
+        if self.layer != layer:
+            wrong.append(f"they are sought after layer {self.layer}, but the last edited layer is {layer}")
+        if config.contexts is not None and tuple(config.contexts) != self.contexts:
+            wrong.append("the contexts are others")
+        if differing := [f"{k}={v}" for k, v in self.search.items() if search_numbers(config)[k] != v]:
+            wrong.append(f"they were searched with {', '.join(differing)}")
+        if wrong:
+            raise ValueError(f"These targets do not fit: {'; '.join(wrong)}. Find them with memit_targets once more.")
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes a safetensors file.
+
+        Raises:
+            FileExistsError: the file exists and `overwrite` is false.
+        """
+        tensors, facts = self._parts()
+        save_tensors(path, tensors, kind=_KIND, facts=facts, overwrite=overwrite)
+
+    def _parts(self) -> Parts:
+        """What is kept of them: tensors and facts."""
+        empty = torch.empty(0)
+        tensors = {
+            "vectors": torch.stack([value.vector for value in self.values]) if self.values else empty,
+            "initial": torch.stack([value.initial for value in self.values]) if self.values else empty,
+        }
+        ends = [{name: getattr(value, name) for name in _ENDS} for value in self.values]
+        facts = {"layer": self.layer, "contexts": self.contexts, "search": dict(self.search), "ends": ends}
+        facts["requests"] = [asdict(request) for request in self.requests]
+        return tensors, facts
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "MemitTargets":
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FormatError: the file is damaged or is something else.
+        """
+        return cls._of_parts(path, load_tensors(path, kind=_KIND, facts=_FACTS))
+
+    @classmethod
+    def _of_parts(cls, path: str | os.PathLike[str] | None, parts: Parts) -> "MemitTargets":
+        tensors, facts = parts
+        try:
+            requests = tuple(EditRequest(**request) for request in facts["requests"])
+            values = tuple(
+                Value(vector, initial, **end)
+                for vector, initial, end in zip(tensors["vectors"], tensors["initial"], facts["ends"], strict=True)
+            )
+            search = {name: facts["search"][name] for name in search_numbers(SearchConfig())}
+            targets = cls(facts["layer"], tuple(facts["contexts"]), search, requests, values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{path} holds no whole targets ({error!r}). Find them again.") from error
+        if len(requests) != len(values):
+            raise FormatError(f"{path} holds {len(values)} values of {len(requests)} requests. Find them again.")
+        return targets
+
+
+_ENDS = tuple(f.name for f in fields(Value) if f.name not in ("vector", "initial"))
+
+
+@checked
+def memit_targets(
+    model: Model,
+    requests: Sequence[EditRequest],
+    *,
+    layer: int,
+    config: SearchConfig | None = None,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> MemitTargets:
+    """Searches, for each request alone, the state of the subject's last token after which the model says the target.
+
+    Args:
+        model: is run; its weights and their requires_grad stay as they are.
+        requests: what to write.
+        layer: the block after which the state is sought: the last one that will be edited.
+        config: the search's numbers; None: those of BatchConfig.
+        out: a folder for this search alone; made if it is missing. What is found is kept in it after every few
+            requests, and those that are there already are not searched again. More requests may be given as well.
+        progress: shows a bar.
+
+    Raises:
+        EditError: a loss is not finite.
+        FormatError: the folder was begun with another model or other weights, another layer or other numbers, or holds
+            other files or a damaged one.
+        UnavailableError: another run has the folder open, or its disk is full or may not be written to.
+        ValueError: no or contradicting requests, or no such layer.
+    """
+    config = BatchConfig() if config is None else config
+    check_requests(requests)
+    check_layer(model, layer)
+    contexts = config.contexts_for(model)
+    found = MemitTargets(layer, contexts, search_numbers(config), (), ())
+    asked = {"layer": layer, "contexts": plain(contexts), "search": plain(search_numbers(config))}
+    identity = model_identity(model) | asked if out is not None else {}
+    with open_checkpoint(out, kind=_SEARCH, identity=identity, facts=_FACTS) as kept:
+        if kept.found is not None:
+            found = MemitTargets._of_parts(kept.path, kept.found)
+        missing = [request for request in requests if request not in found.requests]
+        parts = [missing[i : i + _REQUESTS_AT_ONCE] for i in range(0, len(missing), _REQUESTS_AT_ONCE)]
+        with tqdm(total=len(missing), desc=f"targets, layer {layer}", unit="request", disable=not progress) as bar:
+            for part in parts:
+                values = optimise_values(model, layer, part, contexts, config, at="resid", progress=False)
+                found = replace(found, requests=(*found.requests, *part), values=(*found.values, *_on_cpu(values)))
+                kept.save(*found._parts())
+                bar.update(len(part))
+    by_request = dict(zip(found.requests, found.values, strict=True))
+    return replace(found, requests=tuple(requests), values=tuple(by_request[request] for request in requests))
+
+
+def subject_states(
+    model: Model, layer: int, requests: Sequence[EditRequest], *, token: EditedToken = "subject_last"
+) -> Float[Tensor, "request d_model"]:
+    """The residual stream after a block at the edited token of each bare prompt."""
+    asked = [(request, PLACE) for request in requests]
+    return subject_activations(model, state_name("resid", layer), layer, asked, token=token)
+
+
+def check_requests(requests: Sequence[EditRequest]) -> None:
+    """Raises ValueError if there are no requests, or two ask the same text to be continued."""
+    if not requests:
+        raise ValueError("requests is empty, expected one EditRequest or more.")
+    wanted: dict[str, str] = {}
+    for request in requests:
+        if request.text in wanted:
+            both = f"{wanted[request.text]!r} and {request.target!r}"
+            raise ValueError(f"Two requests are about {request.text!r}: for {both}. Keep one.")
+        wanted[request.text] = request.target
+
+
+def search_numbers(config: SearchConfig) -> dict[str, Any]:
+    """The numbers on which a search depends, but for its contexts."""
+    return {f.name: getattr(config, f.name) for f in fields(SearchConfig) if f.name not in _ABOUT_CONTEXTS}
+
+
+_ABOUT_CONTEXTS = ("contexts", "context_lengths", "seed")
+
+
+def _on_cpu(values: Sequence[Value]) -> list[Value]:
+    return [replace(value, vector=value.vector.cpu(), initial=value.initial.cpu()) for value in values]

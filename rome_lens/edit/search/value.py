@@ -1,0 +1,191 @@
+"""v*: what the MLP has to answer to k* so that the model says the target (paper section 3.1, step 2, Eq. 4).
+
+Several requests are searched for at the same time, each with its own vector, step count of Adam, bound and stop: each
+gets what it would have got alone.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from rome_lens.data.records import EditRequest
+from rome_lens.edit.search.settings import SearchConfig
+from rome_lens.edit.search.suffix import Place, Prompts, run_tails, run_until_tails, tokenize_prompts
+from rome_lens.errors import EditError
+from rome_lens.models import Model, check_layer, frozen
+from rome_lens.models.memory import tokens_that_fit
+
+
+@dataclass(frozen=True)
+class Value:
+    """v* and how its search ended.
+
+    Attributes:
+        vector: [d_model], float32: v*; MEMIT's z if the residual stream was searched.
+        initial: [d_model], float32: the same vector before the edit, for the bare prompt.
+        steps: how many gradient steps were taken.
+        nll: mean negative log-probability of a target token, over contexts (first term of Eq. 4).
+        kl: divergence of the essence prompt's next token from what it was (second term), before its factor.
+        weight_decay: the norm penalty, with its factor.
+        clamped: whether the norm bound was reached.
+    """
+
+    vector: Float[Tensor, " d_model"]
+    initial: Float[Tensor, " d_model"]
+    steps: int
+    nll: float
+    kl: float
+    weight_decay: float
+    clamped: bool
+
+
+def optimise_value(
+    model: Model,
+    layer: int,
+    request: EditRequest,
+    contexts: Sequence[str],
+    config: SearchConfig,
+    *,
+    at: Place = "mlp",
+    progress: bool = True,
+) -> Value:
+    """`optimise_values` for one request."""
+    return optimise_values(model, layer, [request], contexts, config, at=at, progress=progress)[0]
+
+
+def optimise_values(
+    model: Model,
+    layer: int,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    config: SearchConfig,
+    *,
+    at: Place = "mlp",
+    tokens_per_batch: int | None = None,
+    progress: bool = True,
+) -> list[Value]:
+    """Finds each request's v* by Adam on a vector that is added at `config.token`, as a rule the subject's last.
+
+    No parameter of the model gets a gradient or is changed.
+
+    Args:
+        model: is run.
+        layer: the block.
+        requests: what to write; each is searched for by itself, whatever the others are.
+        contexts: templates, the bare "{}" first.
+        config: the numbers.
+        at: "mlp": the vector is added to the MLP's output (ROME, Eq. 4); "resid": to the residual stream after the
+            block, and its norms are relative to that state (MEMIT, Meng et al. 2023, arXiv 2210.07229, Eq. 16).
+        tokens_per_batch: bounds how many tokens, padding included, are run at once, but one request's are never
+            parted; None: as many as fit into a quarter of the free memory, but on a CPU one request's, since padding
+            them to the same length costs more there than it saves.
+        progress: shows a bar.
+
+    Returns:
+        A Value for each request, in their order.
+
+    Raises:
+        EditError: a loss is not finite.
+        ValueError: no such layer, or a prompt in a context is longer than the model's context.
+    """
+    check_layer(model, layer)
+    prompts = [tokenize_prompts(model, request, contexts, token=config.token) for request in requests]
+    if tokens_per_batch is None:
+        on_cpu = torch.device(model.cfg.device).type == "cpu"
+        tokens_per_batch = 1 if on_cpu else tokens_that_fit(model, blocks_kept=model.cfg.n_layers)
+    what = repr(requests[0].target) if len(requests) == 1 else f"{len(requests)} requests"
+    values: list[Value] = []
+    with tqdm(total=len(requests) * config.steps, desc=f"v* for {what}", unit="step", disable=not progress) as bar:
+        for batch in _batches(prompts, tokens_per_batch):
+            values += _search(model, layer, requests[len(values) :], batch, config, at, bar)
+    return values
+
+
+def _batches(prompts: Sequence[Prompts], budget: int) -> Iterator[list[Prompts]]:
+    batch: list[Prompts] = []
+    for prompt in prompts:
+        longest = max(len(row) for each in (*batch, prompt) for row in each.rows)
+        if batch and longest * sum(len(each.rows) for each in (*batch, prompt)) > budget:
+            yield batch
+            batch = []
+        batch.append(prompt)
+    if batch:
+        yield batch
+
+
+def _search(
+    model: Model,
+    layer: int,
+    requests: Sequence[EditRequest],
+    prompts: Sequence[Prompts],
+    config: SearchConfig,
+    at: Place,
+    bar: tqdm,
+) -> list[Value]:
+    """The search for the requests of one batch. Those that have stopped leave it."""
+    tails = run_until_tails(model, layer, prompts, at)
+    initial = tails.original[tails.bare]
+    delta = torch.zeros_like(initial, requires_grad=True)
+    optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
+    bound = config.clamp_norm_factor * initial.norm(dim=-1)
+    clamped = torch.zeros_like(bound, dtype=torch.bool)
+    searched = torch.arange(len(prompts), device=delta.device)
+    ends: dict[int, Value] = {}
+    essence: Tensor | None = None
+    with frozen(model), torch.enable_grad():
+        for step in range(config.steps):
+            nll, essence_log_probs = run_tails(model, layer, tails, delta[searched], at)
+            essence = essence_log_probs.detach() if essence is None else essence
+            kl = nn.functional.kl_div(essence, essence_log_probs, log_target=True, reduction="none").sum(-1)
+            decay = config.weight_decay * delta[searched].norm(dim=-1) / initial[searched].norm(dim=-1) ** 2
+            loss = nll + config.kl_factor * kl + decay
+            stops = loss.detach() < config.early_stop_loss
+            if step == config.steps - 1:
+                stops[:] = True
+            _check(loss, [requests[i] for i in searched.tolist()], step)
+            bar.set_postfix(loss=f"{loss.mean().item():.3f}", target=f"{(-nll).exp().mean().item():.3f}")
+            bar.update(len(searched) + int(stops.sum()) * (config.steps - 1 - step))
+            for i, n in enumerate(searched.tolist()):
+                if stops[i]:
+                    parts = nll[i].item(), kl[i].item(), decay[i].item()
+                    ends[n] = Value((initial[n] + delta[n]).detach(), initial[n], step, *parts, bool(clamped[n]))
+            if stops.all():
+                break
+            optimizer.zero_grad()
+            loss[~stops].sum().backward()
+            optimizer.step()  # also moves the vectors of those that have stopped, which nothing reads any more
+            with torch.no_grad():
+                norm = delta.norm(dim=-1)
+                clamped = norm > bound
+                delta *= torch.where(clamped, bound / norm, 1.0)[:, None]
+            if stops.any():
+                tails, essence, searched = tails.only(~stops), essence[~stops], searched[~stops]
+    return [ends[n] for n in range(len(prompts))]
+
+
+def search_figures(values: Sequence[Value]) -> dict[str, Any]:
+    """The figures of EditHealth that come from the search: of several requests, the worst."""
+    nll = max(value.nll for value in values)
+    return {
+        "target_probability": math.exp(-nll),
+        "nll": nll,
+        "kl": max(value.kl for value in values),
+        "weight_decay": max(value.weight_decay for value in values),
+        "steps": max(value.steps for value in values),
+        "clamped": any(value.clamped for value in values),
+    }
+
+
+def _check(loss: Float[Tensor, " request"], requests: Sequence[EditRequest], step: int) -> None:
+    for value, request in zip(loss.tolist(), requests, strict=True):
+        if not math.isfinite(value):
+            raise EditError(
+                f"The search for v* of {request.target!r} failed at step {step}: the loss is {value}. Check the "
+                "model's weights (NaN?), lower learning_rate, or load the model in float32. No weight was changed."
+            )

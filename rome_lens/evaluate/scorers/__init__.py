@@ -1,0 +1,1 @@
+"""Scores of a record, one module for each protocol."""

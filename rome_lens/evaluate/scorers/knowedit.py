@@ -1,0 +1,65 @@
+"""The scores of an edit on KnowEdit (Zhang et al. 2024, arXiv 2401.01286)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+
+from rome_lens.checking import check_seed, checked
+from rome_lens.data.records import Continuation, QuestionRecord
+from rome_lens.evaluate.likelihood import Prediction, locality_predictions, predict_kinds, predict_tokens
+from rome_lens.evaluate.scorers.generation import generate_texts, ngram_entropy
+from rome_lens.models import Model
+
+
+@checked
+def score_knowedit(
+    model: Model,
+    record: QuestionRecord,
+    *,
+    before: Mapping[str, Sequence[Prediction]] | None = None,
+    fluency: bool = True,
+    seed: int = 0,
+) -> dict[str, float]:
+    """The scores of a KnowEdit record on the model as it is (all but fluency from 0 to 1).
+
+    - edit_success: how many of the target's tokens the model predicts after the prompt, by teacher forcing.
+    - portability_KIND: the same for the answers of the portability questions of each kind, averaged over the kind's
+      questions; portability: the mean over the record's kinds.
+    - locality_KIND: at how many tokens of the true answers the model predicts what it did before the edit, right or
+      wrong, averaged over the kind's questions; locality: the mean over the record's kinds. Left out without `before`.
+    - fluency: `ngram_entropy`, in bits, of one text of 100 tokens that the model writes after the prompt
+      (`generate_texts`); tables show 100 times this.
+
+    The paper writes edit success and portability as the most probable answer's being right; EasyEdit's code averages
+    over tokens (easyeditor/evaluate/evaluate.py and evaluate_utils.py, test_prediction_acc; the means over kinds are in
+    examples/run_knowedit_llama2.py), and so do we. A score whose questions the record lacks is left out.
+
+    Args:
+        model: is run, not changed; torch's random state is left as it is.
+        record: from `load_knowedit`.
+        before: `locality_predictions` of the model before the edit.
+        fluency: whether to write the text, which takes longer than all the rest.
+        seed: of its sampling.
+
+    Raises:
+        ValueError: a question with its answer is longer than the model's context; and as `generate_texts`.
+    """
+    check_seed(seed)
+    request = record.request
+    (success,) = predict_tokens(model, [Continuation(request.text, request.target, space=request.space)])
+    scores = {"edit_success": success.accuracy}
+    portability = predict_kinds(model, record.portability)
+    scores |= _by_kind("portability", {k: (each.accuracy for each in those) for k, those in portability.items()})
+    if before is not None:
+        now = locality_predictions(model, record)
+        pairs = {kind: zip(those, before[kind], strict=True) for kind, those in now.items()}
+        scores |= _by_kind(
+            "locality", {kind: (new.agreement(old) for new, old in both) for kind, both in pairs.items()}
+        )
+    if fluency:
+        scores["fluency"] = ngram_entropy(generate_texts(model, [request.text], seed=seed)[0])
+    return scores
+
+
+def _by_kind(name: str, shares: Mapping[str, Iterable[float]]) -> dict[str, float]:
+    means = {kind: fmean(each) for kind, each in shares.items()}
+    return {name: fmean(means.values()), **{f"{name}_{kind}": mean for kind, mean in means.items()}} if means else {}

@@ -1,0 +1,125 @@
+"""Which other prompts an edit will reach, told from their keys before anything is applied."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rome_lens.checking import check_whole, checked
+from rome_lens.data.records import PLACE, check_prompts
+from rome_lens.edit.artifact.edit import Edit
+from rome_lens.edit.artifact.matrix import matrix_for
+from rome_lens.edit.search.key import subject_activations
+from rome_lens.models import Model, key_name, pad
+from rome_lens.models.labels import token_texts
+from rome_lens.models.running import mlp_keys
+from rome_lens.models.tokens import batches, tokenize
+
+
+@checked
+@torch.no_grad()
+def forecast_bleed_over(
+    model: Model, edit: Edit, prompts: Sequence[str], *, tokens_per_batch: int = 4096
+) -> pd.DataFrame:
+    """How much of what an edit adds at its own prompt it will add at other prompts.
+
+    An update adds k @ left @ right to the MLP's output where the key is k. With rank one that is `right` times k . u,
+    so k . u over k* . u tells how much (k* being the key at the edited token of the edited prompt, the bare one). For
+    any rank, what is added is compared as a vector.
+
+    Args:
+        model: the model without the edit; it is run, not changed. So an update's effect on the keys of later layers
+            is left out.
+        edit: made for this model.
+        prompts: texts; each is taken once.
+        tokens_per_batch: bounds memory.
+
+    Returns:
+        A row for each prompt, edited layer and position: prompt, layer, position, token; `share`, the part of what is
+        added that lies along what is added at the edited prompt (1: as much as there; 0: none; negative: away from the
+        target), and `size`, the length of what is added over the length there. With rank one, size is |share|. If the
+        edit is of several requests, the request with the largest |share| is compared with.
+
+    Raises:
+        EditError: an update does not fit the model.
+        ValueError: no prompts; a prompt is blank or too long; the edit adds nothing at its own prompt.
+    """
+    check_prompts(prompts)
+    check_whole(tokens_per_batch=tokens_per_batch)
+    for update in edit.updates:
+        matrix_for(model, update)  # raises unless the update fits
+    texts = {text.ids: text for text in (tokenize(model, prompt) for prompt in prompts)}
+    layers = list(dict.fromkeys(update.layer for update in edit.updates))
+    there = {layer: _at_edited_prompts(model, edit, layer) for layer in layers}
+    parts: dict[tuple[str, int], pd.DataFrame] = {}
+    for batch in batches(sorted(texts, key=len), tokens_per_batch):
+        keys = mlp_keys(model, *pad(batch), layers)
+        for row, ids in enumerate(batch):
+            for layer in layers:
+                here = _added(edit, layer, keys[layer][row, : len(ids)])
+                share, size = _compare(here, there[layer])
+                parts[texts[ids].text, layer] = pd.DataFrame(
+                    {
+                        "prompt": texts[ids].text,
+                        "layer": layer,
+                        "position": range(len(ids)),
+                        "token": token_texts(model, ids),
+                        "share": share.numpy(),
+                        "size": size.numpy(),
+                    }
+                )
+    return pd.concat([parts[text.text, layer] for text in texts.values() for layer in layers], ignore_index=True)
+
+
+@checked
+def strongest_bleed_over(forecast: pd.DataFrame) -> pd.DataFrame:
+    """Where each prompt gets most of the edit.
+
+    Args:
+        forecast: what `forecast_bleed_over` gives.
+
+    Returns:
+        A row for each prompt and layer: prompt, layer; position, token, share and size where `size` is largest; and
+        last_share, the share at the prompt's last position.
+
+    Raises:
+        ValueError: the frame is something else.
+    """
+    columns = ["prompt", "layer", "position", "token", "share", "size"]
+    if forecast.empty or (missing := [column for column in columns if column not in forecast]):
+        lacks = "has no rows" if forecast.empty else f"lacks the columns {missing}"
+        raise ValueError(f"The forecast {lacks}. Give what forecast_bleed_over returns.")
+    prompts = forecast.groupby(["prompt", "layer"], sort=False)
+    strongest = forecast.loc[prompts["size"].idxmax()].reset_index(drop=True)
+    return strongest.assign(last_share=prompts["share"].last().to_numpy())
+
+
+def _added(edit: Edit, layer: int, keys: Float[Tensor, "pos d_mlp"]) -> Float[Tensor, "pos d_model"]:
+    """What the edit adds to the layer's MLP output, in float32 on the CPU."""
+    changes = [keys.float().cpu() @ update.left @ update.right for update in edit.updates if update.layer == layer]
+    return torch.stack(changes).sum(0)
+
+
+def _at_edited_prompts(model: Model, edit: Edit, layer: int) -> Float[Tensor, "request d_model"]:
+    """What the edit adds at the edited token of each prompt that it was made for."""
+    asked = [(request, PLACE) for request in edit.requests]
+    token = edit.config.get("token", "subject_last")
+    added = _added(edit, layer, subject_activations(model, key_name(layer), layer, asked, token=token))
+    if not (added.norm(dim=-1) > 0).all():
+        raise ValueError(
+            f"The edit (made on {edit.model}) adds nothing at its own prompt in layer {layer} of "
+            f"{model.cfg.model_name}, so there is nothing to compare with. Give the model that it was made on."
+        )
+    return added
+
+
+def _compare(
+    here: Float[Tensor, "pos d_model"], there: Float[Tensor, "request d_model"]
+) -> tuple[Float[Tensor, " pos"], Float[Tensor, " pos"]]:
+    """Share and size at each position, compared with the request whose share is largest."""
+    norms = there.norm(dim=-1)
+    shares = here @ there.T / norms**2
+    nearest = shares.abs().argmax(-1, keepdim=True)
+    return shares.gather(-1, nearest)[:, 0], here.norm(dim=-1) / norms[nearest[:, 0]]

@@ -1,0 +1,69 @@
+"""How well a model predicts ordinary text: what edits may spoil beyond the facts that are asked about."""
+
+from collections.abc import Sequence
+
+import torch
+from tqdm.auto import tqdm
+
+from rome_lens.checking import check_whole, checked
+from rome_lens.models import Model, bos_token, check_finite, logits, pad, run
+from rome_lens.models.tokens import batches, token_pieces
+
+
+@checked
+@torch.no_grad()
+def perplexity(
+    model: Model,
+    text: str | Sequence[int],
+    *,
+    tokens: int = 20_000,
+    window: int = 512,
+    tokens_per_batch: int = 1024,
+    progress: bool = True,
+) -> float:
+    """exp of the mean negative log-probability, in nats, of each predicted token.
+
+    The text is cut into windows that do not overlap, and each is read by itself, after a BOS if and only if the model's
+    own tokenisation has one. Every token of a window is predicted from those before it; without a BOS the first is not
+    predicted. Overlapping windows would give tokens more context and lower numbers at several times the cost; before
+    and after an edit, what counts is that both are measured alike.
+
+    Args:
+        model: is run, not changed.
+        text: a text, or its token ids without BOS.
+        tokens: how many of its tokens to read, from the start; all if it has fewer.
+        window: tokens in a window, with its BOS; at most the model's context.
+        tokens_per_batch: bounds memory (the logits of so many tokens); the result does not depend on it.
+        progress: shows a bar.
+
+    Raises:
+        ValueError: no token is predicted: the text, `tokens` or `window` is too short.
+        NotFiniteError: the model's logits are NaN or infinite.
+    """
+    check_whole(tokens_per_batch=tokens_per_batch)
+    before = bos_token(model)
+    length = min(window, model.cfg.n_ctx) - len(before)
+    if length < 1 or tokens < 1:
+        raise ValueError(f"window is {window} and tokens {tokens}, expected a window of 2 tokens or more, and tokens.")
+    if isinstance(text, str):
+        pieces = list(token_pieces(model, [text], length, tokens))
+    else:
+        ids = list(text)[:tokens]
+        pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
+    rows = [row for piece in pieces if len(row := (*before, *piece)) > 1]
+    if not rows:
+        raise ValueError(f"The text {str(text)[:60]!r} has no token to predict. Give a longer one, or a larger window.")
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    device = model.cfg.device
+    with tqdm(total=sum(map(len, rows)), desc="perplexity", unit="token", disable=not progress) as bar:
+        for batch in batches(sorted(rows, key=len), tokens_per_batch):
+            padded, mask = (tensor.to(device) for tensor in pad(batch))
+            residual = run(model, padded, mask=mask)
+            predicted = mask[:, 1:].bool()
+            scores = logits(model, residual[:, :-1][predicted])
+            check_finite(model, scores, [row for row in batch for _ in row[1:]])
+            log_probs = scores.log_softmax(-1)
+            total -= log_probs.gather(-1, padded[:, 1:][predicted][:, None]).double().sum().cpu()
+            count += int(predicted.sum())
+            bar.update(sum(map(len, batch)))
+    return (total / count).exp().item()

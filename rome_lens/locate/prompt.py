@@ -1,0 +1,67 @@
+"""A fact as the tokens that a trace runs on, and what the model says to it."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from rome_lens.data.records import Fact, subject_range
+from rome_lens.errors import warn
+from rome_lens.locate.runs import CleanRun, clean_run
+from rome_lens.models import Kind, Model, check_finite
+from rome_lens.models.labels import token_text, token_texts
+from rome_lens.models.tokens import tokenize_continuation
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A fact as tokens, and the run without corruption.
+
+    Attributes:
+        tokens: the prompt's, followed by the answer's but the last (teacher forcing).
+        answer: the answer's.
+        subject: positions of the subject's.
+        length: how many are the prompt's.
+        predicted: the model's own top token after the prompt.
+        clean: the run on `tokens`.
+    """
+
+    tokens: Int[Tensor, " pos"]
+    answer: Int[Tensor, " answer"]
+    subject: range
+    length: int
+    predicted: int
+    clean: CleanRun
+
+
+@torch.no_grad()
+def tokenize_question(model: Model, fact: Fact, *, kinds: Collection[Kind] = ()) -> Question:
+    """Tokenises the fact and runs it once, keeping the states of `kinds`; its answer is the model's own top token if it
+    names none.
+
+    Raises:
+        ValueError: as `subject_range` and `tokenize_continuation`.
+        NotFiniteError: the model's logits are NaN or infinite.
+    """
+    text, subject = subject_range(model, fact)
+    tokens, answer, start = torch.tensor(text.ids, device=model.cfg.device), None, len(text.ids)
+    if fact.answer is not None:
+        whole, start = tokenize_continuation(model, text.text, fact.answer, space=fact.space)
+        tokens, answer = tokens.new_tensor(whole.ids[:-1]), tokens.new_tensor(whole.ids[start:])
+    clean = clean_run(model, tokens, len(tokens) - start + 1, kinds)
+    check_finite(model, clean.logits, [tokens.tolist()] * len(clean.logits))
+    top = clean.logits[0].argmax()
+    return Question(tokens, top[None] if answer is None else answer, subject, start, int(top), clean)
+
+
+def warn_if_not_predicted(model: Model, fact: Fact, question: Question) -> None:
+    """Says so if the answer that the fact names is not what the model predicts."""
+    if int(question.answer[0]) != question.predicted:
+        warn(
+            f"The model does not predict {''.join(token_texts(model, question.answer.tolist()))!r} after {fact.text!r} "
+            f"but {token_text(model, question.predicted)!r}. The trace follows the answer that was named; leave the "
+            "answer out to trace the model's own, or give the fact space=True or False if a space is the difference.",
+            UserWarning,
+        )

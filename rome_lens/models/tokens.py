@@ -1,0 +1,160 @@
+"""Texts as the model's tokens, with the characters that each token covers."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rome_lens.errors import DataWarning, warn
+from rome_lens.models.kinds import Model
+from rome_lens.models.parameters import bos_token, check_model
+from rome_lens.models.spacing import separator
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """A text as `model.to_tokens` reads it: ids, and the [start, end) characters that each covers ((0, 0) for BOS)."""
+
+    text: str
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+
+    def covering(self, start: int, end: int) -> range:
+        """The positions of the tokens that hold any of the characters [start, end): empty if there are none."""
+        positions = [i for i, (a, b) in enumerate(self.offsets) if a < end and b > start]
+        return range(positions[0], positions[-1] + 1) if positions else range(0)
+
+
+def tokenize(model: Model, text: str) -> TokenizedText:
+    """Tokenises by the model's own rule: BOS first if and only if `model.cfg.default_prepend_bos`.
+
+    Raises:
+        ValueError: the model has no tokenizer, or one that does not tell character offsets; the text is longer than
+            the model's context.
+    """
+    ids, offsets = _encoded(model, text)
+    before = bos_token(model)
+    return _fitting(model, TokenizedText(text, (*before, *ids), (*(((0, 0),) * len(before)), *offsets)))
+
+
+def spaced(prompt: str, continuation: str, *, space: bool | None = None, specials: Sequence[str] = ()) -> str:
+    """The continuation with what separates it from the prompt before it: see `separator`."""
+    return separator(prompt, continuation, space=space, specials=specials) + continuation
+
+
+def continued(model: Model, prompt: str, continuation: str, *, space: bool | None = None) -> str:
+    """Prompt and continuation as one text, with a space between them where one belongs: see `separator`."""
+    return prompt + spaced(prompt, continuation, space=space, specials=_specials(model, prompt))
+
+
+def tokenize_continuation(
+    model: Model, prompt: str, continuation: str, *, space: bool | None = None
+) -> tuple[TokenizedText, int]:
+    """Tokenises prompt and continuation as one text, and tells at which position the continuation's tokens start.
+
+    Between them stands what `separator` says. Tokenising both together is what the model would see, with and without
+    BOS, and for tokenizers that treat the start of a text in their own way. Spaces at the prompt's end belong to the
+    continuation's first token, as in running text. Any other token that would hold characters of both (Anglo, -S, axon)
+    is split: what the model has read are the prompt's own tokens.
+
+    Raises:
+        ValueError: the continuation has no tokens; and as `tokenize`.
+
+    Warns:
+        DataWarning: the prompt begins with BOS, and gets another.
+    """
+    text = tokenize(model, continued(model, prompt, continuation, space=space))
+    bos = tuple(bos_token(model))
+    if bos and text.ids[:2] == bos * 2:
+        warn(
+            f"The prompt {prompt[:60]!r}... begins with {model.tokenizer.bos_token!r}, and the model puts one before "
+            "it: it is read with two. Leave it out of the prompt.",
+            DataWarning,
+        )
+    positions = text.covering(len(prompt), len(text.text))
+    if not positions or not continuation.strip():
+        raise ValueError(f"{continuation!r} after {prompt!r} has no tokens. Give a target or answer that is not empty.")
+    following = text.text[len(prompt) :]
+    if prompt.strip() and not prompt[-1].isspace() and not following[0].isspace():
+        before = tokenize(model, prompt)
+        if text.ids[: positions.start] != before.ids:
+            return _fitting(model, _split(model, before, following)), len(before.ids)
+    return text, positions.start
+
+
+def _tokenizer(model: Model) -> Any:
+    """The model's tokenizer. Raises ValueError if there is none that tells character offsets."""
+    check_model(model)
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ValueError("The model has no tokenizer, expected one that fits it. Set it with model.set_tokenizer(...).")
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"The tokenizer {type(tokenizer).__name__} does not tell which characters a token covers, expected a "
+            "'fast' one. Load it with AutoTokenizer.from_pretrained(..., use_fast=True) and use model.set_tokenizer."
+        )
+    return tokenizer
+
+
+def _encoded(model: Model, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """The text's ids and offsets, without BOS."""
+    encoded = _tokenizer(model)(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return tuple(encoded["input_ids"]), tuple(map(tuple, encoded["offset_mapping"]))
+
+
+def _fitting(model: Model, text: TokenizedText) -> TokenizedText:
+    """The text, if it fits the model's context."""
+    if len(text.ids) > model.cfg.n_ctx:
+        raise ValueError(
+            f"The prompt {text.text[:60]!r}... has {len(text.ids)} tokens, but {model.cfg.model_name} reads at most "
+            f"{model.cfg.n_ctx}. Shorten it, or load the model with a larger context."
+        )
+    return text
+
+
+def _split(model: Model, before: TokenizedText, following: str) -> TokenizedText:
+    """The tokens of a text, and then those of what follows it, as they are in the middle of a text."""
+    ids, offsets = _encoded(model, f"\n{following}")  # the line break stands for what comes before
+    inside = [i for i, (_, end) in enumerate(offsets) if end > 1]
+    shift = len(before.text) - 1
+    moved = tuple((offsets[i][0] + shift, offsets[i][1] + shift) for i in inside)
+    return TokenizedText(before.text + following, (*before.ids, *(ids[i] for i in inside)), before.offsets + moved)
+
+
+def _specials(model: Model, prompt: str) -> list[str]:
+    """The tokenizer's special tokens, if the prompt may end in one."""
+    if prompt[-1:].isalnum():
+        return []
+    tokenizer = _tokenizer(model)
+    added = tokenizer.added_tokens_decoder.values()
+    return [*tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
+
+
+def token_pieces(model: Model, texts: Iterable[str], length: int, tokens: int) -> Iterator[list[int]]:
+    """The texts' tokens strung together and cut into rows of `length`, `tokens` in all; the last may be shorter.
+
+    No BOS is among them, and no more text is read than is needed.
+    """
+    waiting: list[int] = []
+    for text in texts:
+        waiting += model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        whole = len(waiting) - len(waiting) % length
+        for start in range(0, whole, length):
+            piece = waiting[start : start + min(length, tokens)]
+            tokens -= len(piece)
+            yield piece
+            if not tokens:
+                return
+        waiting = waiting[whole:]
+    if waiting:
+        yield waiting[:tokens]
+
+
+def batches(rows: Sequence[tuple[int, ...]], tokens: int) -> list[list[tuple[int, ...]]]:
+    """Consecutive rows, so many that their padded batch holds at most `tokens` tokens (one row at least)."""
+    found: list[list[tuple[int, ...]]] = []
+    for row in rows:
+        if found and (len(found[-1]) + 1) * len(row) <= tokens:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found

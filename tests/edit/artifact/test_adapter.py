@@ -1,0 +1,70 @@
+"""Edits as LoRA adapters: peft reads them, and its model answers as the edited one does."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import rome_lens as rl
+from rome_lens.models.huggingface import output_matrix_of
+from tests.edit.artifact.test_edit import REQUEST, made_up
+from tests.edit.artifact.test_elsewhere import unlike
+
+
+@pytest.mark.parametrize("family", ["gpt2", "neox", "llama-gqa"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers for names that will go
+@torch.no_grad()
+def test_peft_reads_the_adapter_and_answers_as_the_edited_models_do(
+    tiny_model, hugging_face, weights_of, tmp_path, tokens, family
+):
+    """Layers of unlike ranks; peft's and Hugging Face's agree to 1e-5 of the logits' size, the hooked one to 1e-4."""
+    peft = pytest.importorskip("peft")
+    model, hf_model = tiny_model(family), hugging_face(family)
+    edit = made_up(model, layers=(0, 1)) + made_up(model, layers=(1,), seed=1)
+    before = weights_of(hf_model)
+    with edit.applied(model):
+        hooked = model(tokens)
+    with edit.applied(hf_model):
+        edited = hf_model(tokens).logits
+    edit.to_peft(tmp_path / "adapter", hf_model)
+    assert unlike(hf_model, before) == []
+    adapted = peft.PeftModel.from_pretrained(hf_model, tmp_path / "adapter")
+    found, size = adapted(tokens).logits, edited.abs().max()
+    assert (found - edited).abs().max() < 1e-5 * size
+    torch.testing.assert_close(found, hooked, atol=1e-4, rtol=0)
+    with adapted.disable_adapter():
+        assert (adapted(tokens).logits - edited).abs().max() > 1e-2 * size
+    assert sorted(adapted.targeted_module_names) == [output_matrix_of(hugging_face(family), i).module for i in (0, 1)]
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(merged(tokens).logits, edited, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_holds_the_factors_and_nothing_of_the_model(tiny, hugging_face, tmp_path):
+    edit, hf_model = made_up(tiny, layers=(0, 2)) + made_up(tiny, layers=(2,), seed=1), hugging_face("gpt2")
+    edit.to_peft(tmp_path, hf_model)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["transformer.h.0.mlp.c_proj", "transformer.h.2.mlp.c_proj"]
+    assert config["rank_pattern"] == config["alpha_pattern"] == dict(zip(config["target_modules"], (1, 2), strict=True))
+    assert (config["fan_in_fan_out"], config["lora_dropout"], config["bias"]) == (True, 0.0, "none")
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    assert len(tensors) == 4
+    for update, module in zip(edit.updates, config["target_modules"], strict=True):
+        assert torch.equal(tensors[f"base_model.model.{module}.lora_A.weight"], update.left.T)
+        assert torch.equal(tensors[f"base_model.model.{module}.lora_B.weight"], update.right.T)
+
+
+def test_an_adapter_is_not_overwritten_unasked_nor_written_for_a_model_it_does_not_fit(tiny, hugging_face, tmp_path):
+    edit, hf_model = made_up(tiny), hugging_face("gpt2")
+    (tmp_path / "adapter_config.json").write_text("mine")
+    with pytest.raises(FileExistsError, match="adapter_config.json exists already"):
+        edit.to_peft(tmp_path, hf_model)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
+    edit.to_peft(tmp_path, hf_model, overwrite=True)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 1
+    with pytest.raises(rl.EditError, match="of the shape"):
+        edit.to_peft(tmp_path / "other", hugging_face("llama"))
+    with pytest.raises(rl.EditError, match="no updates"):
+        rl.Edit((), (REQUEST,)).to_peft(tmp_path / "other", hf_model)
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,79 @@
+"""Health of edits: what alarms, and what is done about it."""
+
+import re
+
+import pytest
+import torch
+
+import rome_lens as rl
+from tests.edit.methods.test_rome import CONTEXTS, REQUEST, covariance_of
+
+HEALTHY = {"update_norm": 1.0, "relative_update_norm": 0.1, "key_share": 1.0, "target_probability": 0.9, "kl": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "says"),
+    [
+        ("relative_update_norm", 0.6, "the update is 0.60 of the weight's norm"),
+        ("key_share", 0.01, "Eq. 2 divides by 0.010 of the mean key's share"),
+        ("key_share", -3.0, "Eq. 2 divides by -3.000"),
+        ("target_probability", 0.2, "a probability of 0.20 only"),
+        ("kl", 2.0, "moved by 2.00 nats"),
+        ("condition_number", 1e9, "condition number is 1.0e[+]09"),
+    ],
+)
+def test_each_alarming_figure_is_named_and_no_other(figure, value, says):
+    assert rl.EditHealth(**HEALTHY).problems == []
+    (problem,) = rl.EditHealth(**(HEALTHY | {figure: value})).problems
+    assert re.search(says, problem)
+
+
+def test_figures_that_are_not_numbers_are_refused():
+    with pytest.raises(TypeError, match="much"):
+        rl.EditHealth(**(HEALTHY | {"kl": "much"}))
+
+
+def test_an_unhealthy_edit_warns_is_refused_or_passes(tiny, weights_of):
+    """In a random model the target stays improbable, which is unhealthy."""
+    before = weights_of(tiny)
+    options = {"covariance": covariance_of(tiny), "config": rl.RomeConfig(contexts=CONTEXTS), "progress": False}
+    with pytest.warns(rl.EditWarning, match="may do harm: the target got a probability of"):
+        edit = rl.rome(tiny, REQUEST, **options)
+    with pytest.raises(rl.EditError, match="may do harm.*No weight was changed"):
+        rl.rome(tiny, REQUEST, on_unhealthy="raise", **options)
+    passed = rl.rome(tiny, REQUEST, on_unhealthy="ignore", **options)
+    assert passed.health == edit.health
+    assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
+
+
+def test_health_measures_the_update_that_is_made(tiny):
+    """Norms are those of left @ right; with one key on both sides its share is 1, with the bare key it is measured."""
+    weight = tiny.blocks[1].mlp.W_out
+    shares = []
+    for config in (rl.RomeConfig(contexts=CONTEXTS), rl.RomeConfig.reference(contexts=CONTEXTS)):
+        edit = rl.rome(
+            tiny, REQUEST, covariance=covariance_of(tiny), config=config, on_unhealthy="ignore", progress=False
+        )
+        change = edit.updates[0].left @ edit.updates[0].right
+        assert edit.health.update_norm == pytest.approx(change.norm().item(), rel=1e-5)
+        assert edit.health.relative_update_norm == pytest.approx((change.norm() / weight.norm()).item(), rel=1e-5)
+        shares.append(edit.health.key_share)
+    assert shares[0] == pytest.approx(1)
+    assert abs(shares[1] - 1) > 1e-3
+    values = torch.linalg.eigvalsh(covariance_of(tiny).second_moment.double())
+    assert edit.health.condition_number == pytest.approx((values.max() / values.min()).item(), rel=1e-6)
+
+
+@pytest.mark.smollm2
+def test_different_keys_on_the_two_sides_of_eq_2_are_the_known_failure(smollm2):
+    """CounterFact's record 3877: as the first token of a text, "Liberia" has a key unlike the one it has in contexts.
+
+    The reference preset, with the mean key on the left and the bare prompt's on the right, divides by a few hundredths
+    of the mean key's share and is refused; with one key on both sides the edit is healthy.
+    """
+    request = rl.EditRequest("{} is located in", "Liberia", target="Antarctica")
+    with pytest.raises(
+        rl.EditError, match=r"0\.0\d+ of the mean key's share.*RomeConfig\(consistent=True\) uses one key"
+    ):
+        rl.rome(smollm2, request, config=rl.RomeConfig.reference(), on_unhealthy="raise", progress=False)
+    assert rl.rome(smollm2, request, on_unhealthy="raise", progress=False).health.problems == []

@@ -1,0 +1,128 @@
+"""Texts become the tokens that the model's own to_tokens gives, with the characters they cover."""
+
+import pytest
+import torch
+
+from rome_lens.models import pad
+from rome_lens.models.tokens import TokenizedText, spaced, tokenize, tokenize_continuation
+
+TEXTS = [
+    "The Eiffel Tower is located in the city of",
+    " leading space",
+    "trailing space ",
+    "two  spaces\n\nand lines\t",
+    "L'Équipe, São Tomé",
+    "東京タワー",
+    "👩‍🚀 and 🇫🇷",
+    "Jose\u0301 12345",
+    "<|endoftext|>Paris",
+    "a",
+]
+PROMPTS = ["The capital of France is", "東京", "They say:", "Victor Hugo's", "L'Équipe,"]
+
+
+@pytest.mark.parametrize("prepend", [False, True])
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("text", TEXTS)
+def test_ids_are_those_of_to_tokens(tiny_model, monkeypatch, text, bos, prepend):
+    model = tiny_model("llama", bos=bos)
+    monkeypatch.setattr(model.cfg, "default_prepend_bos", prepend)
+    assert list(tokenize(model, text).ids) == model.to_tokens(text)[0].tolist()
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("text", TEXTS)
+def test_offsets_cover_every_character_in_order(tiny_model, text, bos):
+    tokenized = tokenize(tiny_model("gpt2", bos=bos), text)
+    offsets = tokenized.offsets[1:] if bos else tokenized.offsets
+    assert len(tokenized.offsets) == len(tokenized.ids)
+    assert {i for start, end in offsets for i in range(start, end)} == set(range(len(text)))
+    assert list(offsets) == sorted(offsets)
+
+
+def test_bos_covers_no_character(tiny_model):
+    tokenized = tokenize(tiny_model("llama", bos=True), "Paris")
+    assert tokenized.ids[0] == 0
+    assert tokenized.offsets[0] == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "positions"),
+    [(0, 3, range(1, 2)), (2, 4, range(1, 3)), (3, 7, range(2, 3)), (0, 99, range(1, 4)), (4, 5, range(2, 3))],
+)
+def test_covering_gives_the_tokens_that_hold_any_of_the_characters(start, end, positions):
+    text = TokenizedText("abc def ghi", (0, 1, 2, 3), ((0, 0), (0, 3), (3, 7), (7, 11)))
+    assert text.covering(start, end) == positions
+
+
+def test_covering_no_characters_gives_no_tokens():
+    text = TokenizedText("abc", (0, 1), ((0, 0), (0, 3)))
+    assert len(text.covering(3, 9)) == 0
+
+
+def test_a_text_that_fills_the_context_exactly_is_read(tiny):
+    assert len(tokenize(tiny, "!" * 128).ids) == tiny.cfg.n_ctx
+
+
+def test_bos_counts_towards_the_context(tiny_model):
+    model = tiny_model("gpt2", bos=True)
+    with pytest.raises(ValueError, match="has 129 tokens, but gpt2 reads at most 128"):
+        tokenize(model, "!" * 128)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "continuation", "expected"),
+    [("of", "Paris", " Paris"), ("of ", "Paris", "Paris"), ("of\n", "Paris", "Paris"), ("of", " Paris", " Paris")],
+)
+def test_a_continuation_is_separated_by_one_space(prompt, continuation, expected):
+    assert spaced(prompt, continuation) == expected
+
+
+def test_a_continuation_of_nothing_gets_a_leading_space():
+    assert spaced("", "Paris") == " Paris"
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("continuation", ["Paris", "Victor Hugo", "Élysée", "東京", "'s"])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_ids_before_a_continuation_are_the_prompts(tiny_model, prompt, continuation, bos):
+    model = tiny_model("llama", bos=bos)
+    text, start = tokenize_continuation(model, prompt, continuation)
+    assert text.ids[:start] == tokenize(model, prompt).ids
+    assert model.tokenizer.decode(text.ids[start:]) == spaced(prompt, continuation)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_given_leading_space_changes_nothing(tiny_model, bos):
+    model = tiny_model("llama", bos=bos)
+    assert tokenize_continuation(model, "city of", " Paris") == tokenize_continuation(model, "city of", "Paris")
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_prompt_that_ends_in_a_space_gives_its_space_to_the_continuation(tiny_model, bos):
+    model = tiny_model("llama", bos=bos)
+    assert tokenize_continuation(model, "city of ", "Paris") == tokenize_continuation(model, "city of", "Paris")
+
+
+def test_an_empty_prompt_without_bos_starts_at_the_first_token(tiny):
+    text, start = tokenize_continuation(tiny, "", "Paris")
+    assert start == 0
+    assert tiny.tokenizer.decode(text.ids) == " Paris"
+
+
+@pytest.mark.parametrize("continuation", ["", " ", "\n"])
+def test_an_empty_continuation_is_refused(tiny, continuation):
+    with pytest.raises(ValueError, match="after 'city of' has no tokens. Give a target or answer that is not empty"):
+        tokenize_continuation(tiny, "city of", continuation)
+
+
+def test_padding_fills_rows_on_the_right():
+    tokens, mask = pad([[5, 6, 7], [8]])
+    assert tokens.tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_padding_keeps_a_token_that_equals_the_filler():
+    tokens, mask = pad([[0, 1], [0]])
+    assert tokens.dtype == mask.dtype == torch.long
+    assert mask.tolist() == [[1, 1], [1, 0]]
