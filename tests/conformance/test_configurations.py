@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 import rome_lens as rl
+from rome_lens.models import model_identity
 from tests.conformance.configurations import CONFIGURATIONS, save
 from tests.conformance.zoo import differences, hugging_face, row
 from tests.torture import times
@@ -32,6 +33,15 @@ def test_the_loaded_model_is_the_function_that_was_saved(tmp_path, name):
         return
     model = rl.load_model(tmp_path, device="cpu")
     assert max(differences(model, hugging_face(tmp_path))) < 2e-4, model.loaded_as
+
+
+@pytest.mark.parametrize("name", ["bloom", "gpt2", "opt"])
+def test_a_checkpoint_has_one_identity_however_often_it_is_loaded(tmp_path, name):
+    """BLOOM has no positions to embed, where HookedTransformer has a matrix for them."""
+    save(tmp_path, name)
+    first, second = (rl.load_model(tmp_path, device="cpu") for _ in range(2))
+    assert model_identity(first) == model_identity(second)
+    assert all(parameter.isfinite().all() for parameter in first.parameters())
 
 
 def test_nine_in_ten_configurations_are_loaded():

@@ -109,7 +109,9 @@ def _of_views(hf_model: PreTrainedModel, dtype: torch.dtype) -> Model:
         weights = names.get_pretrained_state_dict(folder, cfg, hf_model, dtype=dtype)
     cfg.tokenizer_name = None  # else TransformerLens would read a tokenizer again
     model = HookedTransformer(cfg, move_to_device=False)
-    weights = {key: value.detach().to(dtype) for key, value in model.fill_missing_keys(weights).items()}
+    for key, value in model.named_parameters():  # what Hugging Face's class does without
+        weights.setdefault(key, torch.zeros_like(value) if ".W_" in key else value)
+    weights = {key: value.detach().to(dtype) for key, value in weights.items()}
     model.load_state_dict(weights, strict=False, assign=True)
     model.move_model_modules_to_device()
     return model
