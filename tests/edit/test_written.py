@@ -103,12 +103,22 @@ def breaking(*lines: int) -> Iterator[list[int]]:
                 raise Broken
         return trace
 
-    before = sys.gettrace()
+    def again(frame, event, arg):
+        """What raises in a trace function ends the tracing: it goes on at the next call or return."""
+        if sys.gettrace() is None:
+            sys.settrace(trace)
+            while frame is not None:
+                frame.f_trace = trace if frame.f_code.co_filename in files else None
+                frame = frame.f_back
+
+    before = sys.gettrace(), sys.getprofile()
     sys.settrace(trace)
+    sys.setprofile(again)
     try:
         yield count
     finally:
-        sys.settrace(before)
+        sys.setprofile(before[1])
+        sys.settrace(before[0])
 
 
 def apply(model, edit) -> None:
@@ -128,9 +138,10 @@ HANDLES: list[rl.AppliedEdit] = []
 
 
 def attempt(model, edit, work: Callable, lines: tuple[int, ...]) -> int:
-    with breaking(*lines) as count, suppress(Broken):
-        work(model, edit)
-    return count[0]
+    with breaking(*lines) as count:
+        with suppress(Broken):
+            work(model, edit)
+        return count[0]
 
 
 @pytest.mark.torture
