@@ -63,7 +63,7 @@ def zipped() -> bytes:
     [
         (b"PAR1\x15\x04", "a Parquet file.*read_parquet"),
         (zipped(), "a zip archive.*Unpack it"),
-        (gzip.compress(b"[]"), "compressed with gzip.*Unpack it", mtime=0),
+        (gzip.compress(b"[]", mtime=0), "compressed with gzip.*Unpack it"),
         (b"ARROW1\0\0", "an Arrow"),
         (pickle.dumps([RECORD]), "a pickle.*never read"),
         (json.dumps([RECORD]).encode("utf-16"), "UTF-16"),

@@ -250,6 +250,7 @@ class Temporarily(Generic[T]):
             take_out(self._writing)
         finally:
             self._writing.in_force = False
+            settled()
 
     def __del__(self) -> None:
         if "_writing" in vars(self):
