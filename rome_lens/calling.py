@@ -11,6 +11,9 @@ from torch import nn
 
 _AUTOCAST = ("cpu", "cuda", "mps")
 
+before_each_call: list[Callable[[], None]] = []
+"""What is done first in every public call: ending what an earlier one, broken off, had to leave."""
+
 
 @contextmanager
 def undisturbed(*models: nn.Module) -> Iterator[None]:
@@ -47,12 +50,14 @@ def undisturbed_call(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        _prepare()
         with undisturbed(*_models(args, kwargs)):
             return function(*args, **kwargs)
 
     @wraps(function)
     @contextmanager
     def enter(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        _prepare()
         models = _models(args, kwargs)
         with undisturbed(*models):
             entered = function(*args, **kwargs)
@@ -69,6 +74,11 @@ def undisturbed_call(function: Callable[..., Any]) -> Callable[..., Any]:
 
     from_generator = isgeneratorfunction(unwrap(function)) and not isgeneratorfunction(function)
     return enter if from_generator else call
+
+
+def _prepare() -> None:
+    for prepare in before_each_call:
+        prepare()
 
 
 def _models(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[nn.Module]:

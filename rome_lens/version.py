@@ -17,7 +17,6 @@ NEWEST = {
     "numpy": "2",
     "pandas": "3",
     "plotly": "7",
-    "pyarrow": "26",
 }
 """As exactly as a newer one is worth a warning: of a library that changes in minor releases, the minor release."""
 

@@ -87,3 +87,10 @@ def test_the_constraints_are_not_beyond_what_was_tested(monkeypatch):
     pinned = dict(line.split("==") for line in Path("constraints.txt").read_text().splitlines() if "==" in line)
     monkeypatch.setattr(versions, "version", lambda name: pinned[name])
     versions.warn_of_newer()
+
+
+def test_only_libraries_that_are_always_installed_are_watched_for_newer_versions():
+    """The import asks for their versions, and fails where one is not there."""
+    needed = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    needed = needed.split("\ndependencies = [")[1].split("]")[0]
+    assert all(f'"{name}>=' in needed for name in versions.NEWEST)

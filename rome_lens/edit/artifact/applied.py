@@ -67,7 +67,7 @@ def applied_edits(model: EditableModel) -> tuple["Edit", ...]:
     its own, whose weights are taken as they are: no edit is applied to it.
 
     If an earlier call was broken off (Ctrl-C), this first makes all edited layers agree with what is listed, as every
-    call does that applies or reverts an edit.
+    public call of the package does.
 
     Args:
         model: a model of TransformerLens or of Hugging Face. Its weights stay as they are.

@@ -6,8 +6,9 @@ are still in force. So without any part it is the original, bit for bit, however
 
 An exception can come between any two instructions (Ctrl-C, a signal's handler). Therefore what has to be is decided by
 one assignment (`Writing.in_force`) for all matrices of a writing, and a matrix says what it holds only while that is
-sure (`_Kept.holds`). Everything here first brings the matrices to what was decided, so a call ends what an earlier one
-had to leave. Ctrl-C itself waits for the few milliseconds of a copy. Threads take turns.
+sure (`KeptMatrix.holds`). Everything here, and every public call of the package, first brings the matrices to what was
+decided, so a call ends what an earlier one had to leave. Ctrl-C itself waits for the few milliseconds of a copy.
+Threads take turns.
 
 The matrices are known by their parameters, weakly: a model's copy, and what is pickled of it, knows of no edits.
 """
@@ -17,14 +18,14 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
-import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from rome_lens.calling import before_each_call
+from rome_lens.edit.artifact.kept_matrix import KeptMatrix, Part, Writing, copy_into, normal_tensors
 from rome_lens.edit.artifact.uninterrupted import runs, uninterrupted
 from rome_lens.edit.artifact.update import Update
 from rome_lens.errors import EditError
@@ -35,130 +36,12 @@ Place: TypeAlias = tuple[OutputMatrix, Update | None]
 """A matrix, and what to add to it; None: it is only kept."""
 T = TypeVar("T")
 _TURN = threading.RLock()
-_NUMBERS = itertools.count()
 
 
-@dataclass(eq=False)
-class Writing:
-    """Something that is written over some matrices, and taken out of all of them at once.
-
-    Attributes:
-        what: the Edit that it writes; None: there is none.
-        temporary: what is written by hand after it is taken out with it.
-        in_force: whether it is to be in the weights, as long as its owner is there.
-        owner: a weak reference to the `with` that it is for; None: it has none.
-        number: writings by their age.
-    """
-
-    what: Any = None
-    temporary: bool = False
-    in_force: bool = False
-    owner: Callable[[], Any] | None = None
-    number: int = field(default_factory=_NUMBERS.__next__)
+_KEPT: dict[int, KeptMatrix] = {}  # by the parameter's id, until it is gone
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """What a writing does to one matrix. It counts as long as all writings in `of` are in force; the first is its own.
-
-    One without `update` and `values` changes nothing. With `values` the matrix was written by someone else. `below` is
-    what the matrix held before, and for which parts.
-    """
-
-    of: tuple[Writing, ...]
-    update: Update | None = None
-    values: Tensor | None = None
-    below: tuple[tuple["_Part", ...], Tensor] | None = None
-
-    @property
-    def in_force(self) -> bool:
-        return all(writing.in_force and (writing.owner is None or writing.owner()) for writing in self.of)
-
-    @property
-    def temporary(self) -> bool:
-        return any(writing.temporary for writing in self.of[:1])
-
-
-class _Kept:
-    """A matrix that something is written over."""
-
-    def __init__(self, matrix: OutputMatrix):
-        self.key, self._transposed = id(matrix.parameter), matrix.transposed
-        self._parameter = weakref.ref(matrix.parameter, partial(_forget, self.key))
-        with _normal_tensors():
-            self._original = matrix.values.clone()
-        self.untouched = self.digest = digest(self._original)
-        self.parts: tuple[_Part, ...] = ()  # in order; some may not be in force any more, or not yet
-        self.holds: tuple[_Part, ...] | None = ()  # what the model's entries are made of; None: that is not sure
-
-    @property
-    def matrix(self) -> OutputMatrix | None:
-        """None: the model is gone."""
-        parameter = self._parameter()
-        return None if parameter is None else OutputMatrix(parameter, self._transposed)
-
-    def is_that_of(self, parameter: Tensor) -> bool:
-        """Whether it is this parameter, or another tensor in the same memory."""
-        own = self._parameter()
-        return own is not None and (own is parameter or own.data_ptr() == parameter.data_ptr() != 0)
-
-    def settle(self) -> None:
-        """Brings the model's entries to what is in force."""
-        wanted = tuple(part for part in self.parts if part.in_force)
-        if wanted != self.holds and (matrix := self.matrix) is not None:
-            values = self._made_of(wanted)
-            self.holds = None
-            _copy(values, matrix)
-            self.digest = digest(values)
-            self.holds = wanted
-        self.parts = wanted
-
-    def digests(self) -> Iterable[str]:
-        """Of the untouched entries, and of what they became part by part."""
-        yield self.untouched
-        for number in range(1, len(self.parts) + 1):
-            yield digest(self._made_of(self.parts[:number]))
-
-    def _made_of(self, parts: tuple[_Part, ...]) -> Float[Tensor, "d_mlp d_model"]:
-        for part in self.parts:
-            if part.below is not None and part.below[0] == parts:
-                return part.below[1]
-        values = self._original
-        for part in parts:
-            if part.values is not None:
-                values = part.values
-            elif part.update is not None:
-                values = part.update.added_to(values)
-        return values
-
-    def is_changed(self) -> bool:
-        """Whether the model's entries were written by hand since. If these are the untouched ones, no part is left."""
-        matrix = self.matrix
-        if matrix is None or (found := digest(matrix.values)) == self.digest:
-            return False
-        if found != self.untouched or any(part.temporary for part in self.parts):
-            return True
-        self.parts = ()
-        self.digest, self.holds = found, ()
-        return False
-
-    def has(self, writing: Writing) -> bool:
-        """Whether a writing has a part here."""
-        return any(writing in part.of[:1] for part in self.parts)
-
-    def notice(self) -> None:
-        """Makes a part of what was written by hand since."""
-        if self.is_changed() and (matrix := self.matrix) is not None:
-            inside = tuple(part.of[0] for part in self.parts if part.temporary)
-            with _normal_tensors():
-                self.parts = (*self.parts, _Part(inside, values=matrix.values.clone()))
-            self.settle()
-
-
-_KEPT: dict[int, _Kept] = {}  # by the parameter's id, until it is gone
-
-
-def _forget(key: int, _: object) -> None:
+def _forget(key: int) -> None:
     _KEPT.pop(key, None)
 
 
@@ -188,18 +71,18 @@ def settled() -> None:
         _in_turn(lambda: None)
 
 
-def kept_at(parameter: Tensor) -> _Kept | None:
+def kept_at(parameter: Tensor) -> KeptMatrix | None:
     """What is known of a parameter that something is written over."""
     return next((kept for kept in list(_KEPT.values()) if kept.is_that_of(parameter)), None)
 
 
-def kept_in(model: nn.Module) -> list[_Kept]:
+def kept_in(model: nn.Module) -> list[KeptMatrix]:
     """The matrices of a model that something is written over."""
     places = {parameter.data_ptr() for parameter in model.parameters()} if _KEPT else set()
     return [kept for kept in list(_KEPT.values()) if kept.matrix and kept.matrix.parameter.data_ptr() in places]
 
 
-def can_take_out(writing: Writing, kept: _Kept | None) -> bool:
+def can_take_out(writing: Writing, kept: KeptMatrix | None) -> bool:
     """Whether a writing has a part in this matrix, and nothing was written by hand since."""
     if kept is None or kept.is_changed() or not kept.has(writing):
         return False
@@ -267,9 +150,9 @@ def keeping(matrices: Iterable[OutputMatrix]) -> Temporarily[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    kept: _Kept
+    kept: KeptMatrix
     matrix: OutputMatrix
-    part: _Part
+    part: Part
     values: Tensor
     digest: str
 
@@ -277,10 +160,10 @@ class _Plan:
 def _plan(writing: Writing, matrix: OutputMatrix, update: Update | None) -> _Plan:
     kept = kept_at(matrix.parameter)
     if kept is None:
-        kept = _Kept(matrix)
+        kept = KeptMatrix(matrix, _forget)
     else:
         kept.notice()
-    with _normal_tensors():
+    with normal_tensors():
         values = matrix.values if update is None else update.added_to(matrix.values)
         if update is not None and not values.isfinite().all():
             raise EditError(
@@ -290,7 +173,7 @@ def _plan(writing: Writing, matrix: OutputMatrix, update: Update | None) -> _Pla
         below = (kept.parts, matrix.values.clone()) if writing.temporary and kept.parts else None
     keepers = tuple(part.of[0] for part in kept.parts if part.update is None and part.values is None)
     found = kept.digest if update is None else digest(values)
-    return _Plan(kept, matrix, _Part((writing, *keepers), update, below=below), values, found)
+    return _Plan(kept, matrix, Part((writing, *keepers), update, below=below), values, found)
 
 
 def _write(writing: Writing, places: Sequence[Place]) -> None:
@@ -313,7 +196,7 @@ def _carry_out(writing: Writing, plans: Sequence[_Plan]) -> None:
     for plan in plans:
         if plan.digest != plan.kept.digest:
             plan.kept.holds = None
-            _copy(plan.values, plan.matrix)
+            copy_into(plan.values, plan.matrix)
     writing.in_force = True
     for plan, parts in zip(plans, holds, strict=True):
         plan.kept.digest = plan.digest
@@ -346,11 +229,4 @@ def _in_turn(work: Callable[[], T]) -> T:
         return work()
 
 
-def _copy(values: Float[Tensor, "d_mlp d_model"], matrix: OutputMatrix) -> None:
-    with torch.inference_mode(matrix.parameter.is_inference()), torch.no_grad():
-        matrix.values.copy_(values)
-
-
-def _normal_tensors() -> Any:
-    """Tensors made inside can be used outside of the caller's `torch.inference_mode()`."""
-    return torch.inference_mode(False)
+before_each_call.append(settled)

@@ -412,3 +412,12 @@ def test_what_is_written_over_a_model_goes_with_the_model(tiny):
     del copied
     gc.collect()
     assert not written._KEPT
+
+
+def test_every_public_call_first_ends_what_was_broken_off(tiny):
+    before = bits(tiny)
+    handle = made_up(tiny).apply(tiny)
+    handle._writing.in_force = False  # what `revert` leaves that an exception ends right after this
+    assert unequal(tiny, before)
+    rl.sample_contexts(tiny, ((2, 1),))
+    assert unequal(tiny, before) == []

@@ -1,0 +1,146 @@
+"""A matrix that something is written over: its untouched entries, and the parts that were written, in order."""
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rome_lens.edit.artifact.update import Update
+from rome_lens.models import OutputMatrix
+from rome_lens.storage import digest
+
+_NUMBERS = itertools.count()
+
+
+@dataclass(eq=False)
+class Writing:
+    """Something that is written over some matrices, and taken out of all of them at once.
+
+    Attributes:
+        what: the Edit that it writes; None: there is none.
+        temporary: what is written by hand after it is taken out with it.
+        in_force: whether it is to be in the weights, as long as its owner is there.
+        owner: a weak reference to the `with` that it is for; None: it has none.
+        number: writings by their age.
+    """
+
+    what: Any = None
+    temporary: bool = False
+    in_force: bool = False
+    owner: Callable[[], Any] | None = None
+    number: int = field(default_factory=_NUMBERS.__next__)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What a writing does to one matrix. It counts as long as all writings in `of` are in force; the first is its own.
+
+    One without `update` and `values` changes nothing. With `values` the matrix was written by someone else. `below` is
+    what the matrix held before, and for which parts.
+    """
+
+    of: tuple[Writing, ...]
+    update: Update | None = None
+    values: Tensor | None = None
+    below: tuple[tuple["Part", ...], Tensor] | None = None
+
+    @property
+    def in_force(self) -> bool:
+        return all(writing.in_force and (writing.owner is None or writing.owner()) for writing in self.of)
+
+    @property
+    def temporary(self) -> bool:
+        return any(writing.temporary for writing in self.of[:1])
+
+
+class KeptMatrix:
+    """A matrix that something is written over."""
+
+    def __init__(self, matrix: OutputMatrix, forget: Callable[[int], None]):
+        """`forget` is called with `key`, the parameter's id, when the parameter is gone."""
+        key = self.key = id(matrix.parameter)
+        self._transposed = matrix.transposed
+        self._parameter = weakref.ref(matrix.parameter, lambda _: forget(key))
+        with normal_tensors():
+            self._original = matrix.values.clone()
+        self.untouched = self.digest = digest(self._original)
+        self.parts: tuple[Part, ...] = ()  # in order; some may not be in force any more, or not yet
+        self.holds: tuple[Part, ...] | None = ()  # what the model's entries are made of; None: that is not sure
+
+    @property
+    def matrix(self) -> OutputMatrix | None:
+        """None: the model is gone."""
+        parameter = self._parameter()
+        return None if parameter is None else OutputMatrix(parameter, self._transposed)
+
+    def is_that_of(self, parameter: Tensor) -> bool:
+        """Whether it is this parameter, or another tensor in the same memory."""
+        own = self._parameter()
+        return own is not None and (own is parameter or own.data_ptr() == parameter.data_ptr() != 0)
+
+    def settle(self) -> None:
+        """Brings the model's entries to what is in force."""
+        wanted = tuple(part for part in self.parts if part.in_force)
+        if wanted != self.holds and (matrix := self.matrix) is not None:
+            values = self._made_of(wanted)
+            self.holds = None
+            copy_into(values, matrix)
+            self.digest = digest(values)
+            self.holds = wanted
+        self.parts = wanted
+
+    def digests(self) -> Iterable[str]:
+        """Of the untouched entries, and of what they became part by part."""
+        yield self.untouched
+        for number in range(1, len(self.parts) + 1):
+            yield digest(self._made_of(self.parts[:number]))
+
+    def _made_of(self, parts: tuple[Part, ...]) -> Float[Tensor, "d_mlp d_model"]:
+        for part in self.parts:
+            if part.below is not None and part.below[0] == parts:
+                return part.below[1]
+        values = self._original
+        for part in parts:
+            if part.values is not None:
+                values = part.values
+            elif part.update is not None:
+                values = part.update.added_to(values)
+        return values
+
+    def is_changed(self) -> bool:
+        """Whether the model's entries were written by hand since. If these are the untouched ones, no part is left."""
+        matrix = self.matrix
+        if matrix is None or (found := digest(matrix.values)) == self.digest:
+            return False
+        if found != self.untouched or any(part.temporary for part in self.parts):
+            return True
+        self.parts = ()
+        self.digest, self.holds = found, ()
+        return False
+
+    def has(self, writing: Writing) -> bool:
+        """Whether a writing has a part here."""
+        return any(writing in part.of[:1] for part in self.parts)
+
+    def notice(self) -> None:
+        """Makes a part of what was written by hand since."""
+        if self.is_changed() and (matrix := self.matrix) is not None:
+            inside = tuple(part.of[0] for part in self.parts if part.temporary)
+            with normal_tensors():
+                self.parts = (*self.parts, Part(inside, values=matrix.values.clone()))
+            self.settle()
+
+
+def copy_into(values: Float[Tensor, "d_mlp d_model"], matrix: OutputMatrix) -> None:
+    with torch.inference_mode(matrix.parameter.is_inference()), torch.no_grad():
+        matrix.values.copy_(values)
+
+
+def normal_tensors() -> Any:
+    """Tensors made inside can be used outside of the caller's `torch.inference_mode()`."""
+    return torch.inference_mode(False)
