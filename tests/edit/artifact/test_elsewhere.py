@@ -69,7 +69,7 @@ def test_edits_that_do_not_fit_a_hugging_face_model_are_refused(hugging_face, we
 def test_unknown_families_and_packed_matrices_are_refused(hugging_face, tiny):
     unknown = hugging_face("gpt2")
     unknown.config.model_type = "mamba"
-    with pytest.raises(rl.EditError, match=r"of the type 'mamba', .* \(known: apertus, bloom, .*gpt2"):
+    with pytest.raises(rl.EditError, match=r"of the type 'mamba', .* \(known: apertus, arcee, bloom, .*gpt2"):
         made_up(tiny).apply(unknown)
     packed = hugging_face("llama")
     packed.model.layers[1].mlp.down_proj = torch.nn.Sequential(packed.model.layers[1].mlp.down_proj)
