@@ -1,6 +1,6 @@
 """How far the gradient approximation of a trace agrees with the exact one: rank correlation over cells, fact by fact.
 
-Exact traces are kept in, and read from, the folder of analyses.figure2_average_effects.
+Exact traces are kept in, and read from, the folder of figure2_average_effects.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
 from rome_lens.intervals import bootstrap_interval
+
+from .common.manifest import write_manifest
+from .common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
 
 
 def agreement(exact: rl.CausalTrace, approximate: rl.CausalTrace) -> tuple[float, bool]:

@@ -13,9 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.methods import BATCH, BATCH_LAYERS
-from analyses.common.options import (
+from rome_lens.models import Model
+
+from .common.manifest import write_manifest
+from .common.methods import BATCH, BATCH_LAYERS
+from .common.options import (
     add_collecting_arguments,
     add_record_arguments,
     chosen_records,
@@ -24,7 +26,6 @@ from analyses.common.options import (
     parser,
     write_csv,
 )
-from rome_lens.models import Model
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,13 +13,14 @@ import pandas as pd
 import torch
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.manifest import write_manifest
-from analyses.common.measuring import measured
-from analyses.common.options import parser, write_csv
-from analyses.common.study_figures import plot_convergence
-from analyses.plain.covariance import plain_second_moment
 from rome_lens.models import Model
+
+from .common.figures import write_figure
+from .common.manifest import write_manifest
+from .common.measuring import measured
+from .common.options import parser, write_csv
+from .common.study_figures import plot_convergence
+from .plain.covariance import plain_second_moment
 
 LENGTH, BATCH = 256, 4096
 

@@ -13,13 +13,14 @@ import pandas as pd
 import torch
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.measuring import matrix_product_speed, measured, operations_per_token
-from analyses.common.options import parser, write_csv
-from analyses.plain.editing import plain_value
 from rome_lens.edit.search.suffix import Prompts, tokenize_prompts
 from rome_lens.edit.search.value import optimise_value, optimise_values
 from rome_lens.models import Model
+
+from .common.manifest import write_manifest
+from .common.measuring import matrix_product_speed, measured, operations_per_token
+from .common.options import parser, write_csv
+from .plain.editing import plain_value
 
 REQUESTS = (
     rl.EditRequest("The capital of {} is the city of", "France", target="Lyon"),

@@ -12,11 +12,12 @@ import pandas as pd
 import torch
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.measuring import matrix_product_speed, measured, operations_per_token
-from analyses.common.options import add_record_arguments, chosen_records, parser, write_csv
-from analyses.plain.evaluation import one_batch, one_pass_each, plain_scores
 from rome_lens.models import Model
+
+from .common.manifest import write_manifest
+from .common.measuring import matrix_product_speed, measured, operations_per_token
+from .common.options import add_record_arguments, chosen_records, parser, write_csv
+from .plain.evaluation import one_batch, one_pass_each, plain_scores
 
 TOLERANCE = 1e-5
 

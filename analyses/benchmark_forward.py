@@ -13,9 +13,10 @@ import pandas as pd
 import torch
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.options import parser, write_csv
 from rome_lens.models import Model
+
+from .common.manifest import write_manifest
+from .common.options import parser, write_csv
 
 PROMPT = "The Eiffel Tower is located in the city of"
 

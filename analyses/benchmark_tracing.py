@@ -13,13 +13,14 @@ import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.measuring import matrix_product_speed, measured, operations_per_token
-from analyses.common.options import parser, write_csv
-from analyses.plain.tracing import plain_grid
 from rome_lens.locate.grid import restored_layers
 from rome_lens.locate.prompt import tokenize_question
 from rome_lens.models import Kind, embed
+
+from .common.manifest import write_manifest
+from .common.measuring import matrix_product_speed, measured, operations_per_token
+from .common.options import parser, write_csv
+from .plain.tracing import plain_grid
 
 FACT = rl.Fact("{} is located in the city of", "The Eiffel Tower")
 KINDS: tuple[Kind, ...] = ("resid", "mlp", "attn")

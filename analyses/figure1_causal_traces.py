@@ -10,9 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.manifest import write_manifest
-from analyses.common.options import facts_of, parser, write_csv
+
+from .common.figures import write_figure
+from .common.manifest import write_manifest
+from .common.options import facts_of, parser, write_csv
 
 
 def main(argv: Sequence[str] | None = None) -> None:

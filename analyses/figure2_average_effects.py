@@ -1,5 +1,6 @@
-"""Paper figure 2 and the appendix's line plots: average indirect effects by token role and layer, for residual states,
-MLPs and attention.
+"""Paper figure 2 and the appendix's line plots: average indirect effects by token role and layer.
+
+For residual states, MLPs and attention.
 
 Traced are the first --count facts that the model predicts. Traces are kept as they are made, so a run that was stopped
 goes on where it was.
@@ -11,9 +12,10 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.manifest import write_manifest
-from analyses.common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
+
+from .common.figures import write_figure
+from .common.manifest import write_manifest
+from .common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
 
 
 def peaks(effects: pd.DataFrame) -> pd.DataFrame:

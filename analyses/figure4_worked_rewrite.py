@@ -14,10 +14,16 @@ import pandas as pd
 import torch
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.kept_edits import kept_edits
-from analyses.common.manifest import write_manifest
-from analyses.common.options import (
+from rome_lens.edit.search.key import subject_keys
+from rome_lens.evaluate.likelihood import mean_log_probabilities
+from rome_lens.models import Model, mlp_output, pad
+from rome_lens.models.running import mlp_keys
+from rome_lens.models.tokens import tokenize
+
+from .common.figures import write_figure
+from .common.kept_edits import kept_edits
+from .common.manifest import write_manifest
+from .common.options import (
     add_covariance_arguments,
     add_record_arguments,
     chosen_records,
@@ -25,12 +31,7 @@ from analyses.common.options import (
     rome_covariance,
     write_csv,
 )
-from analyses.common.rewrite_figures import plot_rewrite
-from rome_lens.edit.search.key import subject_keys
-from rome_lens.evaluate.likelihood import mean_log_probabilities
-from rome_lens.models import Model, mlp_output, pad
-from rome_lens.models.running import mlp_keys
-from rome_lens.models.tokens import tokenize
+from .common.rewrite_figures import plot_rewrite
 
 FRACTIONS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25)
 

@@ -12,10 +12,13 @@ from typing import get_args
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.manifest import write_manifest
-from analyses.common.methods import QUIET
-from analyses.common.options import (
+from rome_lens.edit.search.contexts import EditedToken
+from rome_lens.evaluate.scoring import BASE, Method
+
+from .common.figures import write_figure
+from .common.manifest import write_manifest
+from .common.methods import QUIET
+from .common.options import (
     add_collecting_arguments,
     add_record_arguments,
     chosen_records,
@@ -24,9 +27,7 @@ from analyses.common.options import (
     parser,
     write_csv,
 )
-from analyses.common.study_figures import plot_layers_and_tokens
-from rome_lens.edit.search.contexts import EditedToken
-from rome_lens.evaluate.scoring import BASE, Method
+from .common.study_figures import plot_layers_and_tokens
 
 TOKENS: tuple[EditedToken, ...] = ("subject_first", "subject_last", "subject_first_after_last")
 

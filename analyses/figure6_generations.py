@@ -9,10 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.kept_edits import kept_edits
-from analyses.common.manifest import write_manifest
-from analyses.common.options import (
+from rome_lens.models import Model
+
+from .common.figures import write_figure
+from .common.kept_edits import kept_edits
+from .common.manifest import write_manifest
+from .common.options import (
     add_covariance_arguments,
     add_record_arguments,
     chosen_records,
@@ -21,8 +23,7 @@ from analyses.common.options import (
     rome_covariance,
     write_csv,
 )
-from analyses.common.rewrite_figures import plot_texts
-from rome_lens.models import Model
+from .common.rewrite_figures import plot_texts
 
 BEFORE, AFTER = "before the edit", "after the edit"
 

@@ -1,5 +1,6 @@
-"""The appendix's comparison of corruptions: the effects of restored MLPs under Gaussian noise of several strengths, and
-under uniform noise of the paper's strength.
+"""The appendix's comparison of corruptions: the effects of restored MLPs under noise of several strengths.
+
+The noise is Gaussian noise of several strengths, and uniform of the paper's strength.
 
 `report.csv` tells where each peaks and how far it agrees with the paper's (see `rl.robustness_report`). Traces are kept
 as they are made, so a run that was stopped goes on where it was.
@@ -11,9 +12,10 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.manifest import write_manifest
-from analyses.common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
+
+from .common.figures import write_figure
+from .common.manifest import write_manifest
+from .common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
 
 PAPERS = 3.0
 ROLES = ("last subject token", "last token")

@@ -13,12 +13,13 @@ import pandas as pd
 from torch.utils.flop_counter import FlopCounterMode
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.measuring import matrix_product_speed, measured
-from analyses.common.methods import add_method_arguments, chosen_methods
-from analyses.common.options import add_record_arguments, chosen_records, parser, write_csv
 from rome_lens.evaluate.scoring import Method
 from rome_lens.models import Model
+
+from .common.manifest import write_manifest
+from .common.measuring import matrix_product_speed, measured
+from .common.methods import add_method_arguments, chosen_methods
+from .common.options import add_record_arguments, chosen_records, parser, write_csv
 
 
 def record_cost(model: Model, records: Sequence[rl.EditRecord], method: Method) -> tuple[float, float]:

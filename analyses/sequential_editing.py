@@ -10,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.manifest import write_manifest
-from analyses.common.methods import PRESETS, add_method_arguments, chosen_methods
-from analyses.common.options import add_record_arguments, chosen_records, parsed, parser, write_csv
+
+from .common.figures import write_figure
+from .common.manifest import write_manifest
+from .common.methods import PRESETS, add_method_arguments, chosen_methods
+from .common.options import add_record_arguments, chosen_records, parsed, parser, write_csv
 
 
 def write_results(out: Path) -> pd.DataFrame:

@@ -8,9 +8,10 @@ layout; table.csv has all scores with their intervals, records.csv each record's
 from collections.abc import Sequence
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.methods import add_method_arguments, chosen_methods
-from analyses.common.options import add_run_arguments, parsed, parser, run_options, write_scores
+
+from .common.manifest import write_manifest
+from .common.methods import add_method_arguments, chosen_methods
+from .common.options import add_run_arguments, parsed, parser, run_options, write_scores
 
 BENCHMARKS = {"zsre": (rl.load_zsre, rl.score_zsre), "knowedit": (rl.load_knowedit, rl.score_knowedit)}
 PAPER = {"efficacy": 99.8, "paraphrase": 88.1, "specificity": 24.2}

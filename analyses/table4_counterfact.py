@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.methods import add_method_arguments, chosen_methods
-from analyses.common.options import (
+from rome_lens.models import Model
+
+from .common.manifest import write_manifest
+from .common.methods import add_method_arguments, chosen_methods
+from .common.options import (
     add_record_arguments,
     add_run_arguments,
     chosen_records,
@@ -22,7 +24,6 @@ from analyses.common.options import (
     run_options,
     write_scores,
 )
-from rome_lens.models import Model
 
 PAPER = {"S": 89.2, "ES": 100.0, "EM": None, "PS": 96.4, "PM": None, "NS": 75.4, "NM": None, "GE": 621.9, "RS": 41.9}
 SOURCE = "ROME on GPT-2 XL (paper, table 4)"

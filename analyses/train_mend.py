@@ -11,8 +11,9 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.options import parser, write_csv
+
+from .common.manifest import write_manifest
+from .common.options import parser, write_csv
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,24 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 import rome_lens as rl
-from analyses.common.tables import as_in_paper
 from rome_lens import EditRecord, load_builtin_records, load_counterfact, summarize
 from rome_lens.edit.covariance.shipped import SHIPPED_COVARIANCES, shipped_covariance
 from rome_lens.locate.prompt import tokenize_question
 from rome_lens.models import Model
 from rome_lens.storage import new_file
 
+from .tables import as_in_paper
+
+
+def program() -> str:
+    """What the running command is called: `rome-lens NAME`, which `python -m analyses.NAME` is too."""
+    return f"rome-lens {Path(sys.argv[0]).stem}"
+
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A parser that shows the module's docstring and the defaults."""
-    return argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    shown = argparse.ArgumentDefaultsHelpFormatter
+    return argparse.ArgumentParser(program(), description=description, formatter_class=shown)
 
 
 def parsed(
