@@ -51,9 +51,8 @@ def main() -> None:
         inside = zipfile.ZipFile(wheel).namelist()
         assert "rome_lens/py.typed" in inside, inside
         assert "rome_lens/analyses/report.html.jinja" in inside, inside
-        assert not any(path.startswith(("tests/", "analyses/", "rome_lens/analyses/results")) for path in inside), (
-            inside
-        )
+        elsewhere = ("tests/", "analyses/", "rome_lens/analyses/results/")
+        assert not any(path.startswith(elsewhere) for path in inside), inside
         with tarfile.open(sdist) as packed:
             assert any(path.endswith("/pyproject.toml") for path in packed.getnames())
         # The tests' maker of tiny models goes beside the script; the package itself is not there.
