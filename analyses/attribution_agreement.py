@@ -24,11 +24,9 @@ def agreement(exact: rl.CausalTrace, approximate: rl.CausalTrace) -> tuple[float
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/attribution_agreement")
     add_fact_arguments(arguments, count=20)
     arguments.add_argument("--traces", type=Path, default=Path("results/figure2/traces"), help="a folder")
-    arguments.add_argument("--out", type=Path, default=Path("results/attribution_agreement"), help="a folder")
     options = parsed(arguments, argv, full={"count": 1000, "samples": 10})
 
     model = rl.load_model(options.model)

@@ -101,13 +101,11 @@ def agreement(covariance: rl.KeyCovariance, best: rl.KeyCovariance) -> float | N
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/benchmark_covariance")
     arguments.add_argument("--layers", type=int, nargs="+", default=[2, 3, 4, 5, 6])
     arguments.add_argument("--texts", type=Path, help="a text file; the prompts of the package's facts if absent")
     arguments.add_argument("--tokens", type=int, default=8192, help=f"for the speeds, in units of {LENGTH}")
     arguments.add_argument("--counts", type=int, nargs="+", default=[1000 * 2**i for i in range(7)])
-    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_covariance"), help="a folder")
     options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)

@@ -7,7 +7,6 @@ a request when several are searched for at once.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -95,11 +94,9 @@ def batches(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/benchmark_editing")
     arguments.add_argument("--layer", type=int, default=4)
     arguments.add_argument("--steps", type=int, default=20)
-    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_editing"), help="a folder")
     options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)

@@ -6,7 +6,6 @@ time of the operations for every distinct beginning of a text, each once, at the
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -66,9 +65,7 @@ def compare(model: Model, record: rl.EditRecord, speed: float) -> dict[str, obje
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
-    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_evaluation"), help="a folder")
+    arguments = parser(__doc__, out="results/benchmark_evaluation")
     add_record_arguments(arguments, count=10)
     options = arguments.parse_args(argv)
 

@@ -6,7 +6,6 @@ products. Further tables: how cost grows with prompt length, layers and samples.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -116,10 +115,8 @@ def attribution(model: HookedTransformer) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/benchmark_tracing")
     arguments.add_argument("--samples", type=int, default=10)
-    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_tracing"), help="a folder")
     options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)

@@ -8,7 +8,6 @@ can use the edits.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -74,10 +73,8 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/bleed_over")
     add_covariance_arguments(arguments)
-    arguments.add_argument("--out", type=Path, default=Path("results/bleed_over"), help="a folder")
     add_record_arguments(arguments, count=100)
     options = parsed(arguments, argv, full={"count": None})
 

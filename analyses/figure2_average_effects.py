@@ -7,7 +7,6 @@ goes on where it was.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
@@ -24,10 +23,8 @@ def peaks(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/figure2")
     add_fact_arguments(arguments, count=20)
-    arguments.add_argument("--out", type=Path, default=Path("results/figure2"), help="a folder")
     options = parsed(arguments, argv, full={"count": 1000, "samples": 10})
 
     model = rl.load_model(options.model)

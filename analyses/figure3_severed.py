@@ -6,7 +6,6 @@ Traces are kept as they are made, so a run that was stopped goes on where it was
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm.auto import tqdm
 
@@ -21,10 +20,8 @@ SEVERED = ((), ("mlp",), ("attn",))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/figure3")
     add_fact_arguments(arguments, count=20)
-    arguments.add_argument("--out", type=Path, default=Path("results/figure3"), help="a folder")
     options = parsed(arguments, argv, full={"count": 1000, "samples": 10})
 
     model = rl.load_model(options.model)

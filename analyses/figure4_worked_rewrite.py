@@ -8,7 +8,6 @@ its answers (`outcome.csv`). `numbers.csv` has the sizes of all vectors. The edi
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -103,12 +102,10 @@ def numbers(model: Model, edit: rl.Edit) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/figure4")
     add_record_arguments(arguments, count=1)
     add_covariance_arguments(arguments)
     arguments.add_argument("--seed", type=int, default=0, help="of the edit's contexts")
-    arguments.add_argument("--out", type=Path, default=Path("results/figure4"), help="a folder")
     options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)

@@ -6,7 +6,6 @@ edit layer of SmolLM2-135M was chosen this way.
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import get_args
 
 import pandas as pd
@@ -56,12 +55,10 @@ def with_cells(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/figure5")
     arguments.add_argument("--layers", type=int, nargs="+", default=[2, 4, 6, 8])
     add_collecting_arguments(arguments)
     arguments.add_argument("--edited", choices=get_args(EditedToken), nargs="+", default=TOKENS, help="which tokens")
-    arguments.add_argument("--out", type=Path, default=Path("results/figure5"))
     add_record_arguments(arguments, count=12)
     options = parsed(arguments, argv, full={"layers": None, "count": 100})
 

@@ -19,14 +19,13 @@ SOURCE = "ROME on GPT-2 XL (paper, table 1)"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, out="results/table1_zsre")
     arguments.add_argument("records", help="a file of the benchmark; wiki_recent and wiki_counterfact are downloaded")
     arguments.add_argument("--benchmark", choices=BENCHMARKS, default="zsre", help="which schema and scores")
-    arguments.add_argument("--model", default="smollm2-135m")
     add_method_arguments(arguments)
     arguments.add_argument("--skip", type=int, default=0, help="how many records to leave out at the start")
     arguments.add_argument("--count", type=int, default=30, help="how many records")
-    add_run_arguments(arguments, out="results/table1_zsre")
+    add_run_arguments(arguments)
     options = parsed(arguments, argv, full={"count": 10_000})
 
     load, score = BENCHMARKS[options.benchmark]

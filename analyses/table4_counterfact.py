@@ -35,11 +35,10 @@ def score_with_texts(model: Model, record: rl.EditRecord, *, references: rl.Refe
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/table4_counterfact")
     add_method_arguments(arguments)
     arguments.add_argument("--snippets", type=Path, help="texts in attribute_snippets.json's schema; takes far longer")
-    add_run_arguments(arguments, out="results/table4_counterfact")
+    add_run_arguments(arguments)
     add_record_arguments(arguments, count=30)
     options = parsed(arguments, argv, full={"count": 7500})
 

@@ -99,15 +99,13 @@ def _with_interval(name: str, pairs: np.ndarray, power: int) -> dict[str, float]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/tracing_against_editing")
     add_record_arguments(arguments, count=30)
     add_covariance_arguments(arguments)
     arguments.add_argument("--edits", type=Path, help="a folder of edits; OUT/edits if absent")
     arguments.add_argument("--window", type=int, default=10, help="MLPs at once")
     arguments.add_argument("--samples", type=int, default=10, help="corrupted runs for each number")
     arguments.add_argument("--seed", type=int, default=0, help="of the edits' contexts")
-    arguments.add_argument("--out", type=Path, default=Path("results/tracing_against_editing"), help="a folder")
     options = parsed(arguments, argv, full={"count": 1000})
 
     model = rl.load_model(options.model)

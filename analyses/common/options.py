@@ -25,10 +25,14 @@ def program() -> str:
     return f"rome-lens {Path(sys.argv[0]).stem}"
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser that shows the module's docstring and the defaults."""
+def parser(description: str | None, *, out: str | None = None) -> argparse.ArgumentParser:
+    """A parser that shows the module's docstring and the defaults. With `out`, it takes --model and --out."""
     shown = argparse.ArgumentDefaultsHelpFormatter
-    return argparse.ArgumentParser(program(), description=description, formatter_class=shown)
+    arguments = argparse.ArgumentParser(program(), description=description, formatter_class=shown)
+    if out is not None:
+        arguments.add_argument("--model", default="smollm2-135m", help="a name, a folder or a .gguf file")
+        arguments.add_argument("--out", type=Path, default=Path(out), help="the folder to write into")
+    return arguments
 
 
 def parsed(
@@ -64,16 +68,15 @@ def listed_records(options: argparse.Namespace) -> list[EditRecord]:
     return records[options.skip :]
 
 
-def add_run_arguments(arguments: argparse.ArgumentParser, out: str) -> None:
-    """Where an evaluation keeps its rows, and where it runs."""
-    arguments.add_argument("--out", type=Path, default=Path(out), help="a folder: a run goes on from what it holds")
+def add_run_arguments(arguments: argparse.ArgumentParser) -> None:
+    """Where an evaluation runs."""
     arguments.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: see docs/cluster.md")
     arguments.add_argument("--workers", type=int, default=1, help="of ray, each with a model of its own")
     arguments.add_argument("--gpus-per-worker", type=float, default=0.0, help="of ray")
 
 
 def run_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What the options of `add_run_arguments` are for `run_evaluation`; its rows are in OUT/rows."""
+    """What the options are for `run_evaluation`; its rows are in OUT/rows."""
     chosen = {name: getattr(options, name) for name in ("engine", "workers", "gpus_per_worker")}
     return {"out": options.out / "rows", **chosen}
 
