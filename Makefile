@@ -14,14 +14,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/python -m analyses.demo
+	$(BIN)/rome-lens demo
 
 docs: install
 	$(BIN)/mkdocs build --strict
 
 # Runs the notebooks anew and keeps their outputs in them.
 notebooks: install
-	$(BIN)/python -m analyses.execute_notebooks
+	$(BIN)/python notebooks/execute.py
 
 test: install
 	$(BIN)/ruff check .

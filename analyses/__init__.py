@@ -1,1 +1,1 @@
-"""Runnable modules: one for each figure, table or benchmark (python -m analyses.NAME --help)."""
+"""Runnable modules: one for each figure, table or benchmark (`rome-lens NAME --help`)."""

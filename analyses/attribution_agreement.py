@@ -1,6 +1,6 @@
 """How far the gradient approximation of a trace agrees with the exact one: rank correlation over cells, fact by fact.
 
-Exact traces are kept in, and read from, the folder of analyses.figure2_average_effects.
+Exact traces are kept in, and read from, the folder of figure2_average_effects.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
 from rome_lens.intervals import bootstrap_interval
+
+from .common.manifest import write_manifest
+from .common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
 
 
 def agreement(exact: rl.CausalTrace, approximate: rl.CausalTrace) -> tuple[float, bool]:
@@ -23,11 +24,9 @@ def agreement(exact: rl.CausalTrace, approximate: rl.CausalTrace) -> tuple[float
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/attribution_agreement")
     add_fact_arguments(arguments, count=20)
     arguments.add_argument("--traces", type=Path, default=Path("results/figure2/traces"), help="a folder")
-    arguments.add_argument("--out", type=Path, default=Path("results/attribution_agreement"), help="a folder")
     options = parsed(arguments, argv, full={"count": 1000, "samples": 10})
 
     model = rl.load_model(options.model)

@@ -8,14 +8,15 @@ import argparse
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.methods import BATCH, BATCH_LAYERS
-from analyses.common.options import (
+from rome_lens.models import Model
+
+from .common.manifest import write_manifest
+from .common.methods import BATCH, BATCH_LAYERS
+from .common.options import (
     add_collecting_arguments,
     add_record_arguments,
     chosen_records,
@@ -24,12 +25,10 @@ from analyses.common.options import (
     parser,
     write_csv,
 )
-from rome_lens.models import Model
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/batch_editing")
     arguments.add_argument("--methods", choices=BATCH, nargs="+", default=list(BATCH))
     arguments.add_argument("--layers", type=int, nargs="+", default=BATCH_LAYERS)
     add_collecting_arguments(arguments)
@@ -38,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments.add_argument("--null-space-threshold", type=float, default=rl.AlphaEditConfig.null_space_threshold)
     arguments.add_argument("--ridge", type=float, default=rl.AlphaEditConfig.ridge, help="of AlphaEdit")
-    arguments.add_argument("--out", type=Path, default=Path("results/batch_editing"), help="a folder")
     add_record_arguments(arguments, count=100)
     options = parsed(arguments, argv, full={"count": 10_000})
 

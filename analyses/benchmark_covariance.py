@@ -13,13 +13,14 @@ import pandas as pd
 import torch
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.manifest import write_manifest
-from analyses.common.measuring import measured
-from analyses.common.options import parser, write_csv
-from analyses.common.study_figures import plot_convergence
-from analyses.plain.covariance import plain_second_moment
 from rome_lens.models import Model
+
+from .common.figures import write_figure
+from .common.manifest import write_manifest
+from .common.measuring import measured
+from .common.options import parser, write_csv
+from .common.study_figures import plot_convergence
+from .plain.covariance import plain_second_moment
 
 LENGTH, BATCH = 256, 4096
 
@@ -100,13 +101,11 @@ def agreement(covariance: rl.KeyCovariance, best: rl.KeyCovariance) -> float | N
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/benchmark_covariance")
     arguments.add_argument("--layers", type=int, nargs="+", default=[2, 3, 4, 5, 6])
     arguments.add_argument("--texts", type=Path, help="a text file; the prompts of the package's facts if absent")
     arguments.add_argument("--tokens", type=int, default=8192, help=f"for the speeds, in units of {LENGTH}")
     arguments.add_argument("--counts", type=int, nargs="+", default=[1000 * 2**i for i in range(7)])
-    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_covariance"), help="a folder")
     options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)

@@ -7,19 +7,19 @@ a request when several are searched for at once.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 import torch
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.measuring import matrix_product_speed, measured, operations_per_token
-from analyses.common.options import parser, write_csv
-from analyses.plain.editing import plain_value
 from rome_lens.edit.search.suffix import Prompts, tokenize_prompts
 from rome_lens.edit.search.value import optimise_value, optimise_values
 from rome_lens.models import Model
+
+from .common.manifest import write_manifest
+from .common.measuring import matrix_product_speed, measured, operations_per_token
+from .common.options import parser, write_csv
+from .plain.editing import plain_value
 
 REQUESTS = (
     rl.EditRequest("The capital of {} is the city of", "France", target="Lyon"),
@@ -94,11 +94,9 @@ def batches(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/benchmark_editing")
     arguments.add_argument("--layer", type=int, default=4)
     arguments.add_argument("--steps", type=int, default=20)
-    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_editing"), help="a folder")
     options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)

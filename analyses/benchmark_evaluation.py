@@ -6,17 +6,17 @@ time of the operations for every distinct beginning of a text, each once, at the
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 import torch
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.measuring import matrix_product_speed, measured, operations_per_token
-from analyses.common.options import add_record_arguments, chosen_records, parser, write_csv
-from analyses.plain.evaluation import one_batch, one_pass_each, plain_scores
 from rome_lens.models import Model
+
+from .common.manifest import write_manifest
+from .common.measuring import matrix_product_speed, measured, operations_per_token
+from .common.options import add_record_arguments, chosen_records, parser, write_csv
+from .plain.evaluation import one_batch, one_pass_each, plain_scores
 
 TOLERANCE = 1e-5
 
@@ -65,9 +65,7 @@ def compare(model: Model, record: rl.EditRecord, speed: float) -> dict[str, obje
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
-    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_evaluation"), help="a folder")
+    arguments = parser(__doc__, out="results/benchmark_evaluation")
     add_record_arguments(arguments, count=10)
     options = arguments.parse_args(argv)
 

@@ -7,15 +7,15 @@ difference between the logits.
 import copy
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 import torch
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.options import parser, write_csv
 from rome_lens.models import Model
+
+from .common.manifest import write_manifest
+from .common.options import parser, write_csv
 
 PROMPT = "The Eiffel Tower is located in the city of"
 
@@ -51,11 +51,9 @@ def compare(model: Model, prompts: int, repeats: int) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/benchmark_forward")
     arguments.add_argument("--prompts", type=int, nargs="+", default=[1, 11])
     arguments.add_argument("--repeats", type=int, default=15)
-    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_forward"), help="a folder")
     options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)

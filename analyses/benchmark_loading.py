@@ -19,8 +19,8 @@ import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from analyses.common.manifest import write_manifest
-from analyses.common.options import parser, write_csv
+from .common.manifest import write_manifest
+from .common.options import parser, write_csv
 
 _CHILD = """
 import json, pathlib, resource, sys, time, torch, transformers

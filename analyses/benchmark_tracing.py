@@ -6,20 +6,20 @@ products. Further tables: how cost grows with prompt length, layers and samples.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.measuring import matrix_product_speed, measured, operations_per_token
-from analyses.common.options import parser, write_csv
-from analyses.plain.tracing import plain_grid
 from rome_lens.locate.grid import restored_layers
 from rome_lens.locate.prompt import tokenize_question
 from rome_lens.models import Kind, embed
+
+from .common.manifest import write_manifest
+from .common.measuring import matrix_product_speed, measured, operations_per_token
+from .common.options import parser, write_csv
+from .plain.tracing import plain_grid
 
 FACT = rl.Fact("{} is located in the city of", "The Eiffel Tower")
 KINDS: tuple[Kind, ...] = ("resid", "mlp", "attn")
@@ -115,10 +115,8 @@ def attribution(model: HookedTransformer) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/benchmark_tracing")
     arguments.add_argument("--samples", type=int, default=10)
-    arguments.add_argument("--out", type=Path, default=Path("results/benchmark_tracing"), help="a folder")
     options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)

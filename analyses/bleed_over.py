@@ -8,16 +8,20 @@ can use the edits.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.kept_edits import kept_edits, made_with
-from analyses.common.manifest import write_manifest
-from analyses.common.options import (
+from rome_lens.data.records import Continuation
+from rome_lens.evaluate.likelihood import divergence, mean_log_probabilities, next_token_log_probabilities
+from rome_lens.models import Model
+from rome_lens.storage import open_journal, plain
+
+from .common.figures import write_figure
+from .common.kept_edits import kept_edits, made_with
+from .common.manifest import write_manifest
+from .common.options import (
     add_covariance_arguments,
     add_record_arguments,
     chosen_records,
@@ -26,11 +30,7 @@ from analyses.common.options import (
     rome_covariance,
     write_csv,
 )
-from analyses.common.study_figures import plot_bleed_over
-from rome_lens.data.records import Continuation
-from rome_lens.evaluate.likelihood import divergence, mean_log_probabilities, next_token_log_probabilities
-from rome_lens.models import Model
-from rome_lens.storage import open_journal, plain
+from .common.study_figures import plot_bleed_over
 
 FORECASTS = ("share", "size", "last_share")
 CHANGES = ("kl", "lead_gain", "lead_change")
@@ -73,10 +73,8 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/bleed_over")
     add_covariance_arguments(arguments)
-    arguments.add_argument("--out", type=Path, default=Path("results/bleed_over"), help="a folder")
     add_record_arguments(arguments, count=100)
     options = parsed(arguments, argv, full={"count": None})
 

@@ -1,14 +1,15 @@
 """Collects the key covariance of one layer from a text file, saves it, and tells how well it is determined.
 
 The covariance that ships for SmolLM2-135M was made with the defaults from the raw test split of WikiText-2:
-python -m analyses.collect_covariance --texts wikitext2_test_raw.txt --corpus "WikiText-2, raw, test split"
+rome-lens collect_covariance --texts wikitext2_test_raw.txt --corpus "WikiText-2, raw, test split"
 --out rome_lens/data/builtin/smollm2-135m.covariance.safetensors
 """
 
 from pathlib import Path
 
 import rome_lens as rl
-from analyses.common.options import parser
+
+from .common.options import parser
 
 
 def main() -> None:

@@ -16,12 +16,13 @@ import plotly.graph_objects as go
 import torch
 
 import rome_lens as rl
-from analyses.common.figures import HTML
-from analyses.common.manifest import write_manifest
-from analyses.common.options import parser, write_csv
 from rome_lens.models import Kind, Model, logits, run, sample_text
 from rome_lens.models.tokens import tokenize
 from rome_lens.storage import check_new_file, new_file
+
+from .common.figures import HTML
+from .common.manifest import write_manifest
+from .common.options import parser, write_csv
 
 KINDS: tuple[Kind, ...] = ("resid", "mlp", "attn")
 BEFORE, AFTER = "before", "after"
@@ -96,7 +97,7 @@ def demo(model: Model, out: Path, *, facts: int = 10, seed: int = 0, samples: in
     for name in TABLES:
         write_csv(getattr(findings, name), out / f"{name}.csv")
     with new_file(out / REPORT, overwrite=True) as temporary:
-        command = f"python -m analyses.demo --out {out} --facts {facts} --seed {seed}"
+        command = f"rome-lens demo --out {out} --facts {facts} --seed {seed}"
         temporary.write_text(page(findings, command), encoding="utf-8")
     return out / REPORT
 

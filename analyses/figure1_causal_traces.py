@@ -10,14 +10,14 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.manifest import write_manifest
-from analyses.common.options import facts_of, parser, write_csv
+
+from .common.figures import write_figure
+from .common.manifest import write_manifest
+from .common.options import facts_of, parser, write_csv
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/figure1")
     arguments.add_argument("--facts", type=Path, help="a file in known_1000.json's schema; the package's if absent")
     arguments.add_argument("--index", type=int, default=0, help="which fact of it")
     arguments.add_argument("--prompt", help="a fact of your own: a text with {} in the subject's place")
@@ -25,7 +25,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--answer", help="its answer; the model's own if absent")
     arguments.add_argument("--samples", type=int, default=10, help="corrupted runs for each number")
     arguments.add_argument("--seed", type=int, default=1, help="of the corruption")
-    arguments.add_argument("--out", type=Path, default=Path("results/figure1"), help="a folder")
     options = arguments.parse_args(argv)
 
     own = options.prompt is not None

@@ -1,19 +1,20 @@
-"""Paper figure 2 and the appendix's line plots: average indirect effects by token role and layer, for residual states,
-MLPs and attention.
+"""Paper figure 2 and the appendix's line plots: average indirect effects by token role and layer.
+
+For residual states, MLPs and attention.
 
 Traced are the first --count facts that the model predicts. Traces are kept as they are made, so a run that was stopped
 goes on where it was.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.manifest import write_manifest
-from analyses.common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
+
+from .common.figures import write_figure
+from .common.manifest import write_manifest
+from .common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
 
 
 def peaks(effects: pd.DataFrame) -> pd.DataFrame:
@@ -22,10 +23,8 @@ def peaks(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/figure2")
     add_fact_arguments(arguments, count=20)
-    arguments.add_argument("--out", type=Path, default=Path("results/figure2"), help="a folder")
     options = parsed(arguments, argv, full={"count": 1000, "samples": 10})
 
     model = rl.load_model(options.model)

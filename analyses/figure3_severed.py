@@ -1,28 +1,27 @@
-"""Paper figure 3: what restoring the state at the subject's last token brings back, layer by layer, as it is and with
-the MLPs or the attentions above it severed (held at their corrupted values). Averages over facts.
+"""Paper figure 3: what the state at the subject's last token brings back, layer by layer, whole and severed.
+
+Severed are the MLPs or the attentions above it: held at their corrupted values. Averages over facts.
 
 Traces are kept as they are made, so a run that was stopped goes on where it was.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm.auto import tqdm
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.manifest import write_manifest
-from analyses.common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
 from rome_lens.data.records import subject_range
+
+from .common.figures import write_figure
+from .common.manifest import write_manifest
+from .common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
 
 SEVERED = ((), ("mlp",), ("attn",))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/figure3")
     add_fact_arguments(arguments, count=20)
-    arguments.add_argument("--out", type=Path, default=Path("results/figure3"), help="a folder")
     options = parsed(arguments, argv, full={"count": 1000, "samples": 10})
 
     model = rl.load_model(options.model)

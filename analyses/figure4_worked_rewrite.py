@@ -8,16 +8,21 @@ its answers (`outcome.csv`). `numbers.csv` has the sizes of all vectors. The edi
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import torch
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.kept_edits import kept_edits
-from analyses.common.manifest import write_manifest
-from analyses.common.options import (
+from rome_lens.edit.search.key import subject_keys
+from rome_lens.evaluate.likelihood import mean_log_probabilities
+from rome_lens.models import Model, mlp_output, pad
+from rome_lens.models.running import mlp_keys
+from rome_lens.models.tokens import tokenize
+
+from .common.figures import write_figure
+from .common.kept_edits import kept_edits
+from .common.manifest import write_manifest
+from .common.options import (
     add_covariance_arguments,
     add_record_arguments,
     chosen_records,
@@ -25,12 +30,7 @@ from analyses.common.options import (
     rome_covariance,
     write_csv,
 )
-from analyses.common.rewrite_figures import plot_rewrite
-from rome_lens.edit.search.key import subject_keys
-from rome_lens.evaluate.likelihood import mean_log_probabilities
-from rome_lens.models import Model, mlp_output, pad
-from rome_lens.models.running import mlp_keys
-from rome_lens.models.tokens import tokenize
+from .common.rewrite_figures import plot_rewrite
 
 FRACTIONS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25)
 
@@ -102,12 +102,10 @@ def numbers(model: Model, edit: rl.Edit) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/figure4")
     add_record_arguments(arguments, count=1)
     add_covariance_arguments(arguments)
     arguments.add_argument("--seed", type=int, default=0, help="of the edit's contexts")
-    arguments.add_argument("--out", type=Path, default=Path("results/figure4"), help="a folder")
     options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)

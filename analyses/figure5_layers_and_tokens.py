@@ -6,16 +6,18 @@ edit layer of SmolLM2-135M was chosen this way.
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import get_args
 
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.manifest import write_manifest
-from analyses.common.methods import QUIET
-from analyses.common.options import (
+from rome_lens.edit.search.contexts import EditedToken
+from rome_lens.evaluate.scoring import BASE, Method
+
+from .common.figures import write_figure
+from .common.manifest import write_manifest
+from .common.methods import QUIET
+from .common.options import (
     add_collecting_arguments,
     add_record_arguments,
     chosen_records,
@@ -24,9 +26,7 @@ from analyses.common.options import (
     parser,
     write_csv,
 )
-from analyses.common.study_figures import plot_layers_and_tokens
-from rome_lens.edit.search.contexts import EditedToken
-from rome_lens.evaluate.scoring import BASE, Method
+from .common.study_figures import plot_layers_and_tokens
 
 TOKENS: tuple[EditedToken, ...] = ("subject_first", "subject_last", "subject_first_after_last")
 
@@ -55,12 +55,10 @@ def with_cells(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/figure5")
     arguments.add_argument("--layers", type=int, nargs="+", default=[2, 4, 6, 8])
     add_collecting_arguments(arguments)
     arguments.add_argument("--edited", choices=get_args(EditedToken), nargs="+", default=TOKENS, help="which tokens")
-    arguments.add_argument("--out", type=Path, default=Path("results/figure5"))
     add_record_arguments(arguments, count=12)
     options = parsed(arguments, argv, full={"layers": None, "count": 100})
 

@@ -4,15 +4,16 @@ The same seed is used for each state of the model. The edit is kept, so that a s
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.kept_edits import kept_edits
-from analyses.common.manifest import write_manifest
-from analyses.common.options import (
+from rome_lens.models import Model
+
+from .common.figures import write_figure
+from .common.kept_edits import kept_edits
+from .common.manifest import write_manifest
+from .common.options import (
     add_covariance_arguments,
     add_record_arguments,
     chosen_records,
@@ -21,8 +22,7 @@ from analyses.common.options import (
     rome_covariance,
     write_csv,
 )
-from analyses.common.rewrite_figures import plot_texts
-from rome_lens.models import Model
+from .common.rewrite_figures import plot_texts
 
 BEFORE, AFTER = "before the edit", "after the edit"
 
@@ -35,14 +35,12 @@ def texts(model: Model, prompts: Sequence[str], name: str, length: int, seed: in
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/figure6")
     add_record_arguments(arguments, count=1)
     add_covariance_arguments(arguments)
     arguments.add_argument("--prompts", type=int, default=3, help="how many of the record's generation prompts")
     arguments.add_argument("--length", type=int, default=50, help="tokens of each text, its prompt included")
     arguments.add_argument("--seed", type=int, default=0, help="of the sampling and of the edit's contexts")
-    arguments.add_argument("--out", type=Path, default=Path("results/figure6"), help="a folder")
     options = parsed(arguments, argv, full={"prompts": 10, "length": 100})
 
     model = rl.load_model(options.model)

@@ -1,19 +1,20 @@
-"""The appendix's comparison of corruptions: the effects of restored MLPs under Gaussian noise of several strengths, and
-under uniform noise of the paper's strength.
+"""The appendix's comparison of corruptions: the effects of restored MLPs under noise of several strengths.
+
+The noise is Gaussian noise of several strengths, and uniform of the paper's strength.
 
 `report.csv` tells where each peaks and how far it agrees with the paper's (see `rl.robustness_report`). Traces are kept
 as they are made, so a run that was stopped goes on where it was.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.manifest import write_manifest
-from analyses.common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
+
+from .common.figures import write_figure
+from .common.manifest import write_manifest
+from .common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
 
 PAPERS = 3.0
 ROLES = ("last subject token", "last token")
@@ -27,13 +28,11 @@ def corruptions(sigmas: Sequence[float]) -> dict[str, rl.GaussianNoise | rl.Unif
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/noise_levels")
     add_fact_arguments(arguments, count=8)
     arguments.add_argument("--sigmas", type=float, nargs="+", default=[1.0, 2.0, 5.0], help="strengths besides 3")
     arguments.add_argument("--kind", choices=("resid", "mlp", "attn"), default="mlp", help="of the restored states")
     arguments.add_argument("--window", type=int, default=10, help="layers at once, for mlp and attn")
-    arguments.add_argument("--out", type=Path, default=Path("results/noise_levels"), help="a folder")
     options = parsed(arguments, argv, full={"count": 1000, "samples": 10})
 
     model = rl.load_model(options.model)

@@ -7,18 +7,18 @@ peak as this machine reaches of a large matrix product's speed. Both are guesses
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 from torch.utils.flop_counter import FlopCounterMode
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.measuring import matrix_product_speed, measured
-from analyses.common.methods import add_method_arguments, chosen_methods
-from analyses.common.options import add_record_arguments, chosen_records, parser, write_csv
 from rome_lens.evaluate.scoring import Method
 from rome_lens.models import Model
+
+from .common.manifest import write_manifest
+from .common.measuring import matrix_product_speed, measured
+from .common.methods import add_method_arguments, chosen_methods
+from .common.options import add_record_arguments, chosen_records, parser, write_csv
 
 
 def record_cost(model: Model, records: Sequence[rl.EditRecord], method: Method) -> tuple[float, float]:
@@ -34,13 +34,11 @@ def record_cost(model: Model, records: Sequence[rl.EditRecord], method: Method) 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/record_cost")
     add_method_arguments(arguments)
     arguments.add_argument("--parameters", type=float, default=6.05e9, help="of the larger model; GPT-J's")
     arguments.add_argument("--total", type=int, default=21_919, help="records to evaluate; CounterFact's")
     arguments.add_argument("--peak", type=float, default=19.5e12, help="operations a second; an A100's in float32")
-    arguments.add_argument("--out", type=Path, default=Path("results/record_cost"), help="a folder")
     add_record_arguments(arguments, count=5)
     options = arguments.parse_args(argv)
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.manifest import write_manifest
-from analyses.common.methods import PRESETS, add_method_arguments, chosen_methods
-from analyses.common.options import add_record_arguments, chosen_records, parsed, parser, write_csv
+
+from .common.figures import write_figure
+from .common.manifest import write_manifest
+from .common.methods import PRESETS, add_method_arguments, chosen_methods
+from .common.options import add_record_arguments, chosen_records, parsed, parser, write_csv
 
 
 def write_results(out: Path) -> pd.DataFrame:
@@ -30,14 +31,12 @@ def write_results(out: Path) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/sequential_editing")
     add_method_arguments(arguments, default=list(PRESETS))
     arguments.add_argument("--perplexity-texts", type=Path, help="a text file; without it there is no perplexity")
     arguments.add_argument("--perplexity-tokens", type=int, default=20_000, help="how much of it to read")
     arguments.add_argument("--checkpoints", type=int, nargs="+", default=[1, 10, 25, 50, 100])
     arguments.add_argument("--stop-factor", type=float, help="stop when the perplexity is so many times the first one")
-    arguments.add_argument("--out", type=Path, default=Path("results/sequential_editing"), help="a folder")
     add_record_arguments(arguments, count=100)
     options = parsed(arguments, argv, full={"count": 1000, "checkpoints": [1, 10, 25, 50, 100, 250, 500, 1000]})
 

@@ -8,9 +8,10 @@ layout; table.csv has all scores with their intervals, records.csv each record's
 from collections.abc import Sequence
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.methods import add_method_arguments, chosen_methods
-from analyses.common.options import add_run_arguments, parsed, parser, run_options, write_scores
+
+from .common.manifest import write_manifest
+from .common.methods import add_method_arguments, chosen_methods
+from .common.options import add_run_arguments, parsed, parser, run_options, write_scores
 
 BENCHMARKS = {"zsre": (rl.load_zsre, rl.score_zsre), "knowedit": (rl.load_knowedit, rl.score_knowedit)}
 PAPER = {"efficacy": 99.8, "paraphrase": 88.1, "specificity": 24.2}
@@ -18,14 +19,13 @@ SOURCE = "ROME on GPT-2 XL (paper, table 1)"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, out="results/table1_zsre")
     arguments.add_argument("records", help="a file of the benchmark; wiki_recent and wiki_counterfact are downloaded")
     arguments.add_argument("--benchmark", choices=BENCHMARKS, default="zsre", help="which schema and scores")
-    arguments.add_argument("--model", default="smollm2-135m")
     add_method_arguments(arguments)
     arguments.add_argument("--skip", type=int, default=0, help="how many records to leave out at the start")
     arguments.add_argument("--count", type=int, default=30, help="how many records")
-    add_run_arguments(arguments, out="results/table1_zsre")
+    add_run_arguments(arguments)
     options = parsed(arguments, argv, full={"count": 10_000})
 
     load, score = BENCHMARKS[options.benchmark]

@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.methods import add_method_arguments, chosen_methods
-from analyses.common.options import (
+from rome_lens.models import Model
+
+from .common.manifest import write_manifest
+from .common.methods import add_method_arguments, chosen_methods
+from .common.options import (
     add_record_arguments,
     add_run_arguments,
     chosen_records,
@@ -22,7 +24,6 @@ from analyses.common.options import (
     run_options,
     write_scores,
 )
-from rome_lens.models import Model
 
 PAPER = {"S": 89.2, "ES": 100.0, "EM": None, "PS": 96.4, "PM": None, "NS": 75.4, "NM": None, "GE": 621.9, "RS": 41.9}
 SOURCE = "ROME on GPT-2 XL (paper, table 4)"
@@ -34,11 +35,10 @@ def score_with_texts(model: Model, record: rl.EditRecord, *, references: rl.Refe
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/table4_counterfact")
     add_method_arguments(arguments)
     arguments.add_argument("--snippets", type=Path, help="texts in attribute_snippets.json's schema; takes far longer")
-    add_run_arguments(arguments, out="results/table4_counterfact")
+    add_run_arguments(arguments)
     add_record_arguments(arguments, count=30)
     options = parsed(arguments, argv, full={"count": 7500})
 

@@ -16,10 +16,15 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 import rome_lens as rl
-from analyses.common.figures import write_figure
-from analyses.common.kept_edits import kept_edits, made_with
-from analyses.common.manifest import write_manifest
-from analyses.common.options import (
+from rome_lens.data.records import subject_range
+from rome_lens.intervals import bootstrap_interval
+from rome_lens.models import Model
+from rome_lens.storage import open_journal, plain
+
+from .common.figures import write_figure
+from .common.kept_edits import kept_edits, made_with
+from .common.manifest import write_manifest
+from .common.options import (
     add_covariance_arguments,
     add_record_arguments,
     listed_records,
@@ -29,11 +34,7 @@ from analyses.common.options import (
     rome_covariance,
     write_csv,
 )
-from analyses.common.study_figures import plot_tracing_against_editing
-from rome_lens.data.records import subject_range
-from rome_lens.intervals import bootstrap_interval
-from rome_lens.models import Model
-from rome_lens.storage import open_journal, plain
+from .common.study_figures import plot_tracing_against_editing
 
 TRACED = ("mlp_effect", "mlp_fraction", "resid_effect", "resid_fraction")
 LEAST_TOTAL = 0.05  # total effects below it have no fractions
@@ -98,15 +99,13 @@ def _with_interval(name: str, pairs: np.ndarray, power: int) -> dict[str, float]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="smollm2-135m")
+    arguments = parser(__doc__, out="results/tracing_against_editing")
     add_record_arguments(arguments, count=30)
     add_covariance_arguments(arguments)
     arguments.add_argument("--edits", type=Path, help="a folder of edits; OUT/edits if absent")
     arguments.add_argument("--window", type=int, default=10, help="MLPs at once")
     arguments.add_argument("--samples", type=int, default=10, help="corrupted runs for each number")
     arguments.add_argument("--seed", type=int, default=0, help="of the edits' contexts")
-    arguments.add_argument("--out", type=Path, default=Path("results/tracing_against_editing"), help="a folder")
     options = parsed(arguments, argv, full={"count": 1000})
 
     model = rl.load_model(options.model)

@@ -11,21 +11,20 @@ from pathlib import Path
 import pandas as pd
 
 import rome_lens as rl
-from analyses.common.manifest import write_manifest
-from analyses.common.options import parser, write_csv
+
+from .common.manifest import write_manifest
+from .common.options import parser, write_csv
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, out="results/mend")
     arguments.add_argument("--records", type=Path, required=True, help="a file in the schema of zsre_mend_train.json")
-    arguments.add_argument("--model", default="smollm2-135m")
     arguments.add_argument("--validation", type=int, default=30, help="how many of the last records are held out")
     arguments.add_argument("--steps", type=int, default=500, help="of Adam, each of ten edits")
     arguments.add_argument("--interval", type=int, default=20, help="steps between two looks at the held-out records")
     arguments.add_argument("--rank", type=int, default=256, help="of the editor's matrices; the paper: 1920")
     arguments.add_argument("--learning-rate", type=float, default=1e-5, help="of the editor; the paper: 1e-6")
     arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--out", type=Path, default=Path("results/mend"), help="a folder")
     options = arguments.parse_args(argv)
 
     records = rl.load_zsre(options.records, target="alt", strict=False)

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.smollm2
 def test_readme_example_runs_and_does_what_it_says(tmp_path, monkeypatch, capsys, smollm2, weights_of):
-    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert example
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rome_lens.load_model", lambda name: smollm2)
@@ -20,8 +21,7 @@ def test_readme_example_runs_and_does_what_it_says(tmp_path, monkeypatch, capsys
     names: dict = {}
     exec(compile(example[1], "README.md", "exec"), names)
     printed = capsys.readouterr().out
-    assert "clean 0.70" in printed
-    assert "right across from the Colosseum" in printed
+    assert f"prints\n\n```text\n{printed}```" in text
     assert (tmp_path / "eiffel.safetensors").stat().st_size < 20_000
     scores = names["scores"].set_index(["method", "metric"])["value"]
     assert scores["rome", "ES"].mean() == 1
@@ -29,18 +29,18 @@ def test_readme_example_runs_and_does_what_it_says(tmp_path, monkeypatch, capsys
 
 
 def test_readme_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
 
 
 @pytest.mark.parametrize("path", ["README.md", "analyses/README.md", "analyses/results/README.md"])
 def test_files_and_commands_that_are_named_exist(path):
     text = (ROOT / path).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
-    modules = re.findall(r"python -m (analyses\.\w+)", text)
+    commands = set(re.findall(r"rome-lens (\w+)", text)) - {"list"}
     assert links
-    assert modules
+    assert commands
     missing = [link for link in links if not ((ROOT / path).parent / link.partition("#")[0]).exists()]
-    missing += [module for module in modules if not (ROOT / (module.replace(".", "/") + ".py")).is_file()]
+    missing += [command for command in commands if len(list((ROOT / "analyses").glob(f"{command}*.py"))) != 1]
     assert missing == []
 
 

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "storage": {"errors"},
     "intervals": set(),
     "checking": set(),
+    "cli": {"version"},
     "errors": set(),
     "version": {"errors"},
     "calling": set(),

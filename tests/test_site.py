@@ -123,9 +123,10 @@ def test_a_notebook_is_a_page_with_all_its_outputs(site, documents, path):
 
 def test_names_and_modules_on_pages_are_there():
     text = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md"))
-    modules = set(re.findall(r"python -m (analyses\.\w+)", text))
-    assert modules
-    assert [name for name in modules if not (ROOT / (name.replace(".", "/") + ".py")).is_file()] == []
+    commands = set(re.findall(r"rome-lens (\w+)", text))
+    assert commands
+    files = set(re.findall(r"`(rome_lens/[\w/]+\.py)`", text)) | {f"analyses/{name}.py" for name in commands}
+    assert [name for name in files if not (ROOT / name).is_file()] == []
     assert set(re.findall(r"\brl\.(\w+)", text)) <= set(rl.__all__)
 
 

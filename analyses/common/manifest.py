@@ -19,6 +19,8 @@ import rome_lens as rl
 from rome_lens.models import Model, architecture_digest
 from rome_lens.storage import new_file
 
+from .options import program
+
 PACKAGES = ("torch", "transformer-lens", "transformers", "numpy", "pandas", "plotly")
 NAME = "manifest.json"
 
@@ -41,7 +43,7 @@ def write_manifest(options: argparse.Namespace, model: Model | None, **details: 
     given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     named = [Path(value) for name, value in vars(options).items() if isinstance(value, (str, Path)) and name != "out"]
     made_by = {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": f"{program()} {shlex.join(sys.argv[1:])}".rstrip(),
         "arguments": given,
         "inputs": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in named if path.is_file()},
         "model": model and {"name": str(model.cfg.model_name), "architecture": architecture_digest(model)},

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import rome_lens as rl
-from analyses.common.options import add_covariance_arguments, kept_covariances, rome_covariance
 from rome_lens.evaluate.scoring import Method
 from rome_lens.models import Model
+
+from .options import add_covariance_arguments, kept_covariances, rome_covariance
 
 PRESETS: dict[str, Callable[[], rl.RomeConfig]] = {"rome": rl.RomeConfig, "rome-reference": rl.RomeConfig.reference}
 FINETUNING = {"ft": rl.FinetuneConfig(), "ft+l": rl.FinetuneConfig.constrained(max_change=2e-3)}  # see there
@@ -27,7 +28,7 @@ CHOICES = (*PRESETS, *FINETUNING, "kn", "mend", *BATCH)
 def add_method_arguments(arguments: argparse.ArgumentParser, default: Sequence[str] = ("rome",)) -> None:
     """Which methods an analysis compares, and what they need."""
     arguments.add_argument("--methods", nargs="+", choices=CHOICES, default=list(default))
-    arguments.add_argument("--mend-editor", type=Path, help="what analyses.train_mend saved; for mend")
+    arguments.add_argument("--mend-editor", type=Path, help="what `rome-lens train_mend` saved; for mend")
     arguments.add_argument("--layers", type=int, nargs="+", default=BATCH_LAYERS, help=f"of {', '.join(BATCH)}")
     add_covariance_arguments(arguments)
 
@@ -48,7 +49,7 @@ def _method(name: str, model: Model, options: argparse.Namespace) -> Method:
         return partial(rl.kn, **QUIET)
     if name == "mend":
         if options.mend_editor is None:
-            raise SystemExit("mend needs a trained editor. Train one (analyses.train_mend) and give --mend-editor.")
+            raise SystemExit("mend needs a trained editor. Train one (`rome-lens train_mend`) and give --mend-editor.")
         return partial(
             rl.mend, editor=rl.Mend.load(options.mend_editor, device=model.cfg.device), on_unhealthy="ignore"
         )

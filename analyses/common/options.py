@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,28 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 import rome_lens as rl
-from analyses.common.tables import as_in_paper
 from rome_lens import EditRecord, load_builtin_records, load_counterfact, summarize
 from rome_lens.edit.covariance.shipped import SHIPPED_COVARIANCES, shipped_covariance
 from rome_lens.locate.prompt import tokenize_question
 from rome_lens.models import Model
 from rome_lens.storage import new_file
 
+from .tables import as_in_paper
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser that shows the module's docstring and the defaults."""
-    return argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+def program() -> str:
+    """What the running command is called: `rome-lens NAME`, which `python -m analyses.NAME` is too."""
+    return f"rome-lens {Path(sys.argv[0]).stem}"
+
+
+def parser(description: str | None, *, out: str | None = None) -> argparse.ArgumentParser:
+    """A parser that shows the module's docstring and the defaults. With `out`, it takes --model and --out."""
+    shown = argparse.ArgumentDefaultsHelpFormatter
+    arguments = argparse.ArgumentParser(program(), description=description, formatter_class=shown)
+    if out is not None:
+        arguments.add_argument("--model", default="smollm2-135m", help="a name, a folder or a .gguf file")
+        arguments.add_argument("--out", type=Path, default=Path(out), help="the folder to write into")
+    return arguments
 
 
 def parsed(
@@ -56,16 +68,15 @@ def listed_records(options: argparse.Namespace) -> list[EditRecord]:
     return records[options.skip :]
 
 
-def add_run_arguments(arguments: argparse.ArgumentParser, out: str) -> None:
-    """Where an evaluation keeps its rows, and where it runs."""
-    arguments.add_argument("--out", type=Path, default=Path(out), help="a folder: a run goes on from what it holds")
+def add_run_arguments(arguments: argparse.ArgumentParser) -> None:
+    """Where an evaluation runs."""
     arguments.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: see docs/cluster.md")
     arguments.add_argument("--workers", type=int, default=1, help="of ray, each with a model of its own")
     arguments.add_argument("--gpus-per-worker", type=float, default=0.0, help="of ray")
 
 
 def run_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What the options of `add_run_arguments` are for `run_evaluation`; its rows are in OUT/rows."""
+    """What the options are for `run_evaluation`; its rows are in OUT/rows."""
     chosen = {name: getattr(options, name) for name in ("engine", "workers", "gpus_per_worker")}
     return {"out": options.out / "rows", **chosen}
 

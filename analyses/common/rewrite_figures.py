@@ -31,10 +31,10 @@ def plot_rewrite(keys: pd.DataFrame, steps: pd.DataFrame, lens: pd.DataFrame, ou
     Raises:
         ValueError: a frame lacks a column.
     """
-    check_columns(keys, ["prompt", "token", "group", "cosine", "share"], "analyses.figure4_worked_rewrite, keys.csv,")
-    check_columns(steps, ["fraction", "object", "probability"], "analyses.figure4_worked_rewrite, steps.csv,")
+    check_columns(keys, ["prompt", "token", "group", "cosine", "share"], "`rome-lens figure4`, keys.csv,")
+    check_columns(steps, ["fraction", "object", "probability"], "`rome-lens figure4`, steps.csv,")
     check_columns(lens, ["condition", "layer", "answer_probability"], "compare_models().lens")
-    check_columns(outcome, ["group", "object", "condition", "probability"], "analyses.figure4_worked_rewrite")
+    check_columns(outcome, ["group", "object", "condition", "probability"], "`rome-lens figure4`")
     titles = ["a  key: who gets the update", "b  value: from v to v*", "c  inside: new object", "d  what comes out"]
     figure = make_subplots(rows=2, cols=2, subplot_titles=titles, horizontal_spacing=0.12, vertical_spacing=0.2)
     figure.update_annotations(**PANEL_TITLE)
@@ -94,7 +94,7 @@ def plot_texts(frame: pd.DataFrame, *, highlight: Mapping[str, str] | None = Non
     Raises:
         ValueError: the frame lacks a column.
     """
-    check_columns(frame, ["prompt", "model", "text"], "analyses.figure6_generations")
+    check_columns(frame, ["prompt", "model", "text"], "`rome-lens figure6_generations`")
     check_whole(width=width)
     columns = [str(model) for model in frame["model"].unique()]
     texts = frame.pivot(index="prompt", columns="model", values="text").loc[frame["prompt"].unique(), columns]

@@ -34,13 +34,13 @@ def plot_tracing_against_editing(frame: pd.DataFrame, correlations: pd.DataFrame
         ValueError: a frame lacks a column.
     """
     scores = {"S": "S", "EM": "EM, efficacy", "PM": "PM, paraphrases", "NM": "NM, neighbours"}
-    check_columns(frame, ["subject", *_TRACED, *scores], "analyses.tracing_against_editing, facts.csv,")
-    check_columns(correlations, ["traced", "score", "spearman", "r2"], "analyses.tracing_against_editing")
+    check_columns(frame, ["subject", *_TRACED, *scores], "`rome-lens tracing_against_editing`, facts.csv,")
+    check_columns(correlations, ["traced", "score", "spearman", "r2"], "`rome-lens tracing_against_editing`")
     pairs = zip(correlations["traced"], correlations["score"], strict=True)
     found = dict(zip(pairs, zip(correlations["spearman"], correlations["r2"], strict=True), strict=True))
     if missing := [pair for pair in product(_TRACED, scores) if pair not in found]:
         raise ValueError(
-            f"The correlations of {missing} are missing. Give what analyses.tracing_against_editing returns."
+            f"The correlations of {missing} are missing. Give what `rome-lens tracing_against_editing` returns."
         )
     figure = make_subplots(
         rows=len(_TRACED),
@@ -123,14 +123,14 @@ def plot_bleed_over(frame: pd.DataFrame, *, forecast: str = "size", change: str 
     An axis is logarithmic if all its values are above 0.
 
     Args:
-        frame: what `analyses.bleed_over` writes: case_id, prompt, and the two columns to draw.
+        frame: what `rome-lens bleed_over` writes: case_id, prompt, and the two columns to draw.
         forecast: the column across.
         change: the column up.
 
     Raises:
         ValueError: the frame lacks a column.
     """
-    check_columns(frame, ["case_id", "prompt", forecast, change], "analyses.bleed_over")
+    check_columns(frame, ["case_id", "prompt", forecast, change], "`rome-lens bleed_over`")
     figure = go.Figure(
         go.Scatter(
             x=frame[forecast],

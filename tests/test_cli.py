@@ -1,0 +1,57 @@
+"""`rome-lens` finds analyses by the beginning of a name, runs those of a checkout, and says what there is."""
+
+import ast
+import sys
+
+import pytest
+
+from rome_lens import cli
+
+
+def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["rome-lens", *arguments])
+    cli.main()
+
+
+def test_the_list_has_every_analysis_with_a_sentence(capsys, monkeypatch):
+    run("list", monkeypatch=monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines]
+    assert names == sorted(path.stem for path in cli.CHECKOUT.glob("*.py") if path.stem != "__init__")
+    assert {"demo", "figure1_causal_traces", "table4_counterfact"} <= set(names)
+    assert all(line.endswith((".", "?")) and len(line.split()) > 4 for line in lines), lines
+
+
+def test_the_beginning_of_a_name_runs_the_analysis_under_its_whole_name(capsys, monkeypatch):
+    with pytest.raises(SystemExit) as stopped:
+        run("figure1", "--help", monkeypatch=monkeypatch)
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: rome-lens figure1_causal_traces [-h]")
+    assert "--prompt" in shown
+
+
+@pytest.mark.parametrize("path", sorted(cli.CHECKOUT.rglob("*.py")), ids=lambda path: path.stem)
+def test_analyses_name_each_other_by_where_they_are(path):
+    """In a wheel they are rome_lens.analyses, and there is no `analyses`."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0]
+    assert "analyses" not in {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("table", "'table' is the beginning of 2 analyses, expected one of table1_zsre, table4_counterfact. "),
+        (
+            "figure9",
+            "'figure9' is the beginning of no analyses, expected one of attribution_agreement, ",
+        ),
+    ],
+)
+def test_what_names_no_analysis_or_several_is_refused_with_the_candidates(name, message, capsys, monkeypatch):
+    with pytest.raises(SystemExit) as stopped:
+        run(name, monkeypatch=monkeypatch)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
