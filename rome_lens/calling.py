@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_AUTOCAST = ("cpu", "cuda", "mps")
+_DEFAULT = torch.device("cpu")  # torch's own, while nobody has set another
 
 before_each_call: list[Callable[[], None]] = []
 """What is done first in every public call: ending what an earlier one, broken off, had to leave."""
@@ -28,14 +28,14 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
-        for kind in _AUTOCAST:
+        for kind in {_DEFAULT.type, *_accelerators()}:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if (dtype := torch.get_default_dtype()) != torch.float32:
             stack.callback(torch.set_default_dtype, dtype)
             torch.set_default_dtype(torch.float32)
-        if torch.get_default_device().type != "cpu":
-            stack.enter_context(torch.device("cpu"))
+        if torch.get_default_device() != _DEFAULT:
+            stack.enter_context(_DEFAULT)
         for module in training:
             stack.callback(setattr, module, "training", True)
             module.training = False
@@ -74,6 +74,12 @@ def undisturbed_call(function: Callable[..., Any]) -> Callable[..., Any]:
 
     from_generator = isgeneratorfunction(unwrap(function)) and not isgeneratorfunction(function)
     return enter if from_generator else call
+
+
+def _accelerators() -> list[str]:
+    """The kind of accelerator that torch has here, if any."""
+    found = torch.accelerator.current_accelerator()
+    return [] if found is None else [found.type]
 
 
 def _prepare() -> None:

@@ -49,8 +49,8 @@ def test_a_model_on_two_gpus_gives_the_same_numbers(tiny_folder):
 
 
 def test_nothing_names_a_device():
-    """But for what only a CPU needs: a copy on it, and a question whether it is one."""
-    allowed = re.compile(r'type == "cpu"|device: str \| torch\.device = "cpu"')
+    """But for what only a CPU needs: a copy on it, a question whether it is one, and torch's own default."""
+    allowed = re.compile(r'type == "cpu"|device: str \| torch\.device = "cpu"|^_DEFAULT = torch\.device\("cpu"\)')
     files = Path(rl.__file__).parent.rglob("*.py")
     lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     named = [line for line in lines if re.search(r"""["'](cuda|mps|cpu)\b""", line) and not allowed.search(line)]
