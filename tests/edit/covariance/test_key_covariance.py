@@ -86,7 +86,7 @@ def test_damaged_files_are_refused(tmp_path):
         rl.KeyCovariance.load(path)
     whole[-2] ^= 1
     path.write_bytes(whole)
-    with pytest.raises(rl.FormatError, match="do not fit their checksum"):
+    with pytest.raises(rl.FormatError, match="does not fit its checksum"):
         rl.KeyCovariance.load(path)
 
 
