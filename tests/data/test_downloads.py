@@ -222,7 +222,7 @@ def test_a_full_disk_is_told(served, cache, monkeypatch):
     plain = Path.open
     monkeypatch.setattr(downloads, "_blocks", full)
     monkeypatch.setattr(Path, "open", lambda path, *mode, **k: Full(plain(path, *mode, **k)) if "wb" in mode else None)
-    with pytest.raises(rl.UnavailableError, match=r"cannot be written .*No space left.*Make room"):
+    with pytest.raises(rl.UnavailableError, match=r"no room for .*No space left.*Free some"):
         rl.load_counterfact()
     assert list(cache.iterdir()) == []
 

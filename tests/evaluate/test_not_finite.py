@@ -60,7 +60,7 @@ def test_a_token_that_is_never_said_is_no_fault(tiny):
 def collapsing(model, request):
     """For the second record it overflows the output, though each weight stays finite; else it does nothing."""
     left = torch.zeros(model.cfg.d_mlp, 1)
-    right = torch.zeros(1, model.cfg.d_model)
+    right = torch.full((1, model.cfg.d_model), float(len(request.subject)))  # no two records have the same edit
     if request == RECORDS[1].request:
         left += 1e19
         right += torch.linspace(1e19, 3e19, model.cfg.d_model)

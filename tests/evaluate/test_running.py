@@ -154,7 +154,7 @@ def test_a_folder_of_another_model_score_or_record_is_refused_and_kept(tiny, tin
     with pytest.raises(rl.FormatError, match="'score': 'rome_lens.evaluate.scorers.counterfact.score_record'"):
         run(tiny, RECORDS, {"louder": louder}, out=tmp_path, score=rl.score_specificity)
     with pytest.raises(rl.FormatError, match="begun with {'record 1.target_true': 'Rome'}, but .* 'Seattle'}"):
-        run(tiny, [replace(RECORDS[1], target_true="Seattle")], {"louder": louder}, out=tmp_path)
+        run(tiny, [replace(RECORDS[1], target_true="Oslo")], {"louder": louder}, out=tmp_path)
     with pytest.raises(rl.FormatError, match=r"{'method noise': '.*\.noise'}, but {'method noise': '.*\.louder'}"):
         run(tiny, RECORDS, {"noise": louder}, out=tmp_path)
     pd.testing.assert_frame_equal(rl.load_evaluation(tmp_path), kept)
