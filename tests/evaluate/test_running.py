@@ -153,7 +153,7 @@ def test_a_folder_of_another_model_score_or_record_is_refused_and_kept(tiny, tin
         run(tiny, RECORDS, {"louder": louder}, out=tmp_path)
     with pytest.raises(rl.FormatError, match="'score': 'rome_lens.evaluate.scorers.counterfact.score_record'"):
         run(tiny, RECORDS, {"louder": louder}, out=tmp_path, score=rl.score_specificity)
-    with pytest.raises(rl.FormatError, match="begun with {'record 1.target_true': 'Rome'}, but .* 'Seattle'}"):
+    with pytest.raises(rl.FormatError, match="begun with {'record 1.target_true': 'Rome'}, but .* 'Oslo'}"):
         run(tiny, [replace(RECORDS[1], target_true="Oslo")], {"louder": louder}, out=tmp_path)
     with pytest.raises(rl.FormatError, match=r"{'method noise': '.*\.noise'}, but {'method noise': '.*\.louder'}"):
         run(tiny, RECORDS, {"noise": louder}, out=tmp_path)
