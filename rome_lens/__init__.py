@@ -39,13 +39,12 @@ from rome_lens.errors import (
 )
 from rome_lens.evaluate.harness.tasks import run_harness
 from rome_lens.evaluate.likelihood import Prediction, locality_predictions
-from rome_lens.evaluate.running import load_evaluation, run_evaluation
 from rome_lens.evaluate.scorers.counterfact import score_record
 from rome_lens.evaluate.scorers.generation import ReferenceTexts, generate_texts, score_generation
 from rome_lens.evaluate.scorers.knowedit import score_knowedit
 from rome_lens.evaluate.scorers.specificity import neighborhood_log_probabilities, score_specificity
 from rome_lens.evaluate.scorers.zsre import score_zsre
-from rome_lens.evaluate.scoring import evaluate, score_records
+from rome_lens.evaluate.scoring import load_scores, score_edits
 from rome_lens.evaluate.sequence import EditSequence, StopRule, load_sequence, rome_sequence
 from rome_lens.evaluate.side_effects.compare import ModelComparison, compare_models
 from rome_lens.evaluate.side_effects.forecast import forecast_bleed_over, strongest_bleed_over
@@ -138,7 +137,6 @@ __all__ = [
     "collect_covariance",
     "compare_models",
     "emmet",
-    "evaluate",
     "finetune",
     "forecast_bleed_over",
     "generate_texts",
@@ -147,10 +145,10 @@ __all__ = [
     "load_attribute_snippets",
     "load_builtin_records",
     "load_counterfact",
-    "load_evaluation",
     "load_knowedit",
     "load_known_facts",
     "load_model",
+    "load_scores",
     "load_sequence",
     "load_traces",
     "load_zsre",
@@ -178,14 +176,13 @@ __all__ = [
     "robustness_report",
     "rome",
     "rome_sequence",
-    "run_evaluation",
     "run_harness",
     "same_length_subject",
     "sample_contexts",
+    "score_edits",
     "score_generation",
     "score_knowedit",
     "score_record",
-    "score_records",
     "score_specificity",
     "score_zsre",
     "strongest_bleed_over",

@@ -135,7 +135,7 @@ def _sequence(folder: Path) -> None:
 
 
 def _evaluation(folder: Path) -> None:
-    rl.run_evaluation(_tiny(), SCORED, {"noise": _noise}, out=folder, progress=False)
+    rl.score_edits(_tiny(), SCORED, {"noise": _noise}, out=folder, progress=False)
 
 
 def _text(file: Path) -> None:
@@ -176,7 +176,7 @@ READERS = [
     Reader("MEND checkpoint", _train, _train, whole_folder=True, share=1),
     Reader("MemitTargets.load", _targets, rl.MemitTargets.load),
     Reader("load_traces", _traces, rl.load_traces, whole_folder=True),
-    Reader("load_evaluation", _evaluation, rl.load_evaluation, whole_folder=True),
+    Reader("load_scores", _evaluation, rl.load_scores, whole_folder=True),
     Reader("load_sequence", _sequence, rl.load_sequence, whole_folder=True),
     *(_records(name) for name in RECORDS),
     Reader("texts_from_file", _text, _read_text, share=1),

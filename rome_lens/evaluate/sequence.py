@@ -106,7 +106,7 @@ def rome_sequence(
     Everything is saved in `out` as it is made: each edit as a safetensors file (00001.safetensors, ...), and what was
     measured in rows.jsonl. A sequence that was killed goes on from there when it is called again with the same
     arguments: saved edits are applied again and no row is measured twice. More records or checkpoints, or another stop
-    rule, may be given as well. Another method is refused; what of it is compared, `run_evaluation` says.
+    rule, may be given as well. Another method is refused; what of it is compared, `score_edits` says.
 
     Args:
         model: is edited and put back.

@@ -43,7 +43,7 @@ def broken(tiny, request):
         lambda model: rl.compare_models(model, model, ["One"], progress=False),
         lambda model: rl.causal_trace(model, RECORDS[0].fact, progress=False),
         lambda model: rl.trace_facts(model, [RECORDS[0].fact], progress=False),
-        lambda model: rl.score_records(model, RECORDS, progress=False),
+        lambda model: rl.score_edits(model, RECORDS, {}, progress=False),
     ],
 )
 def test_logits_that_are_not_finite_are_refused(broken, read):
@@ -59,7 +59,7 @@ def test_a_token_that_is_never_said_is_no_fault(tiny):
 
 def collapsing(model, request):
     """For the second record it overflows the output, though each weight stays finite; else it does nothing."""
-    left = torch.zeros(model.cfg.d_mlp, 1)
+    left = torch.full((model.cfg.d_mlp, 1), float(len(request.subject)))  # no two edits are the same
     right = torch.zeros(1, model.cfg.d_model)
     if request == RECORDS[1].request:
         left += 1e19
@@ -69,9 +69,7 @@ def collapsing(model, request):
 
 def test_an_edit_after_which_the_output_is_not_finite_has_a_row_with_the_reason(tiny):
     with pytest.warns(rl.EditWarning, match="1 edits by 'x' could not be computed or scored.*of record 1: The logits"):
-        frame = rl.evaluate(
-            tiny, RECORDS, method=lambda record: collapsing(tiny, record.request), name="x", progress=False
-        )
+        frame = rl.score_edits(tiny, RECORDS, {"x": collapsing}, progress=False)
     failed = frame[frame["error"] != ""]
     assert list(failed["case_id"]) == [1]
     assert list(rl.summarize(frame)["failed"]) == [0, 1]

@@ -67,8 +67,8 @@ def _traces(model, folder: Path) -> tuple[Path, Callable]:
 
 
 def _evaluation(model, folder: Path) -> tuple[Path, Callable]:
-    rl.run_evaluation(model, RECORDS, {"noise": noise}, out=folder / "evaluation", **QUIET)
-    return folder / "evaluation" / "rows.jsonl", lambda: rl.load_evaluation(folder / "evaluation")
+    rl.score_edits(model, RECORDS, {"noise": noise}, out=folder / "evaluation", **QUIET)
+    return folder / "evaluation" / "rows.jsonl", lambda: rl.load_scores(folder / "evaluation")
 
 
 def _sequence(model, folder: Path) -> tuple[Path, Callable]:
