@@ -21,7 +21,7 @@ from rome_lens.edit.methods.finetune import FinetuneConfig, finetune
 from rome_lens.edit.methods.knowledge_neurons import KnowledgeNeurons, KnowledgeNeuronsConfig, kn, knowledge_neurons
 from rome_lens.edit.methods.memit import MemitConfig, memit
 from rome_lens.edit.methods.mend.config import MendConfig
-from rome_lens.edit.methods.mend.editor import Mend, mend
+from rome_lens.edit.methods.mend.editor import MendEditor, mend
 from rome_lens.edit.methods.mend.training import train_mend
 from rome_lens.edit.methods.rome import RomeConfig, rome
 from rome_lens.edit.presets.layers import suggested_layer
@@ -109,8 +109,8 @@ __all__ = [
     "KnowledgeNeuronsConfig",
     "MemitConfig",
     "MemitTargets",
-    "Mend",
     "MendConfig",
+    "MendEditor",
     "ModelComparison",
     "MultivariateGaussianNoise",
     "NotFiniteError",

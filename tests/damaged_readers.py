@@ -172,7 +172,9 @@ READERS = [
     Reader("Edit.load", EDIT.save, rl.Edit.load),
     Reader("KeyCovariance.load", _covariance, rl.KeyCovariance.load),
     Reader("covariance checkpoint", _collect, _collect, whole_folder=True),
-    Reader("Mend.load", lambda file: rl.Mend.untrained(_tiny(), config=MEND).save(file), rl.Mend.load),
+    Reader(
+        "MendEditor.load", lambda file: rl.MendEditor.untrained(_tiny(), config=MEND).save(file), rl.MendEditor.load
+    ),
     Reader("MEND checkpoint", _train, _train, whole_folder=True, share=1),
     Reader("MemitTargets.load", _targets, rl.MemitTargets.load),
     Reader("load_traces", _traces, rl.load_traces, whole_folder=True),

@@ -94,8 +94,8 @@ class World:
         return rl.causal_trace(self.model, FACT, samples=2, **QUIET)
 
     @cached_property
-    def editor(self) -> rl.Mend:
-        return rl.Mend.untrained(self.model, config=rl.MendConfig(layers=[2], rank=4))
+    def editor(self) -> rl.MendEditor:
+        return rl.MendEditor.untrained(self.model, config=rl.MendConfig(layers=[2], rank=4))
 
     @cached_property
     def traces(self) -> Path:
@@ -171,7 +171,7 @@ CASES: dict[str, Any] = {
     "KnowledgeNeuronsConfig": lambda w: {"steps": 2},
     "MemitConfig": lambda w: {"layers": [1], **w.search},
     "MemitTargets": lambda w: {"layer": 1, "contexts": ("{}",), "search": {}, "requests": (), "values": ()},
-    "Mend": lambda w: {
+    "MendEditor": lambda w: {
         "layers": (2,),
         "network": EditorNetwork((128, 32), 1, rank=4, hidden_layers=1, step_size=0.1, seed=0),
         "config": rl.MendConfig(layers=[2]),

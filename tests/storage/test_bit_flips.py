@@ -36,8 +36,8 @@ def _covariance_checkpoint(model, folder: Path) -> tuple[Path, Callable]:
 
 
 def _editor(model, folder: Path) -> tuple[Path, Callable]:
-    rl.Mend.untrained(model, config=mend.CONFIG).save(folder / "editor")
-    return folder / "editor", lambda: rl.Mend.load(folder / "editor")
+    rl.MendEditor.untrained(model, config=mend.CONFIG).save(folder / "editor")
+    return folder / "editor", lambda: rl.MendEditor.load(folder / "editor")
 
 
 def _training(model, folder: Path) -> tuple[Path, Callable]:
