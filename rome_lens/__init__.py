@@ -45,7 +45,7 @@ from rome_lens.evaluate.scorers.knowedit import score_knowedit
 from rome_lens.evaluate.scorers.specificity import neighborhood_log_probabilities, score_specificity
 from rome_lens.evaluate.scorers.zsre import score_zsre
 from rome_lens.evaluate.scoring import load_scores, score_edits
-from rome_lens.evaluate.sequence import EditSequence, StopRule, load_sequence, rome_sequence
+from rome_lens.evaluate.sequence import EditSequence, StopRule, edit_sequence, load_sequence
 from rome_lens.evaluate.side_effects.compare import ModelComparison, compare_models
 from rome_lens.evaluate.side_effects.forecast import forecast_bleed_over, strongest_bleed_over
 from rome_lens.evaluate.side_effects.forensics import recover_updates, weight_changes
@@ -136,6 +136,7 @@ __all__ = [
     "causal_trace",
     "collect_covariance",
     "compare_models",
+    "edit_sequence",
     "emmet",
     "finetune",
     "forecast_bleed_over",
@@ -175,7 +176,6 @@ __all__ = [
     "revert_edits",
     "robustness_report",
     "rome",
-    "rome_sequence",
     "run_harness",
     "same_length_subject",
     "sample_contexts",

@@ -131,7 +131,7 @@ def _train(folder: Path) -> Any:
 
 
 def _sequence(folder: Path) -> None:
-    rl.rome_sequence(_tiny(), SCORED, out=folder, method=_noise, checkpoints=[1], progress=False)
+    rl.edit_sequence(_tiny(), SCORED, out=folder, method=_noise, checkpoints=[1], progress=False)
 
 
 def _evaluation(folder: Path) -> None:

@@ -106,7 +106,7 @@ class World:
     @cached_property
     def sequence(self) -> Path:
         folder = self.folder / "sequence"
-        rl.rome_sequence(self.model, [self.record], out=folder, method=lambda *_: self.edit, **QUIET)
+        rl.edit_sequence(self.model, [self.record], out=folder, method=lambda *_: self.edit, **QUIET)
         return folder
 
     @cached_property
@@ -294,7 +294,7 @@ CASES: dict[str, Any] = {
         "config": rl.RomeConfig(**w.search),
         **WARNS_NOT,
     },
-    "rome_sequence": lambda w: {
+    "edit_sequence": lambda w: {
         "model": w.model,
         "records": [w.record],
         "out": "sequence",

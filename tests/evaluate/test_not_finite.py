@@ -84,15 +84,15 @@ def test_a_sequence_that_collapses_keeps_its_rows_and_says_why(tiny, weights_of,
         "checkpoints": [1, 2],
         "progress": False,
     }
-    made = rl.rome_sequence(tiny, RECORDS, **options)
+    made = rl.edit_sequence(tiny, RECORDS, **options)
     assert made.edits["ES"].isna().tolist() == [False, True, True]
     assert ["NaN or infinite" in text for text in made.edits["problems"]] == [False, True, True]
     assert made.checkpoints["perplexity"].isna().tolist() == [False, False, True, True]
     assert made.checkpoints["n"].tolist() == [3, 1, 0, 0]
     assert made.checkpoints["failed"].tolist() == [0, 0, 2, 3]
-    again = rl.rome_sequence(tiny, RECORDS, **options)
+    again = rl.edit_sequence(tiny, RECORDS, **options)
     assert made.checkpoints.equals(again.checkpoints)
-    assert rl.rome_sequence(tiny, RECORDS, **options, stop=rl.StopRule(perplexity_factor=9.0)).stopped.startswith(
+    assert rl.edit_sequence(tiny, RECORDS, **options, stop=rl.StopRule(perplexity_factor=9.0)).stopped.startswith(
         "after edit 2, the perplexity is nan"
     )
     assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())

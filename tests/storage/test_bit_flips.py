@@ -72,7 +72,7 @@ def _evaluation(model, folder: Path) -> tuple[Path, Callable]:
 
 
 def _sequence(model, folder: Path) -> tuple[Path, Callable]:
-    rl.rome_sequence(model, RECORDS, out=folder / "sequence", method=noise, **QUIET)
+    rl.edit_sequence(model, RECORDS, out=folder / "sequence", method=noise, **QUIET)
     return folder / "sequence" / "rows.jsonl", lambda: rl.load_sequence(folder / "sequence")
 
 

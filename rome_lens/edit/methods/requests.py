@@ -23,6 +23,6 @@ def only_request(requests: Requests, method: str) -> EditRequest:
     if others:
         raise ValueError(
             f"{method} writes 1 request, but {1 + len(others)} were given. Write them at once with memit(model, "
-            "requests), or one after the other with rome_sequence(model, records)."
+            "requests), or one after the other with edit_sequence(model, records)."
         )
     return request
