@@ -52,7 +52,7 @@ def one_thread():
 
 
 on_ray = partial(open_workers, engine="ray", workers=2)
-run = partial(rl.run_evaluation, progress=False)
+run = partial(rl.score_edits, progress=False)
 
 
 def test_in_this_process_items_are_done_in_turn(tiny):

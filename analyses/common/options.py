@@ -76,7 +76,7 @@ def add_run_arguments(arguments: argparse.ArgumentParser) -> None:
 
 
 def run_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What the options are for `run_evaluation`; its rows are in OUT/rows."""
+    """What the options are for `score_edits`; its rows are in OUT/rows."""
     chosen = {name: getattr(options, name) for name in ("engine", "workers", "gpus_per_worker")}
     return {"out": options.out / "rows", **chosen}
 
