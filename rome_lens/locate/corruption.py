@@ -239,7 +239,7 @@ def corrupted_embeddings(
 
 
 def resolved(corruption: Corruption | CorruptionFunction, model: Model) -> Corruption | CorruptionFunction:
-    """The corruption with its width as a number, where sigmas of embeddings were asked for."""
+    """The corruption with its width as a number, where it is given in sigmas of embeddings."""
     return replace(corruption, std=corruption.scale(model)) if isinstance(corruption, _ScaledNoise) else corruption
 
 

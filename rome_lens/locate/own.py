@@ -48,7 +48,7 @@ def check_takes(what: str, thing: Callable[..., Any], *arguments: str) -> None:
     """Raises ValueError if a metric or corruption of the user's own does not take these positional arguments."""
     expected = f"expected a function of ({', '.join(arguments)}), or an object with such a method"
     if isinstance(thing, type):
-        raise ValueError(f"{what} is the class {thing.__name__}, {expected}: make an instance of it.")
+        raise ValueError(f"{what} is {thing!r}, {expected}: make an instance of the class.")
     try:
         signature = inspect.signature(thing)
     except ValueError:  # written in C, without one
@@ -56,7 +56,7 @@ def check_takes(what: str, thing: Callable[..., Any], *arguments: str) -> None:
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        raise ValueError(f"{what} is {name_of(thing)}{signature}, {expected} ({error}).") from None
+        raise ValueError(f"{what} is {thing!r}, which takes {signature}, {expected} ({error}).") from None
 
 
 def check_comparable(what: str, thing: object) -> None:
@@ -65,5 +65,5 @@ def check_comparable(what: str, thing: object) -> None:
     if any(sign in getattr(function, "__qualname__", "") for sign in ("<lambda>", "<locals>")):
         raise ValueError(
             f"{what} is {name_of(thing)}, a lambda or inner function, which `out` cannot tell from others of the "
-            "same name. Define a function at the top of a module, or a frozen dataclass with a method; or give no `out`."
+            "same name. Define a function at the top of a module, or a frozen dataclass; or give no `out`."
         )

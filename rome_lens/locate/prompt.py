@@ -25,7 +25,7 @@ class TracedPrompt:
         subject: positions of the subject's.
         length: how many are the prompt's.
         predicted: the model's own top token after the prompt.
-        clean: the run on `tokens`.
+        clean: the run on `tokens`: `clean.logits`, [answer, vocab], are those that predict the answer's tokens.
         wrong: first token of the wrong answer, if the config names one.
     """
 

@@ -50,12 +50,12 @@ def causal_trace(
     Args:
         model: Model to run; left unchanged.
         fact: prompt, subject and, if wanted, answer.
-        kind: this and the next four, with the defaults, are described at `TraceConfig`. None: as the config has it.
-        window: see there.
-        samples: see there.
-        corruption: see there.
-        metric: see there.
-        config: how to trace; None: `TraceConfig()`. A keyword replaces what it says.
+        kind: which states are restored. This and the next four are described at `TraceConfig`; None: the config's.
+        window: number of layers restored together.
+        samples: number of corrupted runs.
+        corruption: how the subject is hidden.
+        metric: what is read.
+        config: how to trace; None: `TraceConfig()`. Keywords replace what it says.
         tokens_per_batch: bounds memory, and the result does not depend on it; None: a part of what is free.
         progress: shows a bar.
         options: the other fields of `TraceConfig`: `layers`, `positions`, `head`, `severed`, `method`, ...
