@@ -120,7 +120,7 @@ def _trace_heatmap(frame: pd.DataFrame, answer: str) -> tuple[go.Heatmap, list[s
     ]
     corrupted = (frame[metric] - frame["indirect_effect"]).iloc[0]
     least, most = grid.min(axis=None), grid.max(axis=None)
-    downwards = metric == "kl" or (metric not in METRIC_NAMES and corrupted - least > most - corrupted)
+    downwards = metric == "kl" or bool(metric not in METRIC_NAMES and corrupted - least > most - corrupted)
     farthest = least if downwards else most
     if abs(farthest - corrupted) < 1e-6 or (farthest > corrupted) == downwards:
         farthest = corrupted - 1e-6 if downwards else corrupted + 1e-6
