@@ -52,6 +52,7 @@ from rome_lens.evaluate.side_effects.forensics import recover_updates, weight_ch
 from rome_lens.evaluate.side_effects.perplexity import perplexity
 from rome_lens.evaluate.summary import summarize
 from rome_lens.explorer import Explorer
+from rome_lens.locate.config import TraceConfig
 from rome_lens.locate.corruption import (
     GaussianNoise,
     MultivariateGaussianNoise,
@@ -123,6 +124,7 @@ __all__ = [
     "StudentNoise",
     "Texts",
     "TokenReplacement",
+    "TraceConfig",
     "TracedFacts",
     "UnavailableError",
     "UniformNoise",

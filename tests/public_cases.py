@@ -190,7 +190,8 @@ CASES: dict[str, Any] = {
     "StudentNoise": lambda w: {"std": 0.1},
     "Texts": lambda w: {"corpus": "mine", "read": lambda: iter([CORPUS])},
     "TokenReplacement": lambda w: {"subject": "The Space Needle"},
-    "TracedFacts": lambda w: {"traces": [w.trace], "wrong": SUMMARY},
+    "TraceConfig": lambda w: {},
+    "TracedFacts": lambda w: {"traces": [w.trace], "not_predicted": SUMMARY},
     "UniformNoise": lambda w: {"std": 0.1},
     "Update": lambda w: {"layer": 1, "left": torch.ones(4, 1), "right": torch.ones(1, 2)},
     "alphaedit": lambda w: {
