@@ -178,7 +178,8 @@ def _set_tokenizer(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
     ids = tokenizer("a")["input_ids"]
     begins = tokenizer.bos_token_id is not None and len(ids) > 1 and ids[0] == tokenizer.bos_token_id
     tokenizer.bos_token = tokenizer.bos_token or tokenizer.eos_token
-    model.tokenizer = tokenizer
+    place = "_tokenizer" if is_bridge(model) else "tokenizer"  # a Bridge makes one of it that adds BOS
+    setattr(model, place, tokenizer)
     model.cfg.tokenizer_prepends_bos = model.cfg.default_prepend_bos = begins
     if is_bridge(model):
         model.cfg.tokenizer_appends_eos = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
