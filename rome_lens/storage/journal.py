@@ -20,6 +20,7 @@ from rome_lens.storage.reading import existing_file, foreign
 
 ROWS = "rows.jsonl"
 _ADVICE = "Choose another folder; or cut the file before this line, and what is lost is made again."
+_MOST_LINE_BYTES = 1 << 26
 _START, _MIDDLE = b'{"sha256": "', b'", '
 _BODY = len(_START) + 64 + len(_MIDDLE)  # where a line's own part begins
 Row = TypeVar("Row")
@@ -130,26 +131,31 @@ def _line(last: str, body: bytes) -> tuple[bytes, str]:
 
 def _read(path: Path, kind: str, read: Callable[[Any], Row]) -> tuple[Journal[Row], int]:
     """The journal, and the length of its whole lines."""
-    content = path.read_bytes()
-    *lines, cut_off = content.split(b"\n")
-    last = ""
+    last, whole_bytes, number = "", 0, 0
     identity: dict[str, Any] = {}
     rows: list[Row] = []
-    for number, line in enumerate(lines, start=1):
-        with foreign(f"Line {number} of {path}", "is damaged", _ADVICE):
-            whole, last = _line(last, line[_BODY:])
-            if whole[:-1] != line:
-                raise ValueError("it does not fit its checksum")
-            entry = json.loads(b"{" + line[_BODY:])
-            if "identity" in entry:
-                identity |= entry["identity"]
-            else:
-                rows.append(read(entry["row"]))
-        if number == 1 and identity.pop("kind", None) != kind:
-            raise FormatError(f"{path} holds no {kind}. Choose another folder.")
-    if not lines:
+    cut_off = b""
+    with path.open("rb") as opened:
+        while line := opened.readline(_MOST_LINE_BYTES):
+            number += 1
+            if not line.endswith(b"\n"):
+                cut_off = line
+                break
+            with foreign(f"Line {number} of {path}", "is damaged", _ADVICE):
+                whole, last = _line(last, line[_BODY:-1])
+                if whole != line:
+                    raise ValueError("it does not fit its checksum")
+                entry = json.loads(b"{" + line[_BODY:])
+                if "identity" in entry:
+                    identity |= entry["identity"]
+                else:
+                    rows.append(read(entry["row"]))
+            if number == 1 and identity.pop("kind", None) != kind:
+                raise FormatError(f"{path} holds no {kind}. Choose another folder.")
+            whole_bytes += len(line)
+    if not whole_bytes:
         raise FormatError(f"Line 1 of {path} is damaged (it has no end). {_ADVICE}")
     begins = cut_off.startswith(_START[: len(cut_off)])
     if not begins or _line(last, cut_off[_BODY:-1])[0][:-1] == cut_off[:-1]:
-        raise FormatError(f"Line {len(lines) + 1} of {path} is damaged (a kill does not leave such an end). {_ADVICE}")
-    return Journal(path.parent, identity, rows, last), len(content) - len(cut_off)
+        raise FormatError(f"Line {number} of {path} is damaged (a kill does not leave such an end). {_ADVICE}")
+    return Journal(path.parent, identity, rows, last), whole_bytes

@@ -29,7 +29,7 @@ def test_a_replacement_character_in_the_text_stays(tiny):
     assert token_texts(tiny, tokenize(tiny, "\ufffd").ids) == ["\ufffd(1/3)", "\ufffd(2/3)", "\ufffd(3/3)"]
 
 
-def test_byte_tokens_of_sentencepiece_are_read(tiny_model):
+def test_byte_tokens_of_sentencepiece_are_read(tiny_model, monkeypatch):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -40,7 +40,7 @@ def test_byte_tokens_of_sentencepiece_are_read(tiny_model):
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     model = tiny_model("llama")
-    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    monkeypatch.setattr(model, "tokenizer", PreTrainedTokenizerFast(tokenizer_object=made))
     assert token_texts(model, [257, 258, 0xE6 + 1, 0x97 + 1, 0xA5 + 1]) == [
         " Rome",
         " ",

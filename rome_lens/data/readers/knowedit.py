@@ -30,7 +30,8 @@ def load_knowedit(path: str | os.PathLike[str], *, strict: bool = True, refresh:
     Args:
         path: a file; or "wiki_recent" or "wiki_counterfact", whose test sets are downloaded once, into the user's
             cache.
-        strict, refresh: see `load_counterfact`, also for what is raised.
+        strict: see `load_counterfact`, also for what is raised.
+        refresh: see `load_counterfact`.
     """
     known = path in _KNOWEDIT
     return parse_records(file(None if known else path, str(path), refresh), _knowedit_record, strict)

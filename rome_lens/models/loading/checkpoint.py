@@ -125,12 +125,12 @@ def _checked_folder(folder: Path) -> list[Path]:
 
 def _check_inside(folder: Path) -> None:
     """Raises FormatError if a file that would be read is a link to another place (the hub's cache is one place)."""
-    home = folder.resolve()
-    snapshots = home.parent
-    if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
-        home = snapshots.parent
-    for pattern in _READ:
-        for file in folder.glob(pattern):
+    with foreign(folder, *NOT_A_MODEL):  # links in a circle
+        home = folder.resolve()
+        snapshots = home.parent
+        if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+            home = snapshots.parent
+        for file in (file for pattern in _READ for file in folder.glob(pattern)):
             if not file.resolve().is_relative_to(home):
                 raise FormatError(
                     f"{file} is a link to {file.resolve()}, outside of its folder, and is not read. Copy the file "

@@ -188,6 +188,8 @@ def _read_gguf(file: Path, dtype: Dtype = torch.float32) -> Loaded:
     """Reads a GGUF file, by way of the folder in the cache that an earlier reading of the same bytes left there."""
     if not file.is_file():
         raise ValueError(f"There is no file {file}, expected a GGUF file. Check the path.")
+    if importlib.util.find_spec("gguf"):
+        check_gguf(file)  # before the file is read to its end, which may be far
     folder = _kept_folder(file)
     if _is_whole(folder):
         return read_folder(folder, dtype)
@@ -210,7 +212,6 @@ def _dequantised(file: Path) -> Loaded:
 
     problem = "is damaged, or is not a GGUF file of a language model that transformers can read"
     with foreign(file, problem, "Fetch it again."):
-        check_gguf(file)
         gguf.GGUFReader(file)  # checks that every tensor's bytes are there
         model, info = AutoModelForCausalLM.from_pretrained(
             file.parent,

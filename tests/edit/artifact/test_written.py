@@ -77,9 +77,12 @@ def edits_for(model) -> list[rl.Edit]:
 
 
 @pytest.fixture
-def forgetting(monkeypatch) -> None:
+def forgetting(monkeypatch) -> Iterator[None]:
     """Exceptions that come inside of `__del__` are dropped; pytest would keep them, and with them what was to go."""
-    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", lambda _: None)
+        yield
+        gc.collect()
 
 
 class Broken(BaseException):
