@@ -248,16 +248,9 @@ def test_rows_run_as_a_tree_get_what_they_get_alone(tiny_model, monkeypatch, fam
 def test_a_tree_holds_each_beginning_once(tiny, monkeypatch):
     """Eight rows of 25 tokens with 15 distinct beginnings, and at most one filler where a row branches off."""
     ran = []
-<<<<<<< HEAD
-    plain = models.prefix_tree.run
-    monkeypatch.setattr(
-        models.prefix_tree, "run", lambda model, tokens, **o: ran.append(tokens) or plain(model, tokens, **o)
-    )
-=======
     tree = models.prefix_tree
     plain = tree.run
     monkeypatch.setattr(tree, "run", lambda model, tokens, **o: ran.append(tokens) or plain(model, tokens, **o))
->>>>>>> main
     models.run_tree(tiny, [(5, 6, 7, 8), (5, 6, 7), (5, 6, 9, 3, 3), (9,), (8,), (7, 5, 6, 7, 8), (5, 6, 7, 8), (5, 4)])
     assert ran[0].shape[0] == 1
     assert 15 <= ran[0].shape[1] <= 15 + 3
