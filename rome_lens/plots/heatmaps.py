@@ -108,7 +108,7 @@ def plot_effect_maps(frame: pd.DataFrame) -> go.Figure:
 
 def _trace_heatmap(frame: pd.DataFrame, answer: str) -> tuple[go.Heatmap, list[str]]:
     """The grid of one kind, and the names of its rows."""
-    own = [name for name in frame if name not in (*_TRACE, "method")]
+    own = [str(name) for name in frame if name not in (*_TRACE, "method")]
     metric = next((name for name in (*METRIC_NAMES, *own) if name in frame), None)
     if metric is None:
         raise ValueError(f"The frame lacks a column of {', '.join(METRIC_NAMES)}. Give what to_frame() returns.")

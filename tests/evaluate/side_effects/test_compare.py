@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 import rome_lens as rl
 from rome_lens.evaluate.side_effects import compare
 from rome_lens.models import key_name, state_name
+from rome_lens.models.labels import token_texts
 from tests.edit.artifact.test_edit import made_up
 
 PROMPTS = ["The Eiffel Tower is located in the city of", "Beats Music is owned by"]
@@ -99,7 +100,7 @@ def test_the_lens_is_the_final_norm_and_the_unembedding(tiny):
     expected = tiny.unembed(tiny.ln_final(states[None]))[0].softmax(-1).max(-1)
     before = found.lens[found.lens["condition"] == "before"]
     assert before["probability"].to_numpy() == pytest.approx(expected.values.detach().numpy(), rel=1e-4)
-    assert list(before["token"]) == [tiny.tokenizer.decode([t]) for t in expected.indices.tolist()]
+    assert list(before["token"]) == token_texts(tiny, expected.indices.tolist())
     after = found.lens[found.lens["condition"] == "after"].iloc[-1]
     assert after["answer"] == after["token"]
     assert after["answer_probability"] == after["probability"]
