@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name in frames and set(frames[name]["case_id"]) == {record.case_id for record in records}:
             return
         with nullcontext() if edit is None else edit().applied(model):
-            frames[name] = rl.score_records(model, records, name=name)
+            frames[name] = rl.score_edits(model, records, {}).assign(method=name)
         write_csv(pd.concat(frames.values()), kept)
 
     score("base")

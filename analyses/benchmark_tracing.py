@@ -13,7 +13,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import rome_lens as rl
 from rome_lens.locate.grid import restored_layers
-from rome_lens.locate.prompt import tokenize_question
+from rome_lens.locate.prompt import prepare_prompt
 from rome_lens.models import Kind, embed
 
 from .common.manifest import write_manifest
@@ -54,21 +54,21 @@ def necessary_operations(model: HookedTransformer, length: int, subject: range, 
 
 def compare(model: HookedTransformer, kind: Kind, samples: int, speed: float) -> dict[str, object]:
     """The library's grid and the plain loop's on the same fact."""
-    question = tokenize_question(model, FACT)
+    prompt = prepare_prompt(model, FACT)
     noise = rl.GaussianNoise(std=0.35)
-    subject = question.subject
-    clean = embed(model, question.tokens).detach()[subject.start : subject.stop]
+    subject = prompt.subject
+    clean = embed(model, prompt.tokens).detach()[subject.start : subject.stop]
     embedded = noise.corrupted(model, FACT, clean, samples)
     trace, ours = measured(
         lambda: rl.causal_trace(model, FACT, kind=kind, window=WINDOW, samples=samples, corruption=noise)
     )
-    asked = (question.tokens, question.answer, subject, embedded, kind, WINDOW // 2, question.length)
-    grid, plain = measured(lambda: plain_grid(model, *asked, progress=True))
-    floor = necessary_operations(model, question.length, subject, samples, kind) / speed
+    given = (prompt.tokens, prompt.answer, subject, embedded, kind, WINDOW // 2, prompt.length)
+    grid, plain = measured(lambda: plain_grid(model, *given, progress=True))
+    floor = necessary_operations(model, prompt.length, subject, samples, kind) / speed
     return {
         "model": model.cfg.model_name,
         "kind": kind,
-        "tokens": question.length,
+        "tokens": prompt.length,
         "samples": samples,
         "ours_seconds": ours.seconds,
         "plain_seconds": plain.seconds,

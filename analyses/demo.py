@@ -42,7 +42,7 @@ class Findings:
         edit: of the first record.
         predictions: when, prompt, rank, token, probability.
         continuations: when, prompt, text.
-        scores: what `evaluate` gives.
+        scores: what `score_edits` gives.
         summary: what `summarize` gives.
     """
 
@@ -88,10 +88,10 @@ def demo(model: Model, out: Path, *, facts: int = 10, seed: int = 0, samples: in
         predictions.append(_predict(model, eiffel, AFTER))
         continuations.append(_write(model, eiffel, AFTER, new_tokens, seed))
 
-    def method(record: rl.EditRecord) -> rl.Edit:
-        return edit if record is eiffel else rl.rome(model, record.request, config=config, progress=False)
+    def method(model: Model, request: rl.EditRequest) -> rl.Edit:
+        return edit if request == eiffel.request else rl.rome(model, request, config=config, progress=False)
 
-    scores = rl.evaluate(model, records, method=method)
+    scores = rl.score_edits(model, records, {"rome": method})
     summary = rl.summarize(scores, seed=seed)
     findings = Findings(traces, records, edit, pd.concat(predictions), pd.concat(continuations), scores, summary)
     for name in TABLES:

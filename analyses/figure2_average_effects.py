@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_csv(total, options.out / "average_total_effect.csv")
     write_figure(rl.plot_effect_maps(effects), options.out / "figure2.html")
     write_figure(rl.plot_average_effects(effects), options.out / "lines.html")
-    write_manifest(options, model, corruption=made.traces[0].corruption)
+    write_manifest(options, model, corruption=repr(made.traces[0].config.corruption))
     print(total.to_string(index=False), end="\n\n")
     print(peaks(effects).to_string(index=False))
 

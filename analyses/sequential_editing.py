@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = rl.load_model(options.model)
     text = "".join(rl.texts_from_file(options.perplexity_texts)) if options.perplexity_texts else None
     for name, method in chosen_methods(model, options).items():
-        sequence = rl.rome_sequence(
+        sequence = rl.edit_sequence(
             model,
             chosen_records(options),
             out=options.out / name,

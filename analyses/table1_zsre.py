@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     load, score = BENCHMARKS[options.benchmark]
     records = load(options.records, strict=False)[options.skip : options.skip + options.count]
     model = rl.load_model(options.model)
-    frame = rl.run_evaluation(
+    frame = rl.score_edits(
         model if options.engine == "local" else options.model,
         records,
         chosen_methods(model, options),

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     model = rl.load_model(options.model)
     references = rl.ReferenceTexts.fit(rl.load_attribute_snippets(options.snippets)) if options.snippets else None
-    frame = rl.run_evaluation(
+    frame = rl.score_edits(
         model if options.engine == "local" else options.model,
         chosen_records(options),
         chosen_methods(model, options),

@@ -21,7 +21,7 @@ from rome_lens.edit.methods.finetune import FinetuneConfig, finetune
 from rome_lens.edit.methods.knowledge_neurons import KnowledgeNeurons, KnowledgeNeuronsConfig, kn, knowledge_neurons
 from rome_lens.edit.methods.memit import MemitConfig, memit
 from rome_lens.edit.methods.mend.config import MendConfig
-from rome_lens.edit.methods.mend.editor import Mend, mend
+from rome_lens.edit.methods.mend.editor import MendEditor, mend
 from rome_lens.edit.methods.mend.training import train_mend
 from rome_lens.edit.methods.rome import RomeConfig, rome
 from rome_lens.edit.presets.layers import suggested_layer
@@ -39,20 +39,20 @@ from rome_lens.errors import (
 )
 from rome_lens.evaluate.harness.tasks import run_harness
 from rome_lens.evaluate.likelihood import Prediction, locality_predictions
-from rome_lens.evaluate.running import load_evaluation, run_evaluation
 from rome_lens.evaluate.scorers.counterfact import score_record
 from rome_lens.evaluate.scorers.generation import ReferenceTexts, generate_texts, score_generation
 from rome_lens.evaluate.scorers.knowedit import score_knowedit
 from rome_lens.evaluate.scorers.specificity import neighborhood_log_probabilities, score_specificity
 from rome_lens.evaluate.scorers.zsre import score_zsre
-from rome_lens.evaluate.scoring import evaluate, score_records
-from rome_lens.evaluate.sequence import EditSequence, StopRule, load_sequence, rome_sequence
+from rome_lens.evaluate.scoring import load_scores, score_edits
+from rome_lens.evaluate.sequence import EditSequence, StopRule, edit_sequence, load_sequence
 from rome_lens.evaluate.side_effects.compare import ModelComparison, compare_models
 from rome_lens.evaluate.side_effects.forecast import forecast_bleed_over, strongest_bleed_over
 from rome_lens.evaluate.side_effects.forensics import recover_updates, weight_changes
 from rome_lens.evaluate.side_effects.perplexity import perplexity
 from rome_lens.evaluate.summary import summarize
 from rome_lens.explorer import Explorer
+from rome_lens.locate.config import TraceConfig
 from rome_lens.locate.corruption import (
     GaussianNoise,
     MultivariateGaussianNoise,
@@ -110,8 +110,8 @@ __all__ = [
     "KnowledgeNeuronsConfig",
     "MemitConfig",
     "MemitTargets",
-    "Mend",
     "MendConfig",
+    "MendEditor",
     "ModelComparison",
     "MultivariateGaussianNoise",
     "NotFiniteError",
@@ -124,6 +124,7 @@ __all__ = [
     "StudentNoise",
     "Texts",
     "TokenReplacement",
+    "TraceConfig",
     "TracedFacts",
     "UnavailableError",
     "UniformNoise",
@@ -137,8 +138,8 @@ __all__ = [
     "causal_trace",
     "collect_covariance",
     "compare_models",
+    "edit_sequence",
     "emmet",
-    "evaluate",
     "finetune",
     "forecast_bleed_over",
     "generate_texts",
@@ -147,10 +148,10 @@ __all__ = [
     "load_attribute_snippets",
     "load_builtin_records",
     "load_counterfact",
-    "load_evaluation",
     "load_knowedit",
     "load_known_facts",
     "load_model",
+    "load_scores",
     "load_sequence",
     "load_traces",
     "load_zsre",
@@ -177,15 +178,13 @@ __all__ = [
     "revert_edits",
     "robustness_report",
     "rome",
-    "rome_sequence",
-    "run_evaluation",
     "run_harness",
     "same_length_subject",
     "sample_contexts",
+    "score_edits",
     "score_generation",
     "score_knowedit",
     "score_record",
-    "score_records",
     "score_specificity",
     "score_zsre",
     "strongest_bleed_over",

@@ -16,8 +16,7 @@ from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.methods.rome import RomeConfig, rome
 from rome_lens.errors import UnavailableError
 from rome_lens.evaluate.side_effects.compare import compare_models
-from rome_lens.locate.config import TraceOptions
-from rome_lens.locate.corruption import GaussianNoise
+from rome_lens.locate.config import TraceConfig
 from rome_lens.locate.restoring import State, predict_restored
 from rome_lens.locate.trace import CausalTrace
 from rome_lens.locate.tracing import causal_trace
@@ -72,15 +71,14 @@ class Explorer:
             ValueError: a number is below 1, or a prompt is blank.
             UnavailableError: ipywidgets or anywidget is not installed.
         """
-        TraceOptions(samples=samples, window=window).check(model)
+        self._tracing = TraceConfig(samples=samples, window=window)
         if prompts:
             check_prompts(prompts)
         widgets, go = _libraries()
         self.model = model
         self.trace: CausalTrace | None = None
         self.edit: Edit | None = None
-        self._config, self._covariance, self._samples, self._window = config, covariance, samples, window
-        self._corruption = GaussianNoise()
+        self._config, self._covariance = config, covariance
         self._applied: AppliedEdit | None = None
         wide = widgets.Layout(width="34em")
         self._prompt = widgets.Text(fact.prompt, description="prompt", layout=wide)
@@ -125,15 +123,7 @@ class Explorer:
             ValueError: as `causal_trace`.
         """
         _, go = _libraries()
-        trace = causal_trace(
-            self.model,
-            self.fact,
-            kind=self._kind.value,
-            window=self._window,
-            samples=self._samples,
-            corruption=self._corruption,
-            progress=False,
-        )
+        trace = causal_trace(self.model, self.fact, kind=self._kind.value, config=self._tracing, progress=False)
         self.trace = trace
         self._figure = go.FigureWidget(plot_trace(trace.to_frame(), answer=trace.answer))
         self._figure.data[0].on_click(self._cell_clicked)
@@ -158,8 +148,9 @@ class Explorer:
         if self.trace is None:
             raise ValueError("There is no trace yet. Trace first.")
         state = State(self.trace.kind, position, layer)
+        tracing = self._tracing
         found = predict_restored(
-            self.model, self.trace.fact, [state], samples=self._samples, corruption=self._corruption
+            self.model, self.trace.fact, [state], samples=tracing.samples, corruption=tracing.corruption
         )
         where = f"{_quoted(self.trace.tokens[position])}, layer {layer}"
         self._restored.value = f"Restored at {where}:" + _table(found)

@@ -131,11 +131,11 @@ def _train(folder: Path) -> Any:
 
 
 def _sequence(folder: Path) -> None:
-    rl.rome_sequence(_tiny(), SCORED, out=folder, method=_noise, checkpoints=[1], progress=False)
+    rl.edit_sequence(_tiny(), SCORED, out=folder, method=_noise, checkpoints=[1], progress=False)
 
 
 def _evaluation(folder: Path) -> None:
-    rl.run_evaluation(_tiny(), SCORED, {"noise": _noise}, out=folder, progress=False)
+    rl.score_edits(_tiny(), SCORED, {"noise": _noise}, out=folder, progress=False)
 
 
 def _text(file: Path) -> None:
@@ -172,11 +172,13 @@ READERS = [
     Reader("Edit.load", EDIT.save, rl.Edit.load),
     Reader("KeyCovariance.load", _covariance, rl.KeyCovariance.load),
     Reader("covariance checkpoint", _collect, _collect, whole_folder=True),
-    Reader("Mend.load", lambda file: rl.Mend.untrained(_tiny(), config=MEND).save(file), rl.Mend.load),
+    Reader(
+        "MendEditor.load", lambda file: rl.MendEditor.untrained(_tiny(), config=MEND).save(file), rl.MendEditor.load
+    ),
     Reader("MEND checkpoint", _train, _train, whole_folder=True, share=1),
     Reader("MemitTargets.load", _targets, rl.MemitTargets.load),
     Reader("load_traces", _traces, rl.load_traces, whole_folder=True),
-    Reader("load_evaluation", _evaluation, rl.load_evaluation, whole_folder=True),
+    Reader("load_scores", _evaluation, rl.load_scores, whole_folder=True),
     Reader("load_sequence", _sequence, rl.load_sequence, whole_folder=True),
     *(_records(name) for name in RECORDS),
     Reader("texts_from_file", _text, _read_text, share=1),

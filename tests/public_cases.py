@@ -94,8 +94,8 @@ class World:
         return rl.causal_trace(self.model, FACT, samples=2, **QUIET)
 
     @cached_property
-    def editor(self) -> rl.Mend:
-        return rl.Mend.untrained(self.model, config=rl.MendConfig(layers=[2], rank=4))
+    def editor(self) -> rl.MendEditor:
+        return rl.MendEditor.untrained(self.model, config=rl.MendConfig(layers=[2], rank=4))
 
     @cached_property
     def traces(self) -> Path:
@@ -106,13 +106,13 @@ class World:
     @cached_property
     def sequence(self) -> Path:
         folder = self.folder / "sequence"
-        rl.rome_sequence(self.model, [self.record], out=folder, method=lambda *_: self.edit, **QUIET)
+        rl.edit_sequence(self.model, [self.record], out=folder, method=lambda *_: self.edit, **QUIET)
         return folder
 
     @cached_property
     def evaluation(self) -> Path:
         folder = self.folder / "evaluation"
-        rl.run_evaluation(self.model, [self.record], {"noise": lambda *_: self.edit}, out=folder, **QUIET)
+        rl.score_edits(self.model, [self.record], {"noise": lambda *_: self.edit}, out=folder, **QUIET)
         return folder
 
     @cached_property
@@ -171,7 +171,7 @@ CASES: dict[str, Any] = {
     "KnowledgeNeuronsConfig": lambda w: {"steps": 2},
     "MemitConfig": lambda w: {"layers": [1], **w.search},
     "MemitTargets": lambda w: {"layer": 1, "contexts": ("{}",), "search": {}, "requests": (), "values": ()},
-    "Mend": lambda w: {
+    "MendEditor": lambda w: {
         "layers": (2,),
         "network": EditorNetwork((128, 32), 1, rank=4, hidden_layers=1, step_size=0.1, seed=0),
         "config": rl.MendConfig(layers=[2]),
@@ -190,7 +190,8 @@ CASES: dict[str, Any] = {
     "StudentNoise": lambda w: {"std": 0.1},
     "Texts": lambda w: {"corpus": "mine", "read": lambda: iter([CORPUS])},
     "TokenReplacement": lambda w: {"subject": "The Space Needle"},
-    "TracedFacts": lambda w: {"traces": [w.trace], "wrong": SUMMARY},
+    "TraceConfig": lambda w: {},
+    "TracedFacts": lambda w: {"traces": [w.trace], "not_predicted": SUMMARY},
     "UniformNoise": lambda w: {"std": 0.1},
     "Update": lambda w: {"layer": 1, "left": torch.ones(4, 1), "right": torch.ones(1, 2)},
     "alphaedit": lambda w: {
@@ -213,7 +214,6 @@ CASES: dict[str, Any] = {
         "config": rl.EmmetConfig(**w.search),
         **WARNS_NOT,
     },
-    "evaluate": lambda w: {"model": w.model, "records": [w.record], "method": lambda record: w.edit, **QUIET},
     "finetune": lambda w: {
         "model": w.model,
         "requests": REQUEST,
@@ -237,7 +237,7 @@ CASES: dict[str, Any] = {
     "load_attribute_snippets": lambda w: {"path": w.data("snippets")},
     "load_builtin_records": lambda w: {},
     "load_counterfact": lambda w: {"path": w.data("counterfact")},
-    "load_evaluation": lambda w: {"folder": w.evaluation},
+    "load_scores": lambda w: {"folder": w.evaluation},
     "load_knowedit": lambda w: {"path": w.data("knowedit")},
     "load_known_facts": lambda w: {"path": w.data("known")},
     "load_model": lambda w: {"name": w.folder / "gpt2", "device": w.model and "cpu"},
@@ -295,14 +295,14 @@ CASES: dict[str, Any] = {
         "config": rl.RomeConfig(**w.search),
         **WARNS_NOT,
     },
-    "rome_sequence": lambda w: {
+    "edit_sequence": lambda w: {
         "model": w.model,
         "records": [w.record],
         "out": "sequence",
         "method": lambda *_: w.edit,
         **QUIET,
     },
-    "run_evaluation": lambda w: {
+    "score_edits": lambda w: {
         "model": w.model,
         "records": [w.record],
         "methods": {"noise": lambda *_: w.edit},
@@ -314,11 +314,10 @@ CASES: dict[str, Any] = {
     "score_generation": lambda w: {"model": w.model, "record": w.record, "length": 20},
     "score_knowedit": lambda w: {"model": w.model, "record": w.question, "fluency": False},
     "score_record": lambda w: {"model": w.model, "record": w.record},
-    "score_records": lambda w: {"model": w.model, "records": [w.record], **QUIET},
     "score_specificity": lambda w: {"model": w.model, "record": w.record},
     "score_zsre": lambda w: {"model": w.model, "record": w.question},
     "strongest_bleed_over": lambda w: {"forecast": rl.forecast_bleed_over(w.model, w.edit, [FACT.text])},
-    "summarize": lambda w: {"frame": rl.load_evaluation(w.evaluation)},
+    "summarize": lambda w: {"frame": rl.load_scores(w.evaluation)},
     "texts_from_file": lambda w: {"path": w.folder / "text"},
     "texts_from_model": lambda w: {"model": w.model, "new_tokens": 3},
     "trace_facts": lambda w: {"model": w.model, "facts": [FACT], "kinds": ["mlp"], "samples": 1, **QUIET},

@@ -52,7 +52,7 @@ def one_thread():
 
 
 on_ray = partial(open_workers, engine="ray", workers=2)
-run = partial(rl.run_evaluation, progress=False)
+run = partial(rl.score_edits, progress=False)
 
 
 def test_in_this_process_items_are_done_in_turn(tiny):
@@ -107,8 +107,8 @@ def test_facts_traced_on_two_workers_are_those_traced_in_this_process(tiny, tmp_
     here = rl.trace_facts(tiny, facts, **options)
     there = rl.trace_facts(tiny, facts, out=tmp_path / "traces", engine="ray", workers=2, **options)
     assert [trace.to_dict() for trace in there.traces] == [trace.to_dict() for trace in here.traces]
-    pd.testing.assert_frame_equal(there.wrong, here.wrong)
-    assert len(there.wrong) == 1
+    pd.testing.assert_frame_equal(there.not_predicted, here.not_predicted)
+    assert len(there.not_predicted) == 1
     assert len(rl.load_traces(tmp_path / "traces")) == len(here.traces) == 6
 
 

@@ -51,7 +51,7 @@ def _method(name: str, model: Model, options: argparse.Namespace) -> Method:
         if options.mend_editor is None:
             raise SystemExit("mend needs a trained editor. Train one (`rome-lens train_mend`) and give --mend-editor.")
         return partial(
-            rl.mend, editor=rl.Mend.load(options.mend_editor, device=model.cfg.device), on_unhealthy="ignore"
+            rl.mend, editor=rl.MendEditor.load(options.mend_editor, device=model.cfg.device), on_unhealthy="ignore"
         )
     config = PRESETS[name]()  # its contexts are sampled once, before the first edit
     config = replace(config, contexts=rl.sample_contexts(model, config.context_lengths, seed=config.seed))
@@ -70,4 +70,4 @@ class _OneAtATime:
             self.last = {request: rl.memit_targets(model, [request], layer=max(self.covariances), progress=False)}
         edit, config = BATCH[name]
         given = {"covariances": self.covariances, "targets": self.last[request]}
-        return edit(model, [request], config=config(layers=sorted(self.covariances)), **given, **QUIET)
+        return edit(model, request, config=config(layers=sorted(self.covariances)), **given, **QUIET)

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 import rome_lens as rl
 from rome_lens import EditRecord, load_builtin_records, load_counterfact, summarize
 from rome_lens.edit.covariance.shipped import SHIPPED_COVARIANCES, shipped_covariance
-from rome_lens.locate.prompt import tokenize_question
+from rome_lens.locate.prompt import prepare_prompt
 from rome_lens.models import Model
 from rome_lens.storage import new_file
 
@@ -76,7 +76,7 @@ def add_run_arguments(arguments: argparse.ArgumentParser) -> None:
 
 
 def run_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What the options are for `run_evaluation`; its rows are in OUT/rows."""
+    """What the options are for `score_edits`; its rows are in OUT/rows."""
     chosen = {name: getattr(options, name) for name in ("engine", "workers", "gpus_per_worker")}
     return {"out": options.out / "rows", **chosen}
 
@@ -168,8 +168,8 @@ def predicted(model: Model, facts: Sequence[rl.Fact], count: int | None) -> list
         for number, fact in enumerate(facts):
             if len(found) == count:
                 break
-            asked = tokenize_question(model, fact)
-            if int(asked.answer[0]) == asked.predicted:
+            prompt = prepare_prompt(model, fact)
+            if int(prompt.answer[0]) == prompt.predicted:
                 found.append(number)
                 bar.update()
     return found

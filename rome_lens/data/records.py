@@ -127,16 +127,20 @@ class EditRequest(_AboutSubject):
         prompt: a text with one {}, the place of the subject.
         subject: the subject.
         target: the new object, without the leading space ("Rome"); one token or several.
+        true_answer: The object before the edit ("Paris"), for methods that need it (`kn`); None: not known.
         space: whether a space stands before the target, and before the true answer, wherever they are asked for: None
             decides as such texts are written (`Continuation`).
     """
 
     target: str
+    true_answer: str | None = field(default=None, kw_only=True)
     space: bool | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_text(self.target, "target")
+        if self.true_answer is not None:
+            check_text(self.true_answer, "true answer")
 
 
 @checked

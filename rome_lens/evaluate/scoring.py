@@ -1,8 +1,10 @@
 """Scores of many records, before and after edits: the rows that `summarize` reads."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from inspect import signature
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -10,141 +12,225 @@ from tqdm.auto import tqdm
 from rome_lens.checking import checked
 from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.edit import Edit
+from rome_lens.engine import EngineName, ModelSource, open_workers
 from rome_lens.errors import EditError, EditWarning, NotFiniteError, warn
 from rome_lens.evaluate.scorers.counterfact import score_record
-from rome_lens.models import Model
+from rome_lens.models import Model, model_identity
+from rome_lens.storage import check_same, open_journal, plain, read_journal
 
 BASE = "base"
 COLUMNS = ["case_id", "method", "metric", "value", "error"]
+_KIND = "rome_lens table of scores 1"
 
 
 @runtime_checkable
 class Record(Protocol):
-    """What has a number in a data set."""
+    """A request and its number in a data set."""
 
     @property
     def case_id(self) -> int: ...
 
+    @property
+    def request(self) -> EditRequest: ...
 
-R = TypeVar("R", bound=Record)
-Scorer = Callable[..., dict[str, float]]
+
+Scorer = Callable[..., Mapping[str, float]]
 Method = Callable[[Model, EditRequest], Edit]
 Row = tuple[int, str, str, float, str]
+Task: TypeAlias = tuple[Record, Sequence[str]]
+Stored = tuple[int, dict[str, Any], list[Row]]
+Measured = dict[tuple[int, str], list[Row]]
 
 
 @checked
-def score_records(
-    model: Model,
-    records: Sequence[R],
+def score_edits(
+    model: ModelSource,
+    records: Sequence[Record],
+    methods: Mapping[str, Method] | Method,
     *,
     score: Scorer = score_record,
-    name: str = BASE,
+    before: Callable[..., Any] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    engine: EngineName = "local",
+    workers: int = 1,
+    gpus_per_worker: float = 0.0,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Scores all records on the model as it is: before any edit, or inside `with edit.applied(model)` of a batch.
+    """Scores each record on the model as it is and on the model with each method's edit of that record alone.
 
-    Args:
-        model: is run, not changed.
-        records: what to score.
-        score: makes the scores of a record: `score(model, record)`.
-        name: of the model's state, in the result's column method.
-        progress: shows a bar.
-
-    Returns:
-        A row for each record and metric, as `evaluate` gives it.
-
-    Raises:
-        ValueError: there are no records.
-        NotFiniteError: the model's output is not finite.
-    """
-    check_records(records)
-    bar = tqdm(records, desc=f"score {name}", unit="record", disable=not progress)
-    return as_frame([row for record in bar for row in _rows(record, name, score(model, record))])
-
-
-@checked
-def evaluate(
-    model: Model,
-    records: Sequence[R],
-    *,
-    method: Callable[[R], Edit],
-    score: Scorer = score_record,
-    before: Callable[[Model, R], Any] | None = None,
-    name: str = "rome",
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Scores each record on the model as it is and on the model with the record's own edit.
-
-    After each record the weights are bit for bit what they were, also if `method` or the scoring raises. An edit that
+    After each record the weights are bit for bit what they were, also if a method or the score raises. An edit that
     cannot be computed (EditError), or that leaves a model whose output is not finite (NotFiniteError), does not end the
-    evaluation: its record has one row with the error in place of the method's scores, `summarize` counts it, and there
-    is an EditWarning at the end. Of many records, or several methods,
-    `run_evaluation` keeps the rows on disk.
+    run: its record has one row with the error in place of the method's scores, `summarize` counts it, and an
+    EditWarning says so at the end.
+
+    With `out`, the rows of a record are on disk as soon as they are measured, and a call with the same arguments goes
+    on after them: a run that was killed loses the records it had in hand, and counts none twice. Failed edits are not
+    tried again. Later calls may add records and methods. A changed method, `score` or `before` is refused: another
+    function, another argument of a `functools.partial`, another configuration that a function takes from around it.
+    What cannot be compared is the body of a function, such as a number in a lambda: choose another name for the method
+    then, or another folder.
 
     Args:
-        model: is edited and put back.
-        records: each is edited alone.
-        method: makes the edit for a record: `lambda record: rome(model, record.request)`.
-        score: makes the scores of a record: `score_record`, `score_specificity`, `score_generation`, `score_zsre`,
-            `score_knowedit` or a function of your own, which may put several together: `score_record(model, record) |
+        model: Model to edit, put back afterwards; or what `load_model` takes.
+        records: What to edit and score, each with its own case_id.
+        methods: Methods by name, `{"rome": rome}`, or one method, which goes by its own name. A method makes an Edit of
+            a model and a request; `functools.partial` gives it further arguments. With {}, the model is scored as it
+            is, for example inside `with edit.applied(model)` for a batch.
+        score: Scores a record: `score_record`, `score_specificity`, `score_generation`, `score_zsre`, `score_knowedit`
+            or your own `score(model, record)`, which may combine several: `score_record(model, record) |
             score_generation(model, record)`.
-        before: what to note of the model before the edit, for scores that compare with it: `locality_predictions` or
-            `neighborhood_log_probabilities`. Then `score(model, record, before=before(model, record))` is called,
-            else `score(model, record)`.
-        name: of the method, in the result.
-        progress: shows a bar.
+        before: What to note of the model before the edit, for scores that compare with it: `locality_predictions` or
+            `neighborhood_log_probabilities`. The score is then called as `score(model, record,
+            before=before(model, record))`.
+        out: Folder for this run alone, made if missing; None: the rows are kept in memory.
+        engine: "local", or "ray": records are spread over the workers of a Ray cluster (docs/cluster.md).
+        workers: How many, for "ray", each with a model of its own. One that dies is replaced, its records done again.
+        gpus_per_worker: GPUs that each worker of "ray" reserves.
+        progress: Shows a bar.
 
     Returns:
-        A row for each record, method ("base" is the model before the edit) and metric, with the columns case_id,
-        method, metric, value, error. The metrics are those of `score`, and error is "". An edit that could not be
-        computed has a row with the error, the metric "" and the value NaN.
+        A row for each record, method ("base" is the unedited model) and metric, in the order given, with the columns
+        case_id, method, metric, value, error. The metrics are those of `score`, and error is "". A failed edit has one
+        row with the error, the metric "" and the value NaN.
 
     Raises:
-        ValueError: there are no records, or `name` is "base".
-        NotFiniteError: the output of the model before any edit is not finite.
+        ValueError: No records, two with the same case_id, a method named "base"; and as `open_workers`.
+        TypeError: A method, `score` or `before` cannot be called with what it will be given, or returns something else.
+        NotFiniteError: The output of the unedited model is not finite.
+        FormatError: `out` was begun with another model, other weights, another score, another method of the same name
+            or another record of the same case_id, or holds other files or damaged ones.
+        UnavailableError: Ray is not installed; another run has the folder open; its disk is full or read-only.
     """
-    check_records(records)
-    check_method_names([name])
-    rows: list[Row] = []
-    for record in tqdm(records, desc=f"evaluate {name}", unit="record", disable=not progress):
-        rows += measure(model, record, {BASE: None, name: partial(method, record)}, score=score, before=before)
-    frame = as_frame(rows)
-    warn_of_failures(frame)
+    methods = methods if isinstance(methods, Mapping) else {_name(methods): methods}
+    by_id = _check(records, methods, score, before)
+    states = (BASE, *methods)
+    with open_workers(model, engine=engine, workers=workers, gpus_per_worker=gpus_per_worker) as spread:
+        identity: dict[str, Any] = {}
+        if out is not None:
+            ((_, identity),) = spread(_identify, [None])
+            identity = identity | {"score": plain(score), "before": plain(before)}
+            identity |= {f"method {name}": plain(method) for name, method in methods.items()}
+        with open_journal(out, kind=_KIND, identity=identity, read=_read) as journal:
+            done = _done(journal.rows, by_id, out)
+            tasks = [(record, [name for name in states if (record.case_id, name) not in done]) for record in records]
+            tasks = [task for task in tasks if task[1]]
+            with tqdm(
+                total=len(records),
+                initial=len(records) - len(tasks),
+                desc=f"score {', '.join(methods) or BASE}",
+                unit="record",
+                disable=not progress,
+            ) as bar:
+                measured = partial(_measured, methods=methods, score=score, before=before)
+                for index, rows in spread(measured, tasks):
+                    record = tasks[index][0]
+                    journal.append({"case_id": int(record.case_id), "record": plain(record), "rows": rows})
+                    done |= _by_state(rows)
+                    bar.update()
+    frame = _in_order(done, list(by_id), states)
+    _warn_of_failures(frame)
     return frame
 
 
-def measure(
+@checked
+def load_scores(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """What `score_edits` has kept so far in a folder, without a model; records by case_id, methods by name.
+
+    Raises:
+        FileNotFoundError: There are no scores in this folder.
+        FormatError: It holds other files or damaged ones.
+    """
+    rows = read_journal(folder, kind=_KIND, read=_read)
+    done = {state: each for _, _, found in rows for state, each in _by_state(found).items()}
+    methods = {method for _, method in done} - {BASE}
+    return _in_order(done, sorted({case_id for case_id, _ in done}), [BASE, *sorted(methods)])
+
+
+def _check(
+    records: Sequence[Record],
+    methods: Mapping[str, Method],
+    score: Scorer,
+    before: Callable[..., Any] | None,
+) -> dict[int, Record]:
+    """The records by case_id. Raises ValueError or TypeError for what cannot be scored."""
+    if not records:
+        raise ValueError("records is empty, expected at least 1 record.")
+    by_id = {record.case_id: record for record in records}
+    if len(by_id) < len(records):
+        raise ValueError(f"{len(records)} records have {len(by_id)} case_ids, expected one each. Number them anew.")
+    if BASE in methods:
+        raise ValueError(f"A method is named {BASE!r}, which stands for the unedited model. Choose another name.")
+    for name, method in methods.items():
+        _check_call(f"The method {name!r}", method, "model", "request")
+    if before is None:
+        _check_call("score", score, "model", "record")
+    else:
+        _check_call("before", before, "model", "record")
+        _check_call("score", score, "model", "record", before="before(model, record)")
+    return by_id
+
+
+def _check_call(what: str, function: Callable[..., Any], *arguments: str, **keywords: str) -> None:
+    """Raises TypeError unless a function can be called with these arguments."""
+    try:
+        takes = signature(function)
+    except ValueError:  # of functions written in C
+        return
+    try:
+        takes.bind(*arguments, **keywords)
+    except TypeError as error:
+        call = ", ".join([*arguments, *(f"{name}={value}" for name, value in keywords.items())])
+        raise TypeError(
+            f"{what} is {_name(function)}{takes}, expected a function that can be called with ({call}): {error}. "
+            "Bind what else it needs with functools.partial; what a score compares with comes from before=..."
+        ) from None
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """What a function calls itself."""
+    while isinstance(function, partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _identify(model: Model, _: None) -> dict[str, str]:
+    return model_identity(model)
+
+
+def _measured(
     model: Model,
-    record: Record,
-    states: Mapping[str, Callable[[], Edit] | None],
+    task: Task,
     *,
+    methods: Mapping[str, Method],
     score: Scorer,
     before: Callable[..., Any] | None,
 ) -> list[Row]:
-    """The rows of one record, for each state of the model: as it is (None), or with the edit that a function makes.
-
-    `evaluate` says what the rows are, and that the weights are put back.
-    """
+    """The rows of a record for the states of the model that are still missing."""
+    record, names = task
     noted = {"before": before(model, record)} if before else {}
     rows: list[Row] = []
-    for name, make in states.items():
-        if make is None:
+    for name in names:
+        if name == BASE:
             rows += _rows(record, name, score(model, record, **noted))
             continue
         try:
-            with make().applied(model):
+            edit = methods[name](model, record.request)
+            if not isinstance(edit, Edit):
+                raise TypeError(f"The method {name!r} returned {edit!r}, expected an Edit.")
+            with edit.applied(model):
                 rows += _rows(record, name, score(model, record, **noted))
         except (EditError, NotFiniteError) as error:
             rows.append((record.case_id, name, "", float("nan"), str(error)))
     return rows
 
 
-def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows as the frame that `evaluate` gives."""
-    return pd.DataFrame(rows, columns=COLUMNS)
+def _rows(record: Record, method: str, scores: object) -> list[Row]:
+    if not isinstance(scores, Mapping):
+        raise TypeError(f"score returned {scores!r}, expected numbers by name: {{'metric': 0.5}}.")
+    return [(record.case_id, method, metric, float(value), "") for metric, value in scores.items()]
 
 
-def warn_of_failures(frame: pd.DataFrame) -> None:
+def _warn_of_failures(frame: pd.DataFrame) -> None:
     """An EditWarning for each method with edits that could not be computed or scored."""
     for method, failed in frame[frame["error"] != ""].groupby("method", sort=False):
         first = failed.iloc[0]
@@ -155,17 +241,32 @@ def warn_of_failures(frame: pd.DataFrame) -> None:
         )
 
 
-def check_records(records: Sequence[Record]) -> None:
-    """Raises ValueError if there are no records."""
-    if not records:
-        raise ValueError("records is empty, expected one record or more.")
+def _read(row: Mapping[str, Any]) -> Stored:
+    """A record's number, the record, and what was measured on it."""
+    rows = [
+        (int(case_id), str(method), str(metric), float(value), str(error))
+        for case_id, method, metric, value, error in row["rows"]
+    ]
+    return int(row["case_id"]), dict(row["record"]), rows
 
 
-def check_method_names(names: Iterable[str]) -> None:
-    """Raises ValueError if a method has the name of the model before the edit."""
-    if BASE in names:
-        raise ValueError(f"name is {BASE!r}, which stands for the model before the edit. Choose another name.")
+def _done(stored: Sequence[Stored], records: Mapping[int, Record], out: object) -> Measured:
+    """What was measured on these records. Raises FormatError if one of them was another record then."""
+    for case_id, record, _ in stored:
+        if case_id in records:
+            check_same(out, {f"record {case_id}": record}, {f"record {case_id}": plain(records[case_id])})
+    return {state: each for _, _, rows in stored for state, each in _by_state(rows).items()}
 
 
-def _rows(record: Record, method: str, scores: Mapping[str, float]) -> list[Row]:
-    return [(record.case_id, method, metric, float(value), "") for metric, value in scores.items()]
+def _by_state(rows: Sequence[Row]) -> Measured:
+    """Rows by case_id and method."""
+    found: Measured = {}
+    for row in rows:
+        found.setdefault((row[0], row[1]), []).append(row)
+    return found
+
+
+def _in_order(done: Measured, case_ids: Sequence[int], methods: Sequence[str]) -> pd.DataFrame:
+    """The rows of these records and methods, in their order; the metrics in that in which they were measured."""
+    rows = [row for case_id in case_ids for method in methods for row in done.get((case_id, method), ())]
+    return pd.DataFrame(rows, columns=COLUMNS)

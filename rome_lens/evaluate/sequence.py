@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from rome_lens.checking import checked
-from rome_lens.data.records import EditRecord, EditRequest
+from rome_lens.data.records import EditRecord
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.health import EditHealth
 from rome_lens.edit.artifact.kept import kept_edit
@@ -23,14 +22,13 @@ from rome_lens.edit.artifact.written import keeping
 from rome_lens.edit.methods.rome import rome
 from rome_lens.errors import EditError, NotFiniteError
 from rome_lens.evaluate.scorers.counterfact import score_record
-from rome_lens.evaluate.scoring import COLUMNS, Method
+from rome_lens.evaluate.scoring import Method
+from rome_lens.evaluate.sequence_tables import EditSequence, Key, number_or_nan, tables
 from rome_lens.evaluate.side_effects.perplexity import perplexity
-from rome_lens.evaluate.summary import summarize
 from rome_lens.models import Model, find_output_matrix, model_identity, output_matrix
 from rome_lens.storage import Journal, check_same, digest, open_journal, plain, read_journal
 
 _KIND = "rome_lens sequence of edits 1"
-Key = tuple[str, int]
 
 
 @checked
@@ -59,40 +57,12 @@ class StopRule:
 
 
 @checked
-@dataclass(frozen=True)
-class EditSequence:
-    """What `rome_sequence` measured.
-
-    Attributes:
-        edits: a row for each edit, in order: edit (from 1 on), case_id, subject, target, norm_growth, the scores of its
-            own record right after it (as `score_record` names them; NaN if the model's output is not finite), problems
-            (those of its health, and why there are no scores), and the figures of its health.
-        checkpoints: a row for each checkpoint: edits (how many were applied), perplexity (NaN without a text, or if the
-            model's output is not finite), norm_growth, and the columns of `summarize` for the records edited so far;
-            each score's mean on the model before the first edit, for the same records, as base_ES and so on. The row of
-            0 edits is that model on all records.
-        stopped: why the sequence ended before its last record; "" if it did not, and for what is read from a folder.
-
-    norm_growth is |W - W0| / |W0|, in Frobenius norms, of the edited layer that has grown most: W as it is after the
-    edit, W0 as it was before the first.
-    """
-
-    edits: pd.DataFrame
-    checkpoints: pd.DataFrame
-    stopped: str = ""
-
-
-def _rome(model: Model, request: EditRequest) -> Edit:
-    return rome(model, request, progress=False)
-
-
-@checked
-def rome_sequence(
+def edit_sequence(
     model: Model,
     records: Sequence[EditRecord],
+    method: Method = rome,
     *,
-    out: str | os.PathLike[str],
-    method: Method = _rome,
+    out: str | os.PathLike[str] | None = None,
     checkpoints: Iterable[int] = (1, 10, 25, 50, 100),
     text: str | None = None,
     perplexity_tokens: int = 20_000,
@@ -103,17 +73,16 @@ def rome_sequence(
 
     At the end, and when anything raises, the edited matrices are bit for bit what they were.
 
-    Everything is saved in `out` as it is made: each edit as a safetensors file (00001.safetensors, ...), and what was
+    With `out`, everything is saved as it is made: each edit as a file (00001.safetensors, ...), and what was
     measured in rows.jsonl. A sequence that was killed goes on from there when it is called again with the same
     arguments: saved edits are applied again and no row is measured twice. More records or checkpoints, or another stop
-    rule, may be given as well. Another method is refused; what of it is compared, `run_evaluation` says.
+    rule, may be given as well. Another method is refused; what of it is compared, `score_edits` says.
 
     Args:
         model: is edited and put back.
         records: in the order of the edits.
-        out: a folder for this sequence alone; made if it is missing.
-        method: makes an edit for a request on the model as it is; `rome` with its defaults, or for example
-            `lambda model, request: rome(model, request, config=config, progress=False)`.
+        method: Makes an Edit of the model as edited so far and a request, for example `partial(rome, config=config)`.
+        out: Folder for this sequence alone, made if missing; None: nothing is kept on disk.
         checkpoints: after how many edits all records edited so far are scored, and the perplexity measured. The last
             edit is always a checkpoint.
         text: what to measure the perplexity on; None: it is left out.
@@ -132,7 +101,7 @@ def rome_sequence(
         UnavailableError: another run has the folder open, or its disk is full or may not be written to.
     """
     if not records:
-        raise ValueError("records is empty, expected one EditRecord or more.")
+        raise ValueError("records is empty, expected at least 1 EditRecord.")
     wanted = set(checkpoints)
     if any(checkpoint < 1 for checkpoint in wanted):
         raise ValueError(f"checkpoints are {sorted(wanted)}, expected numbers of edits from 1 on.")
@@ -150,7 +119,7 @@ def rome_sequence(
             except NotFiniteError:
                 return None
 
-        return _number(rows.get("perplexity", edits, measure))
+        return number_or_nan(rows.get("perplexity", edits, measure))
 
     def check_point(edits: int) -> float | None:
         rows.get("scores", edits, lambda: [_scores(model, record)[0] for record in records[:edits]])
@@ -159,7 +128,9 @@ def rome_sequence(
     stopped, done = "", 0
     originals: dict[int, Tensor] = {}
     with (
-        open_journal(out, kind=_KIND, identity=model_identity(model) | depends, read=_read) as journal,
+        open_journal(
+            out, kind=_KIND, identity=depends if out is None else model_identity(model) | depends, read=_read
+        ) as journal,
         ExitStack() as put_back,
         tqdm(total=len(records), desc="edits", disable=not progress) as bar,
     ):
@@ -170,9 +141,11 @@ def rome_sequence(
         for number, record in enumerate(records, start=1):
             rows.get("base", number, partial(score_record, model, record))
         for number, record in enumerate(records, start=1):
-            path = Path(out) / f"{number:05}.safetensors"
+            make = partial(method, model, record.request)
             try:
-                edit = kept_edit(path, record.request, partial(method, model, record.request))
+                edit = (
+                    make() if out is None else kept_edit(Path(out) / f"{number:05}.safetensors", record.request, make)
+                )
                 for update in edit.updates:
                     if update.layer not in originals:
                         put_back.enter_context(keeping([find_output_matrix(model, update.layer)]))
@@ -191,19 +164,19 @@ def rome_sequence(
                 break
         if done:
             check_point(done)
-    return _tables(rows.all, done, stopped)
+    return tables(rows.all, done, stopped)
 
 
 @checked
 def load_sequence(folder: str | os.PathLike[str]) -> EditSequence:
-    """What `rome_sequence` has measured so far in a folder, without a model.
+    """What `edit_sequence` has measured so far in a folder, without a model.
 
     Raises:
         FileNotFoundError: there is no sequence in this folder.
         FormatError: the file of rows holds something else.
     """
     rows = dict(read_journal(folder, kind=_KIND, read=_read))
-    return _tables(rows, max((number for kind, number in rows if kind == "edit"), default=0), "")
+    return tables(rows, max((number for kind, number in rows if kind == "edit"), default=0), "")
 
 
 def _read(row: Mapping[str, Any]) -> tuple[Key, Any]:
@@ -260,44 +233,3 @@ def _scores(model: Model, record: EditRecord) -> tuple[dict[str, float], str]:
         return score_record(model, record), ""
     except NotFiniteError as error:
         return {}, str(error)
-
-
-def _number(value: float | None) -> float:
-    """A number of a row; where there was none, NaN."""
-    return float("nan") if value is None else value
-
-
-def _tables(rows: Mapping[tuple[str, int], Any], done: int, stopped: str) -> EditSequence:
-    edits = [(number, rows["edit", number]) for number in range(1, done + 1)]
-    growth = {0: 0.0} | {number: max(row["norm_growth"].values(), default=0.0) for number, row in edits}
-    table = [
-        {"edit": number, "case_id": row["case_id"]}
-        | {name: row["request"][name] for name in ("subject", "target")}
-        | {"norm_growth": growth[number], **row["scores"]}
-        | {"problems": "; ".join(_problems(row)), **row["health"]}
-        for number, row in edits
-    ]
-    base = [row for (kind, _), row in sorted(rows.items()) if kind == "base"]
-    scores = {0: base} | {number: row for (kind, number), row in sorted(rows.items()) if kind == "scores"}
-    checkpoints = [
-        {"edits": number, "perplexity": _number(rows.get(("perplexity", number))), "norm_growth": growth[number]}
-        | _summary(each)
-        | pd.DataFrame(base[: len(each)]).mean().add_prefix("base_").to_dict()
-        for number, each in scores.items()
-        if number <= done and each
-    ]
-    return EditSequence(pd.DataFrame(table), pd.DataFrame(checkpoints), stopped)
-
-
-def _problems(row: Mapping[str, Any]) -> list[str]:
-    """What is wrong after an edit: with the edit itself, and with the model's output."""
-    health = EditHealth(**row["health"]).problems if row["health"] else ()
-    return [*health, *([row["error"]] if row.get("error") else [])]
-
-
-def _summary(scores: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The columns of `summarize`, for the scores of some records."""
-    long = [(i, "", metric, value, "") for i, each in enumerate(scores) for metric, value in each.items()]
-    long += [(i, "", "", float("nan"), "not finite") for i, each in enumerate(scores) if not each]
-    (row,) = summarize(pd.DataFrame(long, columns=COLUMNS)).to_dict("records")
-    return {str(name): value for name, value in row.items() if name != "method"}

@@ -18,7 +18,7 @@ def summarize(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     over the others, and `failed` says how many it were.
 
     Args:
-        frame: what `evaluate` gives, with whatever scores (several may be put together with pandas.concat).
+        frame: what `score_edits` gives, with whatever scores (several may be put together with pandas.concat).
         seed: of the bootstrap.
 
     Returns:
@@ -31,9 +31,9 @@ def summarize(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     check_seed(seed)
     expected = ["case_id", "method", "metric", "value"]
     if missing := [column for column in expected if column not in frame]:
-        raise ValueError(f"The frame lacks the columns {missing}, expected {expected}: give what evaluate() returns.")
+        raise ValueError(f"The frame lacks the columns {missing}, expected {expected}: give what score_edits returns.")
     if frame.empty:
-        raise ValueError("The frame has no rows: give what evaluate() returns for one record or more.")
+        raise ValueError("The frame has no rows: give what score_edits returns for one record or more.")
     if frame.duplicated(["case_id", "method", "metric"]).any():
         raise ValueError("The frame holds a record's metric more than once for a method. Drop the duplicates.")
     rows = []

@@ -11,17 +11,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.locate.grid import restored_layers
-from rome_lens.locate.metrics import Metric
-from rome_lens.locate.prompt import Question
+from rome_lens.locate.metrics import Measure
+from rome_lens.locate.own import name_of
+from rome_lens.locate.prompt import TracedPrompt
 from rome_lens.locate.runs import answer_logits, keep, put_in_place
 from rome_lens.models import EMBEDDING, HookList, Kind, Model, frozen, run, state_name
 
 
 def attributed_values(
     model: Model,
-    question: Question,
+    prompt: TracedPrompt,
     embedded: Float[Tensor, "sample token d_model"],
-    metric: Metric,
+    measure: Measure,
     *,
     kind: Kind,
     window: int,
@@ -31,17 +32,25 @@ def attributed_values(
 
     A window's layers are summed, which counts twice what one of them does by way of another in the window. No parameter
     of the model gets a gradient.
+
+    Raises:
+        ValueError: the metric has no gradient.
     """
     n_layers = model.cfg.n_layers
-    clean = question.clean.states[kind]
+    clean = prompt.clean.states[kind]
     states: list[Tensor] = []
 
     with torch.enable_grad(), frozen(model):
         leaf = embedded.detach().requires_grad_()
-        corrupt: Callable[..., Tensor] = put_in_place(question.subject, leaf)
+        corrupt: Callable[..., Tensor] = put_in_place(prompt.subject, leaf)
         hooks: HookList = [(EMBEDDING, corrupt), *((state_name(kind, i), keep(states)) for i in range(n_layers))]
-        residual = run(model, question.tokens.expand(len(embedded), -1), hooks=hooks)
-        values = metric(answer_logits(model, residual, len(metric.answer)))
+        residual = run(model, prompt.tokens.expand(len(embedded), -1), hooks=hooks)
+        values = measure(answer_logits(model, residual, len(prompt.answer)))
+        if not values.requires_grad:
+            raise ValueError(
+                f"The metric {name_of(measure.metric)} has no gradient, which attribution needs. Compute it from the "
+                "logits with torch's differentiable operations, or use method='exact'."
+            )
         gradients = torch.autograd.grad(values.sum(), states)
     effects = torch.stack(
         [

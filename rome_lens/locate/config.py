@@ -1,63 +1,134 @@
 """The options of a causal trace."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
-from rome_lens.checking import check_whole
-from rome_lens.locate.corruption import Corruption
-from rome_lens.locate.metrics import MetricName
-from rome_lens.locate.trace import ATTRIBUTION
+from rome_lens.checking import check_whole, checked
+from rome_lens.locate.corruption import CORRUPTIONS, Corruption, CorruptionFunction, GaussianNoise
+from rome_lens.locate.metrics import METRICS, Metric, MetricName
+from rome_lens.locate.own import Recorded, check_comparable, check_takes, name_of, to_record
+from rome_lens.locate.runs import Sublayer
 from rome_lens.models import Kind, Model
+from rome_lens.storage import plain
 
 Method = Literal["exact", "attribution"]
+COLUMNS = ("position", "token", "role", "layer", "kind", "window", "method", "indirect_effect")
+"""Of a trace's frame, beside the metric's own."""
 
 
+@checked
 @dataclass(frozen=True)
-class TraceOptions:
-    """How to trace: the keyword arguments of `causal_trace`, which documents them."""
+class TraceConfig:
+    """How to trace. A trace keeps the config that it was made with.
+
+    Attributes:
+        kind: which states are restored: "resid", a block's output; "mlp" or "attn", what a window of MLPs or attentions
+            adds to the residual stream; "head", one attention head's output.
+        window: number of layers restored together for "mlp" and "attn": layers l - window // 2 to
+            l + (window - 1) // 2, as far as they exist. In a trace's config it is 1 for the other kinds.
+        samples: number of corrupted runs that each number is the mean of.
+        corruption: how the subject is hidden; by default Gaussian noise of 3 sigma. An object or a function of your own
+            fits as well: see `Corruption` and `CorruptionFunction`. In a trace's config the width of noise is a number.
+        metric: what is read: "prob", the answer's probability, its tokens' multiplied; "logprob", its logarithm in
+            nats; "logit_diff", the logit of the answer's first token minus that of a wrong answer's; "kl", the
+            divergence in nats of the next token's distribution from that after the clean prompt (0 when all is
+            restored); or a function of your own: see `Metric`.
+        wrong_answer: for "logit_diff".
+        head: its number, for "head".
+        positions: which rows of the grid are wanted; None: all.
+        layers: which columns; None: all.
+        severed: sublayers that are held at their corrupted values while a state is restored (paper figure 3 and
+            appendix B.2): what the state does by way of them is cut off.
+        severed_positions: where; None: at the restored position, as the paper does.
+        method: "exact", or "attribution": the gradient approximation of the same grid (attribution patching, Nanda
+            2023; Syed et al. 2023, arXiv 2310.10348), many times cheaper, and labelled wherever it is shown.
+
+    Raises:
+        ValueError: an option is out of range, or a function of your own takes other arguments.
+        TypeError: an option is of another type.
+    """
 
     kind: Kind = "resid"
     window: int = 10
     samples: int = 10
-    corruption: Corruption | None = None
-    metric: MetricName = "prob"
+    corruption: Corruption | CorruptionFunction = field(default_factory=GaussianNoise)
+    metric: MetricName | Metric = "prob"
     wrong_answer: str | None = None
     head: int | None = None
     positions: Sequence[int] | None = None
     layers: Sequence[int] | None = None
-    severed: Sequence[Literal["mlp", "attn"]] = ()
+    severed: Sequence[Sublayer] = ()
     severed_positions: Sequence[int] | None = None
     method: Method = "exact"
-    tokens_per_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        check_whole(window=self.window, samples=self.samples)
+        check_whole(least=0, head=self.head)
+        for name in ("layers", "positions", "severed", "severed_positions"):
+            if (numbers := getattr(self, name)) is None:
+                continue
+            if name in ("layers", "positions") and not len(numbers):
+                raise ValueError(f"{name} is empty, expected one number or more, or None for all.")
+            object.__setattr__(self, name, tuple(numbers))
+            if name != "severed" and min(numbers, default=0) < 0:
+                raise ValueError(f"{name} is {list(numbers)}, expected numbers of at least 0.")
+        if self.severed_positions is not None and not self.severed:
+            raise ValueError("severed_positions are given, but nothing is severed. Say severed=('mlp',), say.")
+        if self.method == "attribution" and self.severed:
+            raise ValueError("Severed traces have no attribution. Use method='exact'.")
+        if not isinstance(self.corruption, Corruption):
+            check_takes("corruption", self.corruption, "model", "fact", "clean", "samples")
+        if not isinstance(self.metric, str | Recorded):
+            check_takes("metric", self.metric, "logits", "prompt")
+            if name_of(self.metric) in (*METRICS, *COLUMNS):
+                raise ValueError(
+                    f"metric is a function named {name_of(self.metric)!r}, which already means something in a trace's "
+                    "frame. Give it another name."
+                )
 
     def check(self, model: Model) -> None:
-        """Raises ValueError unless the options fit together and fit the model."""
-        for name, value, choices in (
-            ("kind", self.kind, get_args(Kind)),
-            ("metric", self.metric, get_args(MetricName)),
-            ("method", self.method, get_args(Method)),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}.")
-        check_whole(window=self.window, samples=self.samples, tokens_per_batch=self.tokens_per_batch)
+        """Raises ValueError unless the options fit each other and the model."""
         heads, n_layers = model.cfg.n_heads, model.cfg.n_layers
-        if (self.head is not None) != (self.kind == "head") or not 0 <= (self.head or 0) < heads:
+        if (self.head is not None) != (self.kind == "head") or (self.head or 0) >= heads:
             raise ValueError(
                 f"kind is {self.kind!r} and head is {self.head!r}, expected a head from 0 to {heads - 1} with kind "
                 "'head', and none with the others."
             )
-        for name, wanted in (("layers", self.layers), ("positions", self.positions)):
-            if wanted is not None and not len(wanted):
-                raise ValueError(f"{name} is empty, expected one number or more, or None for all.")
-        if outside := [layer for layer in self.layers or () if not 0 <= layer < n_layers]:
+        if outside := [layer for layer in self.layers or () if layer >= n_layers]:
             raise ValueError(f"The layers {outside} do not exist: {model.cfg.model_name} has 0 to {n_layers - 1}.")
-        if not set(self.severed) <= {"mlp", "attn"} or self.kind in self.severed:
+        if self.kind in self.severed:
             raise ValueError(
-                f"severed is {tuple(self.severed)!r} for kind {self.kind!r}, expected 'mlp', 'attn' or both, and not "
-                "what is restored."
+                f"severed is {self.severed!r} for kind {self.kind!r}, expected 'mlp', 'attn' or both, and not what is "
+                "restored."
             )
-        if self.severed_positions is not None and not self.severed:
-            raise ValueError("severed_positions are given, but nothing is severed. Say severed=('mlp',), say.")
-        if self.method == ATTRIBUTION and self.severed:
-            raise ValueError("Severed traces have no attribution. Use method='exact'.")
+
+    def check_comparable(self) -> None:
+        """Raises ValueError if a metric or corruption cannot be told from others in a folder."""
+        check_comparable("metric", self.metric)
+        check_comparable("corruption", self.corruption)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as plain JSON values; of a metric or corruption of your own, its name and settings."""
+        values = {each.name: plain(getattr(self, each.name)) for each in fields(self)}
+        metric = self.metric if isinstance(self.metric, str) else to_record(self.metric)
+        return values | {"corruption": to_record(self.corruption), "metric": metric}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TraceConfig":
+        """The config that `to_dict` wrote. A metric or corruption of your own is there by name, and cannot be run."""
+        metric, corruption = values["metric"], Recorded(**values["corruption"])
+        settings = corruption.settings if isinstance(corruption.settings, dict) else {}
+        known = CORRUPTIONS.get(settings.get("class", ""))
+        made = known(**{name: value for name, value in settings.items() if name != "class"}) if known else corruption
+        chosen = metric if isinstance(metric, str) else Recorded(**metric)
+        return cls(**{**values, "corruption": made, "metric": chosen})
+
+
+def with_options(config: TraceConfig | None, options: Mapping[str, Any]) -> TraceConfig:
+    """The config with the options that are not None in place of its own.
+
+    Raises:
+        TypeError, ValueError: as `TraceConfig`.
+    """
+    return replace(config or TraceConfig(), **{name: each for name, each in options.items() if each is not None})

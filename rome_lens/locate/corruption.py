@@ -5,7 +5,7 @@ has in their place. The same rows serve the corrupted baseline and every cell of
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -17,13 +17,15 @@ from torch import Tensor
 from rome_lens.checking import check_seed, checked
 from rome_lens.data.readers.builtin import load_builtin_records
 from rome_lens.data.records import Fact, check_subject, check_text, subject_range
+from rome_lens.locate.own import name_of
+from rome_lens.locate.prompt import TracedPrompt
 from rome_lens.models import Model, embed, embeddings
 from rome_lens.models.tokens import tokenize
 
 
 @runtime_checkable
 class Corruption(Protocol):
-    """What `causal_trace` asks of a corruption."""
+    """A corruption: an object with a method `corrupted`, such as `GaussianNoise` or one of your own."""
 
     def corrupted(
         self, model: Model, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
@@ -31,6 +33,16 @@ class Corruption(Protocol):
         """What stands in place of the clean embeddings of the subject's tokens: a row for each sample, or one row if
         nothing is random.
         """
+
+
+@runtime_checkable
+class CorruptionFunction(Protocol):
+    """A corruption as a function of your own, which takes and gives what `Corruption.corrupted` does."""
+
+    def __call__(
+        self, model: Model, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int, /
+    ) -> Float[Tensor, "sample token d_model"]:
+        """As `Corruption.corrupted`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +209,38 @@ class TokenReplacement:
             )
         ids = torch.tensor(other.ids[there.start : there.stop], device=clean.device)
         return repeat(embed(model, ids), "token d -> sample token d", sample=1)
+
+
+CORRUPTIONS = {
+    f"{each.__module__}.{each.__qualname__}": each
+    for each in (GaussianNoise, UniformNoise, StudentNoise, MultivariateGaussianNoise, TokenReplacement)
+}
+"""Those of the package, by the names that a stored trace calls them."""
+
+
+def corrupted_embeddings(
+    model: Model, fact: Fact, prompt: TracedPrompt, corruption: Corruption | CorruptionFunction, samples: int
+) -> Float[Tensor, "sample token d_model"]:
+    """What stands in place of the embeddings of the subject's tokens.
+
+    Raises:
+        ValueError: a corruption of the user's own gave something else.
+    """
+    clean = embed(model, prompt.tokens)[prompt.subject.start : prompt.subject.stop]
+    made = corruption.corrupted if isinstance(corruption, Corruption) else corruption
+    found = made(model, fact, clean, samples)
+    if not isinstance(found, Tensor) or found.shape[1:] != clean.shape or not found.numel():
+        got = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else repr(found)
+        raise ValueError(
+            f"The corruption {name_of(corruption)} gave {got}, expected [samples, {len(clean)}, {clean.shape[1]}] (or "
+            "one sample, if nothing is random)."
+        )
+    return found
+
+
+def resolved(corruption: Corruption | CorruptionFunction, model: Model) -> Corruption | CorruptionFunction:
+    """The corruption with its width as a number, where it is given in sigmas of embeddings."""
+    return replace(corruption, std=corruption.scale(model)) if isinstance(corruption, _ScaledNoise) else corruption
 
 
 @checked

@@ -8,7 +8,7 @@ import pandas as pd
 from rome_lens.checking import check_seed, checked
 from rome_lens.intervals import bootstrap_interval
 from rome_lens.locate.roles import ROLES
-from rome_lens.locate.trace import EXACT, CausalTrace
+from rome_lens.locate.trace import CausalTrace
 
 
 @checked
@@ -35,7 +35,8 @@ def average_effects(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.DataF
         raise ValueError("traces is empty, expected one CausalTrace or more.")
     if len({trace.restored.shape[1] for trace in traces}) > 1:
         raise ValueError("The traces have different numbers of layers. Average those of one model.")
-    if len({(label(trace), trace.window, trace.metric) for trace in traces}) > len({label(trace) for trace in traces}):
+    alike = {(label(trace), trace.config.window, trace.metric) for trace in traces}
+    if len(alike) > len({label(trace) for trace in traces}):
         raise ValueError("The traces of one kind have different windows or metrics. Average those that are alike.")
     frames = pd.concat([trace.to_frame().assign(kind=label(trace), trace=i) for i, trace in enumerate(traces)])
     by_fact = frames.pivot_table("indirect_effect", ["kind", "role", "trace"], "layer", aggfunc="mean").reset_index()
@@ -56,9 +57,10 @@ def average_effects(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.DataF
 
 def label(trace: CausalTrace) -> str:
     """The trace's kind, with the head's number, what was severed, and the method if it is not the exact one."""
-    kind = trace.kind if trace.head is None else f"{trace.kind} {trace.head}"
-    kind += f", {' and '.join(trace.severed)} severed" if trace.severed else ""
-    return kind if trace.method == EXACT else f"{kind} ({trace.method})"
+    config = trace.config
+    kind = config.kind if config.head is None else f"{config.kind} {config.head}"
+    kind += f", {' and '.join(config.severed)} severed" if config.severed else ""
+    return kind if config.method == "exact" else f"{kind} ({config.method})"
 
 
 @checked

@@ -1,10 +1,21 @@
 """The restoration grid: what the model says when one state of a corrupted run is put back to its clean value.
 
-This is the one place of the algorithm. Nothing is computed twice, and nothing that the answer does not depend on.
-Restoring a state at (position, layer) changes nothing at earlier positions and in earlier layers: rows hold only the
-positions from theirs on, read the keys and values of earlier positions from the corrupted run, and join the batch after
-the first restored layer, which changes no position but theirs. A window that begins where a longer one begins follows
-it to its end. The last block and the unembedding give only the positions that predict the answer.
+The idea: a cell of the grid needs a forward pass, but hardly any of it is its own. A restored state changes nothing at
+earlier positions and in earlier layers, so a cell runs only the positions from its own on, reads the keys and values of
+those before from the corrupted run, and starts after its first restored layer, in which only its own position changes.
+All cells of a position are one batch, which grows from block to block as cells join it. So for a window of layers 1 to
+3, restored at position p of six blocks:
+
+    block        0   1   2   3   4   5
+    before p     k   k   k   k   k   k      k  keys and values of the corrupted run, read
+    p            c   f   r   r   o   .      c  states of the corrupted run, read
+    after p      c   c   o   o   o   .      f  restored for all positions in one pass (`first_restored`)
+    at the end   c   c   o   o   o   o      r  run and restored
+                                            o  run
+                                            .  not run: the answer does not depend on it
+
+A window that begins where a longer one begins (at the model's first layers) follows it to its end, and is split off
+there. The end is the positions that predict the answer's tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +26,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.locate.metrics import Metric
+from rome_lens.locate.metrics import Measure
 from rome_lens.locate.runs import CorruptedRun, Sublayer, answer_logits
 from rome_lens.models import Kind, Model, run_block, state_name
 
@@ -111,7 +122,7 @@ def restored_values(
     clean: Float[Tensor, "layer pos *state"],
     corrupted: CorruptedRun,
     entering: Float[Tensor, "layer sample pos d_model"],
-    metrics: Sequence[Metric],
+    measures: Sequence[Measure],
     *,
     kind: Kind,
     window: int,
@@ -127,7 +138,7 @@ def restored_values(
     samples rows of the positions from `position` on: choose `layers` to bound memory.
     """
     n_layers, (samples, length) = len(clean), corrupted.residual.shape[1:3]
-    answer = len(metrics[0].answer)
+    answer = corrupted.logits.shape[1]
     windows = [restored_layers(kind, layer, window, n_layers) for layer in layers]
     longest = {w.start: w for w in windows}
     held = [position] if severed_positions is None else severed_positions
@@ -149,7 +160,7 @@ def restored_values(
                 batch.cells = [cell for cell, w in enumerate(joined) if batch.layer in w]
                 rows = run_block(model, rows, batch.layer, past=corrupted.past[batch.layer].upto(position), last=last)
     found = [
-        torch.stack([metric(logits) for metric in metrics])
+        torch.stack([measure(logits) for measure in measures])
         for logits in (answer_logits(model, some, answer) for some in rows.split(_ROWS_AT_ONCE))
     ]
     means = torch.cat(found, dim=1).unflatten(1, (len(joined), samples)).mean(2)

@@ -10,15 +10,15 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from rome_lens.checking import checked
+from rome_lens.checking import check_whole, checked
 from rome_lens.data.records import Fact
 from rome_lens.engine import EngineName, ModelSource, open_workers
-from rome_lens.locate.config import TraceOptions
-from rome_lens.locate.corruption import GaussianNoise
-from rome_lens.locate.metrics import MetricName
-from rome_lens.locate.prompt import tokenize_question
+from rome_lens.locate.config import TraceConfig, with_options
+from rome_lens.locate.corruption import resolved
+from rome_lens.locate.metrics import Metric, MetricName
+from rome_lens.locate.prompt import prepare_prompt
 from rome_lens.locate.trace import CausalTrace
-from rome_lens.locate.tracing import resolved, trace_question
+from rome_lens.locate.tracing import trace_prompt
 from rome_lens.models import Kind, Model, model_identity
 from rome_lens.models.labels import token_text
 from rome_lens.storage import open_journal, plain, read_journal
@@ -33,12 +33,12 @@ class TracedFacts:
 
     Attributes:
         traces: one for each fact, kind and metric.
-        wrong: the facts that were not traced since the model does not predict their answer: prompt, subject, answer,
-            predicted.
+        not_predicted: the facts that were not traced since the model does not predict their answer: prompt, subject,
+            answer, predicted.
     """
 
     traces: list[CausalTrace]
-    wrong: pd.DataFrame
+    not_predicted: pd.DataFrame
 
 
 @checked
@@ -46,105 +46,112 @@ def trace_facts(
     model: ModelSource,
     facts: Sequence[Fact],
     *,
-    kinds: Sequence[Kind] = ("resid", "mlp", "attn"),
-    metrics: Sequence[MetricName] = ("prob",),
+    kinds: Sequence[Kind] | None = None,
+    metrics: Sequence[MetricName | Metric] | None = None,
+    config: TraceConfig | None = None,
     out: str | os.PathLike[str] | None = None,
     only_predicted: bool = True,
     engine: EngineName = "local",
     workers: int = 1,
     gpus_per_worker: float = 0.0,
+    tokens_per_batch: int | None = None,
     progress: bool = True,
     **options: Any,
 ) -> TracedFacts:
     """Traces facts of any lengths, for several kinds of states.
 
     Args:
-        model: is run, not changed: a model, or what `load_model` takes.
+        model: Model to run, or what `load_model` takes; left unchanged.
         facts: what to trace.
-        kinds: of the states to restore.
-        metrics: what is read; all are read off the same runs.
+        kinds: of the states to restore; None: the config's, or "resid", "mlp" and "attn" without a config.
+        metrics: what is read, all off the same runs; None: the config's.
+        config: how to trace; None: `TraceConfig()`.
         out: a folder for traces of this model alone; made if it is missing. Each trace is kept in it as soon as it is
-            made; one that is there already, with the same fact and options, is read and not made again. A corruption of
-            your own is compared by its class and attributes.
-        only_predicted: leave out facts whose answer the model does not predict, and report them in `wrong`.
+            made; one that is there already, with the same fact and config, is read and not made again. A metric or
+            corruption of your own is compared by its name and its attributes, not by its code; a lambda or an inner
+            function cannot be compared and is refused.
+        only_predicted: leave out facts whose answer the model does not predict, and report them in `not_predicted`.
         engine: "local", or "ray": facts are spread over the workers of a Ray cluster (docs/cluster.md).
         workers: of "ray": how many, each with a model of its own.
         gpus_per_worker: of "ray": that each reserves.
+        tokens_per_batch: bounds memory, as in `causal_trace`.
         progress: shows a bar.
-        options: the other arguments of `causal_trace`, for all facts.
+        options: fields of `TraceConfig` that replace the config's.
 
     Returns:
         The traces, in the order of the facts, then kinds, then metrics; and the facts that were left out.
 
     Raises:
-        ValueError: no facts, or as `causal_trace`.
+        ValueError: no facts, a metric or corruption that `out` cannot compare, or as `causal_trace`.
         FormatError: the folder was begun with another model or other weights, or holds other files or damaged ones.
-        TypeError: an option that `causal_trace` does not have.
+        TypeError: an option that `TraceConfig` does not have.
         UnavailableError: another run has the folder open, or its disk is full or may not be written to.
     """
     if not facts:
         raise ValueError("facts is empty, expected one Fact or more.")
     for name, chosen in (("kinds", kinds), ("metrics", metrics)):
-        if not chosen:
+        if chosen is not None and not chosen:
             raise ValueError(f"{name} is empty, expected one of them or more.")
-    shared = replace(TraceOptions(**options), corruption=options.get("corruption") or GaussianNoise())
-    wrong: dict[Fact, str] = {}
+    check_whole(tokens_per_batch=tokens_per_batch)
+    shared = with_options(config, options)
+    usual: Sequence[Kind] = ("resid", "mlp", "attn") if config is None and "kind" not in options else (shared.kind,)
+    configs = [[replace(shared, kind=k, metric=m) for m in metrics or (shared.metric,)] for k in kinds or usual]
+    if out is not None:
+        for one in configs[0]:
+            one.check_comparable()
+    not_predicted: dict[Fact, str] = {}
     with open_workers(model, engine=engine, workers=workers, gpus_per_worker=gpus_per_worker) as spread:
-        work = partial(_grids, facts=facts, kinds=kinds, metrics=metrics, identify=out is not None)
-        ((_, (identity, grids)),) = spread(work, [shared])
+        work = partial(_grids, facts=facts, identify=out is not None)
+        ((_, (identity, grids)),) = spread(work, [configs])
         with open_journal(out, kind=_KIND, identity=identity, read=_read) as journal:
             made = dict(journal.rows)
             tasks = [(fact, {key: one for key, one in grid.items() if key not in made}) for fact, grid in grids]
             with tqdm(total=len(tasks), desc=f"trace {len(facts)} facts", unit="grid", disable=not progress) as bar:
-                for index, found in spread(partial(_traced, only_predicted=only_predicted), tasks):
+                trace = partial(_traced, only_predicted=only_predicted, tokens_per_batch=tokens_per_batch)
+                for index, found in spread(trace, tasks):
                     fact, missing = tasks[index]
                     if isinstance(found, str):
-                        wrong[fact] = found
+                        not_predicted[fact] = found
                     else:
-                        for key, trace in zip(missing, found, strict=True):
-                            journal.append({"key": key, "trace": trace.to_dict()})
-                            made[key] = trace
+                        for key, traced in zip(missing, found, strict=True):
+                            journal.append({"key": key, "trace": traced.to_dict()})
+                            made[key] = traced
                     bar.update()
-    left_out = [(fact.prompt, fact.subject, fact.answer, wrong[fact]) for fact in facts if fact in wrong]
+    left_out = [(f.prompt, f.subject, f.answer, not_predicted[f]) for f in facts if f in not_predicted]
     return TracedFacts(
-        [made[key] for fact, grid in grids if fact not in wrong for key in grid],
+        [made[key] for fact, grid in grids if fact not in not_predicted for key in grid],
         pd.DataFrame(left_out, columns=["prompt", "subject", "answer", "predicted"]),
     )
 
 
-Grid = tuple[Fact, dict[str, TraceOptions]]  # the traces that come from the same runs, by what they depend on
+Grid = tuple[Fact, dict[str, TraceConfig]]  # the traces that come from the same runs, by what they depend on
 
 
 def _grids(
-    model: Model,
-    shared: TraceOptions,
-    *,
-    facts: Sequence[Fact],
-    kinds: Sequence[Kind],
-    metrics: Sequence[MetricName],
-    identify: bool,
+    model: Model, configs: Sequence[Sequence[TraceConfig]], *, facts: Sequence[Fact], identify: bool
 ) -> tuple[dict[str, str], list[Grid]]:
-    """The model's identity, if it is asked for, and what to trace: a grid for each fact and kind.
+    """The model's identity, if it is wanted, and what to trace: a grid for each fact and kind.
 
-    Raises ValueError if the options do not fit the model.
+    Raises ValueError if the configs do not fit the model.
     """
-    shared = replace(shared, corruption=resolved(shared.corruption or GaussianNoise(), model))
-    each = [[replace(shared, kind=kind, metric=metric) for metric in metrics] for kind in kinds]
+    corruption = resolved(configs[0][0].corruption, model)
+    each = [[replace(one, corruption=corruption) for one in alike] for alike in configs]
     for one in (one for alike in each for one in alike):
         one.check(model)
     grids = [(fact, {_key(fact, one): one for one in alike}) for fact in facts for alike in each]
     return model_identity(model) if identify else {}, grids
 
 
-def _traced(model: Model, grid: Grid, *, only_predicted: bool) -> list[CausalTrace] | str:
+def _traced(model: Model, grid: Grid, *, only_predicted: bool, tokens_per_batch: int | None) -> list[CausalTrace] | str:
     """The traces of a grid; or what the model predicts in place of the fact's answer."""
-    fact, options = grid[0], list(grid[1].values())
-    question = tokenize_question(model, fact, kinds={one.kind for one in options})
-    if only_predicted and int(question.answer[0]) != question.predicted:
-        return token_text(model, question.predicted).strip()
-    if not options:
+    fact, configs = grid[0], list(grid[1].values())
+    prompt = prepare_prompt(model, fact, kinds={one.kind for one in configs})
+    if only_predicted and int(prompt.answer[0]) != prompt.predicted:
+        return token_text(model, prompt.predicted).strip()
+    if not configs:
         return []
-    return trace_question(model, fact, question, options[0], [one.metric for one in options], progress=False)
+    metrics = [one.metric for one in configs]
+    return trace_prompt(model, fact, prompt, configs[0], metrics, tokens_per_batch=tokens_per_batch, progress=False)
 
 
 @checked
@@ -158,9 +165,9 @@ def load_traces(folder: str | os.PathLike[str]) -> list[CausalTrace]:
     return list(dict(read_journal(folder, kind=_KIND, read=_read)).values())
 
 
-def _key(fact: Fact, options: TraceOptions) -> str:
+def _key(fact: Fact, config: TraceConfig) -> str:
     """What a trace depends on besides the model."""
-    return json.dumps([plain(fact), plain(replace(options, tokens_per_batch=None))], sort_keys=True)
+    return json.dumps([plain(fact), plain(config)], sort_keys=True)
 
 
 def _read(row: Mapping[str, Any]) -> tuple[str, CausalTrace]:

@@ -3,57 +3,99 @@
 Zhang and Nanda 2024 (arXiv 2309.16042, section 4) show that conclusions can change with this choice.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, runtime_checkable
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+
+from rome_lens.data.records import Fact
+from rome_lens.locate.own import name_of
+from rome_lens.locate.prompt import TracedPrompt
+from rome_lens.models import Model
+from rome_lens.models.tokens import tokenize_continuation
 
 MetricName = Literal["prob", "logprob", "logit_diff", "kl"]
 
 
-@dataclass(frozen=True, eq=False)
-class Metric:
-    """One of four numbers for each row of logits.
+@runtime_checkable
+class Metric(Protocol):
+    """A metric of your own: a function, or an object with `__call__`. Its name is the column of the trace's frame.
 
-    Attributes:
-        name: "prob", the answer's probability, its tokens' multiplied; "logprob", its logarithm in nats; "logit_diff",
-            the logit of the answer's first token minus that of a wrong answer's; "kl", the divergence in nats of the
-            next token's distribution from that after the clean prompt (0 when all is restored).
-        answer: the answer's tokens.
-        wrong: first token of the wrong answer, for "logit_diff".
-        clean: log-probabilities of the next token after the clean prompt, for "kl".
+    It is called with the clean run's logits, with the corrupted run's, and with those of many restored cells at once,
+    so the number of a row may depend on that row only. For method="attribution" its gradient is taken.
     """
 
-    name: MetricName
-    answer: Int[Tensor, " answer"]
-    wrong: int | None = None
-    clean: Float[Tensor, " vocab"] | None = None
+    def __call__(self, logits: Float[Tensor, "row answer vocab"], prompt: TracedPrompt, /) -> Float[Tensor, " row"]:
+        """A number for each row.
+
+        Args:
+            logits: at the positions that predict the answer's tokens, the first at `logits[:, 0]`.
+            prompt: the fact as tokens (`prompt.answer` are the ids of the answer's), and the clean run
+                (`prompt.clean.logits`).
+        """
+
+
+def prob(logits: Float[Tensor, "row answer vocab"], prompt: TracedPrompt) -> Float[Tensor, " row"]:
+    """The answer's probability: the product of its tokens'."""
+    return logprob(logits, prompt).exp()
+
+
+def logprob(logits: Float[Tensor, "row answer vocab"], prompt: TracedPrompt) -> Float[Tensor, " row"]:
+    """The logarithm of the answer's probability, in nats."""
+    index = prompt.answer.expand(len(logits), -1)[..., None]
+    return logits.log_softmax(-1).gather(-1, index)[..., 0].sum(-1)
+
+
+def logit_diff(logits: Float[Tensor, "row answer vocab"], prompt: TracedPrompt) -> Float[Tensor, " row"]:
+    """The logit of the answer's first token minus that of the wrong answer's."""
+    return logits[:, 0, prompt.answer[0]] - logits[:, 0, prompt.wrong]
+
+
+def kl(logits: Float[Tensor, "row answer vocab"], prompt: TracedPrompt) -> Float[Tensor, " row"]:
+    """The divergence, in nats, of the next token's distribution from that after the clean prompt."""
+    clean = prompt.clean.logits[0].log_softmax(-1)
+    return (clean.exp() * (clean - logits[:, 0].log_softmax(-1))).sum(-1)
+
+
+METRICS: dict[str, Metric] = {"prob": prob, "logprob": logprob, "logit_diff": logit_diff, "kl": kl}
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """A metric, read for one prompt."""
+
+    metric: MetricName | Metric
+    prompt: TracedPrompt
 
     def __call__(self, logits: Float[Tensor, "row answer vocab"]) -> Float[Tensor, " row"]:
-        """The number for each row; `logits` are those of the positions that predict the answer's tokens."""
-        if self.name == "logit_diff":
-            return logits[:, 0, self.answer[0]] - logits[:, 0, self.wrong]
-        log_probs = logits.log_softmax(-1)
-        if self.name == "kl":
-            assert self.clean is not None
-            return (self.clean.exp() * (self.clean - log_probs[:, 0])).sum(-1)
-        each = log_probs.gather(-1, self.answer.expand(len(logits), -1)[..., None])[..., 0]
-        return each.sum(-1).exp() if self.name == "prob" else each.sum(-1)
+        """The number for each row. Raises ValueError if a metric of the user's own gives something else."""
+        metric = METRICS[self.metric] if isinstance(self.metric, str) else self.metric
+        found = metric(logits, self.prompt)
+        if not isinstance(found, Tensor) or found.shape != logits.shape[:1] or not found.is_floating_point():
+            got = f"a tensor {list(found.shape)} in {found.dtype}" if isinstance(found, Tensor) else repr(found)
+            raise ValueError(
+                f"The metric {name_of(metric)} gave {got} for logits {list(logits.shape)}, expected a tensor "
+                f"[{len(logits)}] of floating point numbers, one for each row."
+            )
+        return found
 
 
-def make_metric(
-    name: MetricName, answer: Int[Tensor, " answer"], wrong: int | None, clean: Float[Tensor, "answer vocab"]
-) -> Metric:
-    """The metric of one fact; `clean` are the clean run's logits where the answer is predicted.
+def make_measures(
+    model: Model, fact: Fact, prompt: TracedPrompt, metrics: Sequence[MetricName | Metric], wrong_answer: str | None
+) -> list[Measure]:
+    """The metrics for one fact.
 
     Raises:
         ValueError: "logit_diff" without a wrong answer, or with one that begins as the answer does.
     """
-    if name == "logit_diff":
-        if wrong is None:
+    if wrong_answer is not None:
+        whole, start = tokenize_continuation(model, fact.text, wrong_answer, space=fact.space)
+        prompt = replace(prompt, wrong=whole.ids[start])
+    if "logit_diff" in metrics:
+        if prompt.wrong is None:
             raise ValueError("The metric 'logit_diff' compares with a wrong answer: give wrong_answer='Rome', say.")
-        if wrong == int(answer[0]):
+        if prompt.wrong == int(prompt.answer[0]):
             raise ValueError("The wrong answer begins with the same token as the answer. Give another.")
-    return Metric(name, answer, wrong, torch.log_softmax(clean[0], -1) if name == "kl" else None)
+    return [Measure(metric, prompt) for metric in metrics]

@@ -16,8 +16,8 @@ from rome_lens.models.tokens import tokenize_continuation
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
-    """A fact as tokens, and the run without corruption.
+class TracedPrompt:
+    """A fact as tokens, and the clean run.
 
     Attributes:
         tokens: the prompt's, followed by the answer's but the last (teacher forcing).
@@ -25,7 +25,8 @@ class Question:
         subject: positions of the subject's.
         length: how many are the prompt's.
         predicted: the model's own top token after the prompt.
-        clean: the run on `tokens`.
+        clean: the run on `tokens`: `clean.logits`, [answer, vocab], are those that predict the answer's tokens.
+        wrong: first token of the wrong answer, if the config names one.
     """
 
     tokens: Int[Tensor, " pos"]
@@ -34,10 +35,11 @@ class Question:
     length: int
     predicted: int
     clean: CleanRun
+    wrong: int | None = None
 
 
 @torch.no_grad()
-def tokenize_question(model: Model, fact: Fact, *, kinds: Collection[Kind] = ()) -> Question:
+def prepare_prompt(model: Model, fact: Fact, *, kinds: Collection[Kind] = ()) -> TracedPrompt:
     """Tokenises the fact and runs it once, keeping the states of `kinds`; its answer is the model's own top token if it
     names none.
 
@@ -53,15 +55,15 @@ def tokenize_question(model: Model, fact: Fact, *, kinds: Collection[Kind] = ())
     clean = clean_run(model, tokens, len(tokens) - start + 1, kinds)
     check_finite(model, clean.logits, [tokens.tolist()] * len(clean.logits))
     top = clean.logits[0].argmax()
-    return Question(tokens, top[None] if answer is None else answer, subject, start, int(top), clean)
+    return TracedPrompt(tokens, top[None] if answer is None else answer, subject, start, int(top), clean)
 
 
-def warn_if_not_predicted(model: Model, fact: Fact, question: Question) -> None:
+def warn_if_not_predicted(model: Model, fact: Fact, prompt: TracedPrompt) -> None:
     """Says so if the answer that the fact names is not what the model predicts."""
-    if int(question.answer[0]) != question.predicted:
+    if int(prompt.answer[0]) != prompt.predicted:
         warn(
-            f"The model does not predict {''.join(token_texts(model, question.answer.tolist()))!r} after {fact.text!r} "
-            f"but {token_text(model, question.predicted)!r}. The trace follows the answer that was named; leave the "
+            f"The model does not predict {''.join(token_texts(model, prompt.answer.tolist()))!r} after {fact.text!r} "
+            f"but {token_text(model, prompt.predicted)!r}. The trace follows the answer that was named; leave the "
             "answer out to trace the model's own, or give the fact space=True or False if a space is the difference.",
             UserWarning,
         )

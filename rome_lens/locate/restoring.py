@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.checking import check_whole, checked
+from rome_lens.checking import checked
 from rome_lens.data.records import Fact
-from rome_lens.locate.corruption import Corruption, GaussianNoise
-from rome_lens.locate.metrics import MetricName, make_metric
-from rome_lens.locate.prompt import Question, tokenize_question, warn_if_not_predicted
+from rome_lens.locate.config import TraceConfig, with_options
+from rome_lens.locate.corruption import Corruption, CorruptionFunction, corrupted_embeddings
+from rome_lens.locate.metrics import Metric, MetricName, make_measures
+from rome_lens.locate.prompt import TracedPrompt, prepare_prompt, warn_if_not_predicted
 from rome_lens.locate.runs import answer_logits, put_in_place
-from rome_lens.models import EMBEDDING, Kind, Model, check_layer, embed, run, state_name
+from rome_lens.models import EMBEDDING, Kind, Model, check_layer, run, state_name
 from rome_lens.models.labels import token_text
 
 
@@ -37,20 +38,31 @@ def restore_states(
     states: Sequence[State],
     *,
     samples: int = 10,
-    corruption: Corruption | None = None,
-    metric: MetricName = "prob",
+    corruption: Corruption | CorruptionFunction | None = None,
+    metric: MetricName | Metric = "prob",
+    wrong_answer: str | None = None,
 ) -> float:
     """The metric, mean over the samples, when all these states of the corrupted run are put back to their clean values.
 
-    None gives the corrupted run's value; all of one layer's residual states give the clean one.
+    No states give the corrupted run's value; all of one layer's residual states give the clean one.
+
+    Args:
+        model: Model to run; left unchanged.
+        fact: prompt, subject and, if wanted, answer.
+        states: what to restore.
+        samples: as in `TraceConfig`, with the three below.
+        corruption: how the subject is hidden; None: Gaussian noise of 3 sigma.
+        metric: what is read.
+        wrong_answer: for "logit_diff".
 
     Raises:
         ValueError: a state does not exist; and as `causal_trace`.
     """
-    check_whole(samples=samples)
-    question = _question(model, fact, states)
-    values = make_metric(metric, question.answer, None, question.clean.logits)
-    return values(_restored_logits(model, fact, question, states, samples, corruption)).mean().item()
+    options = {"samples": samples, "corruption": corruption, "metric": metric, "wrong_answer": wrong_answer}
+    config = with_options(None, options)
+    prompt = _prepared(model, fact, states)
+    (measure,) = make_measures(model, fact, prompt, [config.metric], config.wrong_answer)
+    return measure(_restored_logits(model, fact, prompt, states, config)).mean().item()
 
 
 @checked
@@ -60,7 +72,7 @@ def predict_restored(
     states: Sequence[State],
     *,
     samples: int = 10,
-    corruption: Corruption | None = None,
+    corruption: Corruption | CorruptionFunction | None = None,
     top: int = 5,
 ) -> pd.DataFrame:
     """What the model would say next when these states of the corrupted run are put back, as `restore_states` does it.
@@ -71,44 +83,41 @@ def predict_restored(
     Raises:
         ValueError: as `restore_states`; or `top` is below 1 or above the vocabulary's size.
     """
-    check_whole(samples=samples)
+    config = with_options(None, {"samples": samples, "corruption": corruption})
     if not 1 <= top <= model.cfg.d_vocab:
         raise ValueError(f"top is {top}, expected a number from 1 to {model.cfg.d_vocab}.")
-    question = _question(model, fact, states)
-    logits = _restored_logits(model, fact, question, states, samples, corruption)
+    prompt = _prepared(model, fact, states)
+    logits = _restored_logits(model, fact, prompt, states, config)
     best = logits[:, 0].softmax(-1).mean(0).topk(top)
     tokens = [token_text(model, token) for token in best.indices.tolist()]
     return pd.DataFrame({"token": tokens, "probability": best.values.tolist()})
 
 
-def _question(model: Model, fact: Fact, states: Sequence[State]) -> Question:
+def _prepared(model: Model, fact: Fact, states: Sequence[State]) -> TracedPrompt:
     """Raises ValueError if the model has no such states."""
-    question = tokenize_question(model, fact, kinds={state.kind for state in states})
-    warn_if_not_predicted(model, fact, question)
+    prompt = prepare_prompt(model, fact, kinds={state.kind for state in states})
+    warn_if_not_predicted(model, fact, prompt)
     for state in states:
         check_layer(model, state.layer)
-        if not 0 <= state.position < len(question.tokens):
-            raise ValueError(f"{state} does not exist: the prompt has {len(question.tokens)} tokens.")
+        if not 0 <= state.position < len(prompt.tokens):
+            raise ValueError(f"{state} does not exist: the prompt has {len(prompt.tokens)} tokens.")
         if (state.head is not None) != (state.kind == "head") or not 0 <= (state.head or 0) < model.cfg.n_heads:
             raise ValueError(
                 f"{state}: expected a head from 0 to {model.cfg.n_heads - 1} with kind 'head' and no other."
             )
-    return question
+    return prompt
 
 
 @torch.no_grad()
 def _restored_logits(
     model: Model,
     fact: Fact,
-    question: Question,
+    prompt: TracedPrompt,
     states: Sequence[State],
-    samples: int,
-    corruption: Corruption | None,
+    config: TraceConfig,
 ) -> Float[Tensor, "sample answer vocab"]:
     """Where the answer is predicted."""
-    subject = question.subject
-    clean_subject = embed(model, question.tokens)[subject.start : subject.stop]
-    embedded = (corruption or GaussianNoise()).corrupted(model, fact, clean_subject, samples)
+    embedded = corrupted_embeddings(model, fact, prompt, config.corruption, config.samples)
 
     by_name: dict[str, list[State]] = defaultdict(list)
     for state in states:
@@ -119,11 +128,14 @@ def _restored_logits(
             value = value.clone()
             for state in here:
                 index = (state.position,) if state.head is None else (state.position, state.head)
-                value[(slice(None), *index)] = question.clean.states[state.kind][(state.layer, *index)]
+                value[(slice(None), *index)] = prompt.clean.states[state.kind][(state.layer, *index)]
             return value
 
         return put
 
-    hooks = [(EMBEDDING, put_in_place(subject, embedded)), *((name, restore(here)) for name, here in by_name.items())]
-    residual = run(model, question.tokens.expand(len(embedded), -1), hooks=hooks)
-    return answer_logits(model, residual, len(question.answer))
+    hooks = [
+        (EMBEDDING, put_in_place(prompt.subject, embedded)),
+        *((name, restore(here)) for name, here in by_name.items()),
+    ]
+    residual = run(model, prompt.tokens.expand(len(embedded), -1), hooks=hooks)
+    return answer_logits(model, residual, len(prompt.answer))

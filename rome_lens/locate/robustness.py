@@ -7,10 +7,11 @@ import pandas as pd
 
 from rome_lens.checking import checked
 from rome_lens.data.records import Fact
-from rome_lens.locate.corruption import Corruption, GaussianNoise
+from rome_lens.locate.corruption import Corruption, CorruptionFunction, GaussianNoise
 from rome_lens.locate.effects import average_effects
 from rome_lens.locate.many_facts import trace_facts
-from rome_lens.locate.metrics import MetricName
+from rome_lens.locate.metrics import Metric, MetricName
+from rome_lens.locate.own import name_of
 from rome_lens.models import Kind, Model
 
 
@@ -20,8 +21,8 @@ def robustness_report(
     facts: Sequence[Fact],
     *,
     kind: Kind = "mlp",
-    corruptions: Mapping[str, Corruption] | None = None,
-    metrics: Sequence[MetricName] = ("prob", "logprob", "kl"),
+    corruptions: Mapping[str, Corruption | CorruptionFunction] | None = None,
+    metrics: Sequence[MetricName | Metric] = ("prob", "logprob", "kl"),
     windows: Sequence[int] = (1, 5, 10),
     samples: int = 10,
     out: str | os.PathLike[str] | None = None,
@@ -30,7 +31,7 @@ def robustness_report(
     """Traces the facts with every corruption, metric and window, and compares the average effects.
 
     Args:
-        model: is run, not changed.
+        model: Model to run; left unchanged.
         facts: those that the model predicts are used.
         kind: of the states.
         corruptions: by name; by default Gaussian noise of 3 sigma and of 1 sigma.
@@ -68,7 +69,7 @@ def robustness_report(
             )
             if not made.traces:
                 raise ValueError("The model predicts the answer of none of the facts. Give facts that it knows.")
-            for metric in metrics:
+            for metric in map(name_of, metrics):
                 chosen = [trace for trace in made.traces if trace.metric == metric]
                 effect = average_effects(chosen).set_index(["role", "layer"])["mean"] * (-1 if metric == "kl" else 1)
                 first = effect if first is None else first

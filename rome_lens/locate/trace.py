@@ -12,13 +12,13 @@ from torch import Tensor
 from rome_lens.checking import checked
 from rome_lens.data.records import Fact
 from rome_lens.errors import FormatError
+from rome_lens.locate.config import TraceConfig
+from rome_lens.locate.own import name_of
 from rome_lens.locate.roles import token_roles
 from rome_lens.models import Kind
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-EXACT, ATTRIBUTION = "exact", "attribution"
 
 
 @checked
@@ -29,47 +29,42 @@ class CausalTrace:
     Attributes:
         fact: what was traced.
         model: name of the model.
-        kind: "resid", "mlp", "attn" or "head": which states were restored.
-        head: number of the attention head, for "head".
-        window: how many layers at once, for "mlp" and "attn"; 1 for the others.
-        samples: how many corrupted runs each number is the mean of.
-        corruption: how the subject was hidden.
-        metric: what `clean`, `corrupted` and `restored` are: "prob", a probability; "logprob" or "kl", nats;
-            "logit_diff", logits (see `Metric`).
-        method: "exact", or "attribution": a first-order approximation.
-        severed: sublayers that were held at their corrupted values ("mlp", "attn").
+        config: how it was traced: with the samples that were run, the noise's width as a number, and a window of 1
+            where one layer was restored at a time.
         tokens: the prompt's tokens as text, with their leading spaces; those that make a character only together as
             東(1/2), 東(2/2).
         subject_range: positions of the subject's tokens, [start, end).
         answer: what was traced, without the leading space.
+        answer_tokens: its ids.
         predicted: the model's own top token after the clean prompt, without the leading space.
+        predicted_token: its id.
         clean: the metric after the clean prompt.
         corrupted: the same with the subject corrupted, mean over the samples.
-        restored: [position, layer]: the same with the states there restored; NaN where that was not asked for.
-        answer_tokens: the ids of what was traced.
-        predicted_token: the id of the model's own top token; None, as `answer_tokens` is empty, in a trace that was
-            stored by a version before these.
+        restored: [position, layer]: the same with the states there restored; NaN where that is not wanted.
     """
 
     fact: Fact
     model: str
-    kind: Kind
-    head: int | None
-    window: int
-    samples: int
-    corruption: str
-    metric: str
-    method: str
-    severed: tuple[str, ...]
+    config: TraceConfig
     tokens: list[str]
     subject_range: tuple[int, int]
     answer: str
+    answer_tokens: tuple[int, ...]
     predicted: str
+    predicted_token: int
     clean: float
     corrupted: float
     restored: Float[Tensor, "position layer"] = field(repr=False)
-    answer_tokens: tuple[int, ...] = ()
-    predicted_token: int | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """Which states were restored."""
+        return self.config.kind
+
+    @property
+    def metric(self) -> str:
+        """The name of what `clean`, `corrupted` and `restored` are."""
+        return name_of(self.config.metric)
 
     @property
     def total_effect(self) -> float:
@@ -87,7 +82,7 @@ class CausalTrace:
         return self.answer_tokens[:1] == (self.predicted_token,)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for each cell that was asked for: position, token, role, layer, kind, window, method, the metric under
+        """A row for each traced cell: position, token, role, layer, kind, window, method, the metric under
         its own name ("prob"), and indirect_effect, its difference from the corrupted run's.
         """
         positions, layers = self.restored.shape
@@ -97,7 +92,7 @@ class CausalTrace:
         roles = token_roles(positions, range(*self.subject_range))
         frame.insert(2, "role", [roles[p] for p in frame["position"]])
         value = self.restored.double().flatten().numpy()
-        frame = frame.assign(kind=self.kind, window=self.window, method=self.method)
+        frame = frame.assign(kind=self.kind, window=self.config.window, method=self.config.method)
         frame[self.metric] = value
         frame["indirect_effect"] = value - self.corrupted
         return frame[~frame[self.metric].isna()].reset_index(drop=True)
@@ -112,7 +107,7 @@ class CausalTrace:
         """The trace as plain JSON values; `from_dict` reads them back without loss."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         grid = [[None if x != x else x for x in row] for row in self.restored.tolist()]
-        return values | {"fact": asdict(self.fact), "restored": grid}
+        return values | {"fact": asdict(self.fact), "config": self.config.to_dict(), "restored": grid}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CausalTrace":
@@ -125,10 +120,10 @@ class CausalTrace:
             grid = [[float("nan") if x is None else x for x in row] for row in values["restored"]]
             changed = {
                 "fact": Fact(**values["fact"]),
-                "severed": tuple(values["severed"]),
+                "config": TraceConfig.from_dict(values["config"]),
                 "subject_range": tuple(values["subject_range"]),
                 "restored": torch.tensor(grid),
-                "answer_tokens": tuple(values.get("answer_tokens", ())),
+                "answer_tokens": tuple(values["answer_tokens"]),
             }
             return cls(**{**values, **changed})
         except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:

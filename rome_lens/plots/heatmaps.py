@@ -27,8 +27,8 @@ def plot_trace(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
     """The paper's heatmap (figure 1): tokens down, layers across, subject tokens starred.
 
     Purple is the residual state, green MLPs, red attention, blue a head. The colour scale starts at the corrupted
-    value: a cell at or below it has the palest colour (at or above it for "kl", where less is more restored). An
-    approximate grid is called so in the title.
+    value: a cell at or below it has the palest colour (at or above it for "kl", where less is more restored, and for
+    a metric of your own that falls farther than it rises). An approximate grid is called so in the title.
 
     Args:
         frame: what `CausalTrace.to_frame` gives: one fact, one kind.
@@ -108,7 +108,8 @@ def plot_effect_maps(frame: pd.DataFrame) -> go.Figure:
 
 def _trace_heatmap(frame: pd.DataFrame, answer: str) -> tuple[go.Heatmap, list[str]]:
     """The grid of one kind, and the names of its rows."""
-    metric = next((name for name in METRIC_NAMES if name in frame), None)
+    own = [str(name) for name in frame if name not in (*_TRACE, "method")]
+    metric = next((name for name in (*METRIC_NAMES, *own) if name in frame), None)
     if metric is None:
         raise ValueError(f"The frame lacks a column of {', '.join(METRIC_NAMES)}. Give what to_frame() returns.")
     grid = frame.pivot(index="position", columns="layer", values=metric)
@@ -118,8 +119,9 @@ def _trace_heatmap(frame: pd.DataFrame, answer: str) -> tuple[go.Heatmap, list[s
         for token, role in zip(tokens["token"], tokens["role"], strict=True)
     ]
     corrupted = (frame[metric] - frame["indirect_effect"]).iloc[0]
-    downwards = metric == "kl"
-    farthest = grid.min(axis=None) if downwards else grid.max(axis=None)
+    least, most = grid.min(axis=None), grid.max(axis=None)
+    downwards = metric == "kl" or bool(metric not in METRIC_NAMES and corrupted - least > most - corrupted)
+    farthest = least if downwards else most
     if abs(farthest - corrupted) < 1e-6 or (farthest > corrupted) == downwards:
         farthest = corrupted - 1e-6 if downwards else corrupted + 1e-6
     heatmap = go.Heatmap(
@@ -133,7 +135,7 @@ def _trace_heatmap(frame: pd.DataFrame, answer: str) -> tuple[go.Heatmap, list[s
         xgap=1,
         ygap=1,
         colorbar={
-            "title": {"text": METRIC_NAMES[metric].format(plain(answer))},
+            "title": {"text": METRIC_NAMES.get(metric, "{1}").format(plain(answer), plain(metric))},
             "thickness": 12,
             "outlinewidth": 0,
             "nticks": 6,

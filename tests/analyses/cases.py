@@ -9,7 +9,7 @@ from transformer_lens import HookedTransformer
 
 import rome_lens as rl
 from analyses.common.options import predicted
-from rome_lens.locate.prompt import tokenize_question
+from rome_lens.locate.prompt import prepare_prompt
 
 SUBJECTS = ("The Eiffel Tower", "The Space Needle", "The Colosseum", "Vinson Massif", "Porsche 911", "Beats Music")
 PROMPTS = ("{} is located in the city of", "{} is owned by", "{} is in the", "The mother tongue of {} is")
@@ -20,7 +20,7 @@ TRACE = ["--samples", "1"]
 def known(model: HookedTransformer) -> list[rl.Fact]:
     """Facts whose answer is what the model says by itself; answers that are no text of their own are left out."""
     asked = [rl.Fact(prompt, subject) for prompt in PROMPTS for subject in SUBJECTS]
-    said = [model.tokenizer.decode([tokenize_question(model, fact).predicted]).strip() for fact in asked]
+    said = [model.tokenizer.decode([prepare_prompt(model, fact).predicted]).strip() for fact in asked]
     facts = [replace(fact, answer=answer) for fact, answer in zip(asked, said, strict=True) if answer]
     facts = [facts[number] for number in predicted(model, facts, 3)]
     assert len(facts) == 3

@@ -17,7 +17,7 @@ def test_each_cell_is_edited_where_its_row_says_and_scored_once(tiny, tmp_path):
     covariances = {layer: covariance_of(tiny, layer) for layer in (0, 1)}
     methods = figure5.methods_of_cells(covariances, TOKENS, CONTEXTS)
     configs = {name: method(tiny, REQUEST).config for name, method in methods.items()}
-    rows = rl.run_evaluation(tiny, RECORDS, methods, out=tmp_path / "records", progress=False)
+    rows = rl.score_edits(tiny, RECORDS, methods, out=tmp_path / "records", progress=False)
     summary = figure5.with_cells(rl.summarize(rows)).set_index("method")
     assert list(summary.index) == ["base", *methods]
     assert (summary.loc["base", "token"], summary.loc["base", "layer"]) == ("", -1)

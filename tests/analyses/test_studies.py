@@ -70,10 +70,10 @@ def test_a_batch_is_scored_on_the_model_that_holds_it_all(given, covariances, ti
         progress=False,
     )
     with edit.applied(tiny):
-        expected = rl.summarize(rl.score_records(tiny, asked, name="memit")).iloc[0]
+        expected = rl.summarize(rl.score_edits(tiny, asked, {})).iloc[0]
     table = pd.read_csv(tmp_path / "out" / "table.csv").set_index("method")
     assert table.loc["memit, layers 0 1", "EM"] == pytest.approx(expected["EM"], rel=1e-3)
-    nothing_twice(monkeypatch, "score_records")
+    nothing_twice(monkeypatch, "score_edits")
     batch_editing.main([*arguments, "--methods", "memit"])
     assert list(pd.read_csv(tmp_path / "out" / "table.csv")["method"]) == ["base", "memit, layers 0 1"]
     assert set(whole(tmp_path / "out")["inputs"]) == {"records.json"}

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import rome_lens as rl
-from tests.evaluate.test_running import METHODS
+from tests.evaluate.test_scoring import METHODS
 from tests.evaluate.test_sequence import RECORDS
 
 COUNT = 12
@@ -26,7 +26,7 @@ def main() -> None:
     records = [replace(RECORDS[i % len(RECORDS)], case_id=i) for i in range(COUNT)]
 
     def run(out: Path) -> None:
-        rl.run_evaluation(model, records, METHODS, out=out, progress=False)
+        rl.score_edits(model, records, METHODS, out=out, progress=False)
 
     start = time.monotonic()
     run(work / "unbroken")

@@ -43,7 +43,7 @@ def broken(tiny, request):
         lambda model: rl.compare_models(model, model, ["One"], progress=False),
         lambda model: rl.causal_trace(model, RECORDS[0].fact, progress=False),
         lambda model: rl.trace_facts(model, [RECORDS[0].fact], progress=False),
-        lambda model: rl.score_records(model, RECORDS, progress=False),
+        lambda model: rl.score_edits(model, RECORDS, {}, progress=False),
     ],
 )
 def test_logits_that_are_not_finite_are_refused(broken, read):
@@ -69,9 +69,7 @@ def collapsing(model, request):
 
 def test_an_edit_after_which_the_output_is_not_finite_has_a_row_with_the_reason(tiny):
     with pytest.warns(rl.EditWarning, match="1 edits by 'x' could not be computed or scored.*of record 1: The logits"):
-        frame = rl.evaluate(
-            tiny, RECORDS, method=lambda record: collapsing(tiny, record.request), name="x", progress=False
-        )
+        frame = rl.score_edits(tiny, RECORDS, {"x": collapsing}, progress=False)
     failed = frame[frame["error"] != ""]
     assert list(failed["case_id"]) == [1]
     assert list(rl.summarize(frame)["failed"]) == [0, 1]
@@ -86,15 +84,15 @@ def test_a_sequence_that_collapses_keeps_its_rows_and_says_why(tiny, weights_of,
         "checkpoints": [1, 2],
         "progress": False,
     }
-    made = rl.rome_sequence(tiny, RECORDS, **options)
+    made = rl.edit_sequence(tiny, RECORDS, **options)
     assert made.edits["ES"].isna().tolist() == [False, True, True]
     assert ["NaN or infinite" in text for text in made.edits["problems"]] == [False, True, True]
     assert made.checkpoints["perplexity"].isna().tolist() == [False, False, True, True]
     assert made.checkpoints["n"].tolist() == [3, 1, 0, 0]
     assert made.checkpoints["failed"].tolist() == [0, 0, 2, 3]
-    again = rl.rome_sequence(tiny, RECORDS, **options)
+    again = rl.edit_sequence(tiny, RECORDS, **options)
     assert made.checkpoints.equals(again.checkpoints)
-    assert rl.rome_sequence(tiny, RECORDS, **options, stop=rl.StopRule(perplexity_factor=9.0)).stopped.startswith(
+    assert rl.edit_sequence(tiny, RECORDS, **options, stop=rl.StopRule(perplexity_factor=9.0)).stopped.startswith(
         "after edit 2, the perplexity is nan"
     )
     assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())

@@ -55,7 +55,7 @@ def same(model, weights) -> bool:
 def test_each_edit_is_computed_on_the_model_edited_so_far_and_measured(tiny, weights_of, tmp_path):
     """Against a plain loop: the same edits, scores, perplexity and growth, and the weights as before at the end."""
     before = weights_of(tiny)
-    made = rl.rome_sequence(tiny, RECORDS, out=tmp_path / "run", method=edit, **OPTIONS)
+    made = rl.edit_sequence(tiny, RECORDS, out=tmp_path / "run", method=edit, **OPTIONS)
     assert same(tiny, before)
     assert made.stopped == ""
     first = before["blocks.1.mlp.W_out"]
@@ -95,19 +95,28 @@ def test_what_was_made_is_read_and_not_made_again(tiny, weights_of, tmp_path, mo
         calls.append(request.subject)
         return edit(model, request)
 
-    short = rl.rome_sequence(tiny, RECORDS[:2], out=tmp_path, method=counted, **OPTIONS)
+    short = rl.edit_sequence(tiny, RECORDS[:2], out=tmp_path, method=counted, **OPTIONS)
     with warnings.catch_warnings(action="error"):
-        whole = rl.rome_sequence(tiny, RECORDS, out=tmp_path, method=counted, **OPTIONS)
+        whole = rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=counted, **OPTIONS)
     assert calls == [record.request.subject for record in RECORDS]
     pd.testing.assert_frame_equal(short.edits, whole.edits[:2])
     lines = (tmp_path / "rows.jsonl").read_bytes()
     monkeypatch.setattr(sequence_module, "score_record", lambda *_: pytest.fail("scored twice"))
-    again = rl.rome_sequence(tiny, RECORDS, out=tmp_path, method=counted, **OPTIONS)
+    again = rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=counted, **OPTIONS)
     assert (tmp_path / "rows.jsonl").read_bytes() == lines
     read = rl.load_sequence(tmp_path)
     for other in (again, read):
         pd.testing.assert_frame_equal(other.edits, whole.edits)
         pd.testing.assert_frame_equal(other.checkpoints, whole.checkpoints)
+    assert same(tiny, before)
+
+
+def test_without_a_folder_the_tables_are_those_of_one_that_keeps_them(tiny, weights_of, tmp_path):
+    before = weights_of(tiny)
+    kept = rl.edit_sequence(tiny, RECORDS, noise, out=tmp_path, **OPTIONS)
+    made = rl.edit_sequence(tiny, RECORDS, noise, **OPTIONS)
+    pd.testing.assert_frame_equal(made.edits, kept.edits)
+    pd.testing.assert_frame_equal(made.checkpoints, kept.checkpoints)
     assert same(tiny, before)
 
 
@@ -121,10 +130,10 @@ def test_the_model_is_put_back_when_a_later_edit_raises_and_the_run_can_go_on(ti
         return noise(model, request)
 
     with pytest.raises(interruption):
-        rl.rome_sequence(tiny, RECORDS, out=tmp_path / "a", method=breaking, **OPTIONS)
+        rl.edit_sequence(tiny, RECORDS, out=tmp_path / "a", method=breaking, **OPTIONS)
     assert same(tiny, before)
-    resumed = rl.rome_sequence(tiny, RECORDS, out=tmp_path / "a", method=breaking, **OPTIONS)
-    unbroken = rl.rome_sequence(tiny, RECORDS, out=tmp_path / "b", method=noise, **OPTIONS)
+    resumed = rl.edit_sequence(tiny, RECORDS, out=tmp_path / "a", method=breaking, **OPTIONS)
+    unbroken = rl.edit_sequence(tiny, RECORDS, out=tmp_path / "b", method=noise, **OPTIONS)
     pd.testing.assert_frame_equal(resumed.edits, unbroken.edits)
     pd.testing.assert_frame_equal(resumed.checkpoints, unbroken.checkpoints)
     assert same(tiny, before)
@@ -138,7 +147,7 @@ def test_an_edit_that_cannot_be_computed_ends_the_sequence(tiny, weights_of, tmp
             raise rl.EditError("The loss is not finite.")
         return noise(model, request)
 
-    made = rl.rome_sequence(tiny, RECORDS, out=tmp_path, method=failing, **OPTIONS)
+    made = rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=failing, **OPTIONS)
     assert made.stopped == "edit 2 could not be computed: The loss is not finite."
     assert list(made.edits["edit"]) == [1]
     assert list(made.checkpoints["edits"]) == [0, 1]
@@ -148,14 +157,14 @@ def test_an_edit_that_cannot_be_computed_ends_the_sequence(tiny, weights_of, tmp
 def test_stop_rules(tiny, tmp_path):
     """An unhealthy edit, or too high a perplexity, ends a sequence after a checkpoint; without the rule it goes on."""
     unhealthy = rl.StopRule(unhealthy=True)
-    made = rl.rome_sequence(tiny, RECORDS, out=tmp_path, method=noise, stop=unhealthy, **OPTIONS)
+    made = rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=noise, stop=unhealthy, **OPTIONS)
     assert made.stopped.startswith("after edit 1, the edit is unhealthy: the update is 0.60 of")
     assert list(made.checkpoints["edits"]) == [0, 1]
-    made = rl.rome_sequence(
+    made = rl.edit_sequence(
         tiny, RECORDS, out=tmp_path, method=noise, stop=rl.StopRule(perplexity_factor=0.0), **OPTIONS
     )
     assert made.stopped.startswith("after edit 2, the perplexity is")
-    made = rl.rome_sequence(tiny, RECORDS, out=tmp_path, method=noise, **OPTIONS)
+    made = rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=noise, **OPTIONS)
     assert (made.stopped, list(made.checkpoints["edits"])) == ("", [0, 1, 2, 3])
     assert "more than 2 times 10" in rl.StopRule(perplexity_factor=2.0).reason(None, float("nan"), 10.0)
 
@@ -163,25 +172,25 @@ def test_stop_rules(tiny, tmp_path):
 def test_a_folder_of_another_sequence_is_refused(tiny, tiny_model, weights_of, tmp_path):
     """Another text, other records and other weights: the message says what differs, and the weights are as before."""
     before = weights_of(tiny)
-    rl.rome_sequence(tiny, RECORDS, out=tmp_path, method=noise, **OPTIONS)
+    rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=noise, **OPTIONS)
     rows = (tmp_path / "rows.jsonl").read_bytes()
     with pytest.raises(rl.FormatError, match="begun with {'text': "):
-        rl.rome_sequence(tiny, RECORDS, out=tmp_path, method=noise, **(OPTIONS | {"text": "Rome. " * 9}))
+        rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=noise, **(OPTIONS | {"text": "Rome. " * 9}))
     with pytest.raises(rl.FormatError, match="begun with {'method': .*noise"):
-        rl.rome_sequence(tiny, RECORDS, out=tmp_path, method=edit, **OPTIONS)
+        rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=edit, **OPTIONS)
     with pytest.raises(rl.FormatError, match="'record 1.request.subject': 'The Eiffel Tower'.*, but .*'Big Ben'"):
-        rl.rome_sequence(tiny, RECORDS[::-1], out=tmp_path, method=noise, **OPTIONS)
+        rl.edit_sequence(tiny, RECORDS[::-1], out=tmp_path, method=noise, **OPTIONS)
     with pytest.raises(rl.FormatError, match="begun with {'weights': "):
-        rl.rome_sequence(tiny_model("gpt2", seed=1), RECORDS, out=tmp_path, method=noise, **OPTIONS)
+        rl.edit_sequence(tiny_model("gpt2", seed=1), RECORDS, out=tmp_path, method=noise, **OPTIONS)
     assert (tmp_path / "rows.jsonl").read_bytes() == rows
     assert same(tiny, before)
 
 
 def test_bad_arguments_and_a_folder_without_a_sequence_are_told(tiny, tmp_path):
     with pytest.raises(ValueError, match="records is empty"):
-        rl.rome_sequence(tiny, [], out=tmp_path)
+        rl.edit_sequence(tiny, [], out=tmp_path)
     with pytest.raises(ValueError, match=r"checkpoints are \[0, 5\]"):
-        rl.rome_sequence(tiny, RECORDS, out=tmp_path, checkpoints=[5, 0])
+        rl.edit_sequence(tiny, RECORDS, out=tmp_path, checkpoints=[5, 0])
     with pytest.raises(FileNotFoundError, match="expected a folder that holds a rome_lens sequence"):
         rl.load_sequence(tmp_path)
     assert not any(tmp_path.iterdir())
@@ -189,7 +198,7 @@ def test_bad_arguments_and_a_folder_without_a_sequence_are_told(tiny, tmp_path):
 
 def test_without_a_text_or_prompts_their_columns_are_empty_or_missing(tiny, tmp_path):
     bare = [rl.EditRecord(record.request, record.target_true) for record in RECORDS]
-    made = rl.rome_sequence(tiny, bare, out=tmp_path, method=noise, progress=False)
+    made = rl.edit_sequence(tiny, bare, out=tmp_path, method=noise, progress=False)
     assert made.checkpoints["perplexity"].isna().all()
     assert "PS" not in made.checkpoints
     figure = rl.plot_sequence(made.checkpoints.assign(method="noise"))
@@ -200,7 +209,7 @@ RUN = """
 import sys
 import rome_lens as rl
 from tests.evaluate.test_sequence import OPTIONS, RECORDS, edit
-rl.rome_sequence(rl.load_model(sys.argv[1]), RECORDS * 3, out=sys.argv[2], method=edit, **OPTIONS)
+rl.edit_sequence(rl.load_model(sys.argv[1]), RECORDS * 3, out=sys.argv[2], method=edit, **OPTIONS)
 """
 
 

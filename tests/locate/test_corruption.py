@@ -76,7 +76,7 @@ def test_token_replacement_runs_the_other_prompt(tiny):
     trace = rl.causal_trace(tiny, fact, corruption=rl.TokenReplacement(other), progress=False)
     answer = tiny(tiny.to_tokens(fact.text))[0, -1].argmax()
     elsewhere = tiny(tiny.to_tokens("The capital of Paris is"))[0, -1].softmax(-1)[answer].item()
-    assert trace.samples == 1
+    assert trace.config.samples == 1
     assert trace.corrupted == pytest.approx(elsewhere, abs=1e-6)
 
 

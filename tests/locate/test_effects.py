@@ -1,7 +1,5 @@
 """Average effects by token role."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -9,24 +7,19 @@ import rome_lens as rl
 from rome_lens.locate.roles import token_roles
 
 
-def made_up(restored: torch.Tensor, subject: tuple[int, int], kind: str = "resid") -> rl.CausalTrace:
+def made_up(restored: torch.Tensor, subject: tuple[int, int], kind: str = "resid", **options) -> rl.CausalTrace:
     fact = rl.Fact("{} is", "x")
     tokens = [f"t{i}" for i in range(len(restored))]
     return rl.CausalTrace(
         fact=fact,
         model="made up",
-        kind=kind,
-        head=None,
-        window=1,
-        samples=10,
-        corruption="",
-        metric="prob",
-        method="exact",
-        severed=(),
+        config=rl.TraceConfig(**{"kind": kind, "window": 1, **options}),
         tokens=tokens,
         subject_range=subject,
         answer="a",
+        answer_tokens=(0,),
         predicted="a",
+        predicted_token=0,
         clean=0.9,
         corrupted=0.1,
         restored=restored,
@@ -99,13 +92,13 @@ def test_no_traces_and_traces_of_two_models_are_refused():
 
 def test_approximate_effects_are_called_so():
     exact = made_up(torch.full((3, 2), 0.3), (0, 1))
-    approximate = dataclasses.replace(exact, method="attribution")
+    approximate = made_up(torch.full((3, 2), 0.3), (0, 1), method="attribution")
     assert set(rl.average_effects([exact, approximate]).kind) == {"resid", "resid (attribution)"}
 
 
 def test_severed_effects_are_not_averaged_with_whole_ones():
     whole = made_up(torch.full((3, 2), 0.3), (0, 1))
-    severed = dataclasses.replace(made_up(torch.full((3, 2), 0.2), (0, 1)), severed=("mlp",))
+    severed = made_up(torch.full((3, 2), 0.2), (0, 1), severed=("mlp",))
     means = rl.average_effects([whole, severed]).groupby("kind", sort=False)["mean"]
     assert list(means.groups) == ["resid", "resid, mlp severed"]
     assert means.nunique().eq(1).all()
@@ -114,7 +107,7 @@ def test_severed_effects_are_not_averaged_with_whole_ones():
 def test_different_windows_of_one_kind_are_not_averaged():
     one = made_up(torch.full((3, 2), 0.3), (0, 1), "mlp")
     with pytest.raises(ValueError, match="different windows or metrics"):
-        rl.average_effects([one, dataclasses.replace(one, window=5)])
+        rl.average_effects([one, made_up(torch.full((3, 2), 0.3), (0, 1), "mlp", window=5)])
 
 
 def test_total_effect_is_clean_minus_corrupted():

@@ -29,14 +29,14 @@ def test_traces_are_those_of_causal_trace(tiny):
     made = rl.trace_facts(tiny, FACTS, kinds=["resid", "mlp"], **OPTIONS)
     assert [(t.fact, t.kind) for t in made.traces] == [(fact, kind) for fact in FACTS for kind in ("resid", "mlp")]
     assert same(made.traces[3], rl.causal_trace(tiny, FACTS[1], kind="mlp", **OPTIONS))
-    assert made.wrong.empty
+    assert made.not_predicted.empty
 
 
 def test_facts_that_the_model_gets_wrong_are_reported(tiny):
     wrong = rl.Fact("The capital of {} is", "Italy", answer="Apple")
     made = rl.trace_facts(tiny, [FACTS[0], wrong], kinds=["resid"], **OPTIONS)
     assert len(made.traces) == 1
-    row = made.wrong.iloc[0]
+    row = made.not_predicted.iloc[0]
     assert (row.subject, row.answer) == ("Italy", "Apple")
     assert row.predicted == made.traces[0].predicted
     every = rl.trace_facts(tiny, [wrong], kinds=["resid"], only_predicted=False, **OPTIONS)
@@ -55,8 +55,8 @@ def test_what_is_in_the_folder_is_not_made_again(tiny, tmp_path, monkeypatch):
     out = tmp_path / "traces"
     first = rl.trace_facts(tiny, FACTS[:2], kinds=["resid"], out=out, **OPTIONS)
     made = []
-    real = store_module.trace_question
-    monkeypatch.setattr(store_module, "trace_question", lambda *a, **k: made.append(a[1]) or real(*a, **k))
+    real = store_module.trace_prompt
+    monkeypatch.setattr(store_module, "trace_prompt", lambda *a, **k: made.append(a[1]) or real(*a, **k))
     second = rl.trace_facts(tiny, FACTS, kinds=["resid"], out=out, **OPTIONS)
     assert made == [FACTS[2]]
     assert all(same(a, b) for a, b in zip(first.traces, second.traces, strict=False))

@@ -150,7 +150,7 @@ def test_attribution_of_small_noise_is_nearly_exact(tiny):
     for kind in ("resid", "mlp", "attn"):
         exact = rl.causal_trace(tiny, FACT, kind=kind, window=1, **options)
         approximate = rl.causal_trace(tiny, FACT, kind=kind, window=1, method="attribution", **options)
-        assert approximate.method == "attribution"
+        assert approximate.config.method == "attribution"
         assert set(approximate.to_frame().method) == {"attribution"}
         assert approximate.corrupted == pytest.approx(exact.corrupted, abs=1e-6)
         error = (approximate.indirect_effect - exact.indirect_effect).abs().max()

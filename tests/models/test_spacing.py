@@ -8,7 +8,7 @@ import torch
 import rome_lens as rl
 from rome_lens.edit.search.suffix import tokenize_prompts
 from rome_lens.evaluate.likelihood import mean_log_probabilities
-from rome_lens.locate.prompt import tokenize_question
+from rome_lens.locate.prompt import prepare_prompt
 from rome_lens.models.spacing import separator
 from rome_lens.models.tokens import tokenize, tokenize_continuation
 
@@ -94,7 +94,7 @@ def test_all_verbs_ask_for_the_same_tokens(tiny, prompt, answer, space):
     request = rl.EditRequest(prompt, "Rome", answer, space=space)
     text, start = tokenize_continuation(tiny, fact.text, answer, space=space)
     wanted = text.ids[start:]
-    assert tuple(tokenize_question(tiny, fact).answer.tolist()) == wanted
+    assert tuple(prepare_prompt(tiny, fact).answer.tolist()) == wanted
     prompts = tokenize_prompts(tiny, request, ["{}", 'An open " mark. {}'])
     assert prompts.target == wanted
     assert all(row[len(row) - len(wanted) + 1 :] == wanted[:-1] for row in prompts.rows[:2])
@@ -125,7 +125,7 @@ def test_correct_is_decided_by_tokens(tiny):
     assert rl.CausalTrace.from_dict(made.to_dict()).is_correct
     assert not dataclasses.replace(made, answer_tokens=(made.predicted_token + 1,)).is_correct
     spaced, joined = (dataclasses.replace(prompt, answer=" x", space=space) for space in (None, False))
-    assert tokenize_question(tiny, spaced).answer.tolist() == tokenize_question(tiny, joined).answer.tolist()
+    assert prepare_prompt(tiny, spaced).answer.tolist() == prepare_prompt(tiny, joined).answer.tolist()
     with pytest.warns(UserWarning, match=r"does not predict 'Rome' after .* but '"):
         rl.causal_trace(tiny, dataclasses.replace(prompt, answer="Rome", space=False), samples=2, progress=False)
 

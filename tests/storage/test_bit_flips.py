@@ -36,8 +36,8 @@ def _covariance_checkpoint(model, folder: Path) -> tuple[Path, Callable]:
 
 
 def _editor(model, folder: Path) -> tuple[Path, Callable]:
-    rl.Mend.untrained(model, config=mend.CONFIG).save(folder / "editor")
-    return folder / "editor", lambda: rl.Mend.load(folder / "editor")
+    rl.MendEditor.untrained(model, config=mend.CONFIG).save(folder / "editor")
+    return folder / "editor", lambda: rl.MendEditor.load(folder / "editor")
 
 
 def _training(model, folder: Path) -> tuple[Path, Callable]:
@@ -67,12 +67,12 @@ def _traces(model, folder: Path) -> tuple[Path, Callable]:
 
 
 def _evaluation(model, folder: Path) -> tuple[Path, Callable]:
-    rl.run_evaluation(model, RECORDS, {"noise": noise}, out=folder / "evaluation", **QUIET)
-    return folder / "evaluation" / "rows.jsonl", lambda: rl.load_evaluation(folder / "evaluation")
+    rl.score_edits(model, RECORDS, {"noise": noise}, out=folder / "evaluation", **QUIET)
+    return folder / "evaluation" / "rows.jsonl", lambda: rl.load_scores(folder / "evaluation")
 
 
 def _sequence(model, folder: Path) -> tuple[Path, Callable]:
-    rl.rome_sequence(model, RECORDS, out=folder / "sequence", method=noise, **QUIET)
+    rl.edit_sequence(model, RECORDS, out=folder / "sequence", method=noise, **QUIET)
     return folder / "sequence" / "rows.jsonl", lambda: rl.load_sequence(folder / "sequence")
 
 

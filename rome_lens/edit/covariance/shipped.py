@@ -1,5 +1,6 @@
 """The covariances that ship with the package."""
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 
@@ -8,7 +9,7 @@ from rome_lens.edit.presets.layers import find_suggestion
 from rome_lens.models import Model
 
 SHIPPED_COVARIANCES = {"smollm2-135m": "smollm2-135m.covariance.safetensors"}
-"""Models that `rome` needs no covariance for, by name, and the file in the package's data folder."""
+"""Models for which no covariance has to be given, by name, and the file in the package's data folder."""
 
 
 def shipped_covariance(model: Model) -> KeyCovariance:
@@ -26,6 +27,14 @@ def shipped_covariance(model: Model) -> KeyCovariance:
             f"layers=[{'layer' if suggested is None else suggested}], texts=...)."
         )
     return _read_shipped(name)
+
+
+def covariances_for(model: Model, given: Mapping[int, KeyCovariance] | None) -> Mapping[int, KeyCovariance]:
+    """The covariances that were given, by layer; or else the one that ships for the model. Raises as that does."""
+    if given is not None:
+        return given
+    shipped = shipped_covariance(model)
+    return {shipped.layer: shipped}
 
 
 @cache

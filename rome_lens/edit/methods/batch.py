@@ -12,11 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.artifact.update import Update
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
+from rome_lens.edit.covariance.shipped import covariances_for
+from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.search.key import subject_activations
 from rome_lens.edit.search.settings import BatchConfig
 from rome_lens.edit.search.targets import MemitTargets, check_requests, memit_targets, subject_states
@@ -35,8 +36,8 @@ class BatchProblem:
     method: str
     form: ClosedForm
     inverts: bool  # the covariance
-    requests: Sequence[EditRequest]
-    covariances: Mapping[int, KeyCovariance]
+    requests: Requests
+    covariances: Mapping[int, KeyCovariance] | None
     config: BatchConfig
 
 
@@ -47,7 +48,7 @@ def write_batch(
     on_unhealthy: OnUnhealthy,
     progress: bool,
 ) -> Edit:
-    requests, covariances = asked.requests, asked.covariances
+    requests, covariances = as_requests(asked.requests), covariances_for(model, asked.covariances)
     check_requests(requests)
     layers = sorted(covariances) if asked.config.layers is None else list(asked.config.layers)
     _check_layers(model, layers, covariances)

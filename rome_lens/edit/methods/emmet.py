@@ -1,15 +1,15 @@
 """EMMET: many requests, each answered exactly (Gupta et al. 2024)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rome_lens.checking import checked
-from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.methods.batch import BatchProblem, write_batch
 from rome_lens.edit.methods.closed_forms import emmet_factor
+from rome_lens.edit.methods.requests import Requests
 from rome_lens.edit.search.settings import BatchConfig
 from rome_lens.edit.search.targets import MemitTargets
 from rome_lens.models import Model
@@ -28,9 +28,9 @@ class EmmetConfig(BatchConfig):
 @checked
 def emmet(
     model: Model,
-    requests: Sequence[EditRequest],
+    requests: Requests,
     *,
-    covariances: Mapping[int, KeyCovariance],
+    covariances: Mapping[int, KeyCovariance] | None = None,
     config: EmmetConfig | None = None,
     targets: MemitTargets | None = None,
     on_unhealthy: OnUnhealthy = "warn",

@@ -7,10 +7,11 @@ import torch
 from tqdm.auto import tqdm
 
 from rome_lens.checking import checked
-from rome_lens.data.records import Continuation, EditRequest
+from rome_lens.data.records import Continuation
 from rome_lens.edit.artifact.edit import Edit, as_json
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.artifact.written import keeping
+from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.search.teacher_forcing import run_until
 from rome_lens.errors import EditError
 from rome_lens.models import Model, asking, find_output_matrix, frozen
@@ -59,7 +60,7 @@ class FinetuneConfig:
 @checked
 def finetune(
     model: Model,
-    requests: EditRequest | Sequence[EditRequest],
+    requests: Requests,
     *,
     config: FinetuneConfig | None = None,
     on_unhealthy: OnUnhealthy = "warn",
@@ -92,9 +93,7 @@ def finetune(
         ValueError: no requests, a bad layer, or a prompt that does not fit.
     """
     config = FinetuneConfig() if config is None else config
-    requests = [requests] if isinstance(requests, EditRequest) else list(requests)
-    if not requests:
-        raise ValueError("requests is empty, expected one EditRequest or more.")
+    requests = as_requests(requests)
     matrices = {layer: find_output_matrix(model, layer) for layer in config.layers}
     weights = {layer: matrix.values for layer, matrix in matrices.items()}
     parameters = [matrix.parameter for matrix in matrices.values()]

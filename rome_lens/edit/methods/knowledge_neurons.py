@@ -12,6 +12,7 @@ from rome_lens.checking import checked
 from rome_lens.data.records import EditRequest, Fact, check_prompts
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.edit.methods.requests import Requests, only_request
 from rome_lens.errors import EditError
 from rome_lens.models import (
     Hook,
@@ -104,7 +105,8 @@ def knowledge_neurons(
     Args:
         model: is run, not changed.
         fact: its prompt about its subject.
-        answer: what the model knows; None: the answer of a Fact that has one, else the token that the model says.
+        answer: what the model knows; None: the answer of a Fact, or true answer of a request, that has one; else the
+            token that the model says.
         paraphrases: other texts that the same answer follows. The neurons have to be shared by enough of them; the
             ROME paper's baseline has none.
         config: the numbers; None: `KnowledgeNeuronsConfig()`.
@@ -117,7 +119,8 @@ def knowledge_neurons(
     config = KnowledgeNeuronsConfig() if config is None else config
     if paraphrases:
         check_prompts(paraphrases, "paraphrases")
-    answer = fact.answer if answer is None and isinstance(fact, Fact) else answer
+    if answer is None:
+        answer = fact.answer if isinstance(fact, Fact) else fact.true_answer
     prompts = (fact.text, *paraphrases)
     asked = _asked_tokens(model, prompts, answer, fact.space)
     total = sum(len(ids) - start for ids, start in asked)
@@ -209,9 +212,8 @@ def _asked_tokens(
 @checked
 def kn(
     model: Model,
-    request: EditRequest,
+    request: Requests,
     *,
-    true_target: str | None = None,
     paraphrases: Sequence[str] = (),
     config: KnowledgeNeuronsConfig | None = None,
     on_unhealthy: OnUnhealthy = "warn",
@@ -223,12 +225,12 @@ def kn(
     token and t' that of the new answer, summed over its tokens (paper section 5.1, for answers of one token; the sum is
     the released code's for GPT-2). The tokens are those that follow the prompt, with their leading space: the released
     code tokenises the target without it. It always takes the model's own token for t, as this does without
-    `true_target`.
+    `request.true_answer`.
 
     Args:
         model: is run, not changed.
-        request: what to write.
-        true_target: the old answer; None: the token that the model says.
+        request: What to write: an EditRequest, or a list of one. Its `true_answer` is the old answer; None: the token
+            that the model says.
         paraphrases: other texts that the old answer follows, as `knowledge_neurons` takes them.
         config: the numbers; None: `KnowledgeNeuronsConfig()`.
         on_unhealthy: what to do if the edit's `health` has problems: an EditWarning, an EditError, or nothing.
@@ -241,15 +243,14 @@ def kn(
     Raises:
         EditError: a weight is not finite, no neuron is found, or the edit is unhealthy and `on_unhealthy` is "raise".
             No weight is changed.
-        ValueError: a prompt that does not fit, or an MLP without a single output matrix.
+        ValueError: several requests, a prompt that does not fit, or an MLP without a single output matrix.
     """
+    request = only_request(request, "kn")
     config = KnowledgeNeuronsConfig() if config is None else config
     for layer in range(model.cfg.n_layers):
         finite_matrix(model, layer)
     whole, start = tokenize_continuation(model, request.text, request.target, space=request.space)
-    found = knowledge_neurons(
-        model, request, answer=true_target, paraphrases=paraphrases, config=config, progress=progress
-    )
+    found = knowledge_neurons(model, request, paraphrases=paraphrases, config=config, progress=progress)
     table = embeddings(model).float()
     added = config.new_weight * table[list(whole.ids[start:])].sum(0) - config.old_weight * table[found.answer[0]]
     factors = {}

@@ -1,16 +1,17 @@
 """MEMIT: many requests in the sense of least squares (Meng et al. 2023)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
 from rome_lens.checking import checked
-from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
+from rome_lens.edit.covariance.shipped import covariances_for
 from rome_lens.edit.methods.batch import BatchProblem, write_batch
 from rome_lens.edit.methods.closed_forms import memit_factor
+from rome_lens.edit.methods.requests import Requests
 from rome_lens.edit.search.settings import BatchConfig, check_positive
 from rome_lens.edit.search.targets import MemitTargets
 from rome_lens.models import Model
@@ -45,9 +46,9 @@ class MemitConfig(BatchConfig):
 @checked
 def memit(
     model: Model,
-    requests: Sequence[EditRequest],
+    requests: Requests,
     *,
-    covariances: Mapping[int, KeyCovariance],
+    covariances: Mapping[int, KeyCovariance] | None = None,
     config: MemitConfig | None = None,
     targets: MemitTargets | None = None,
     on_unhealthy: OnUnhealthy = "warn",
@@ -63,8 +64,10 @@ def memit(
 
     Args:
         model: is run, with earlier layers' updates in its weights, which afterwards are bit for bit what they were.
-        requests: what to write. Several about the same subject are fine; two about the same text are not.
-        covariances: of the keys, by layer, as `collect_covariance` gives them.
+        requests: What to write: one EditRequest or several. Several about the same subject are fine; two
+            about the same text are not.
+        covariances: Covariances of the keys, by layer, as `collect_covariance` gives them; None: the one that ships for
+            this model.
         config: the numbers; None: `MemitConfig()`, which edits the layers of the covariances.
         targets: the states to be reached, from `memit_targets`; None: they are searched, which is most of the work.
             Their contexts are used for the keys.
@@ -83,6 +86,7 @@ def memit(
             outputs.
     """
     config = MemitConfig() if config is None else config
+    covariances = covariances_for(model, covariances)
     weight = config.weight(max((len(each.second_moment) for each in covariances.values()), default=0))
     config, form = replace(config, covariance_weight=weight), partial(memit_factor, weight=weight)
     problem = BatchProblem("memit", form, True, requests, covariances, config)

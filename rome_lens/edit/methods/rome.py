@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rome_lens.checking import check_whole, checked
-from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import shipped_covariance
+from rome_lens.edit.methods.requests import Requests, only_request
 from rome_lens.edit.search.key import subject_keys
 from rome_lens.edit.search.settings import SearchConfig
 from rome_lens.edit.search.value import optimise_value, search_figures
@@ -47,7 +47,7 @@ class RomeConfig(SearchConfig):
 @checked
 def rome(
     model: Model,
-    request: EditRequest,
+    request: Requests,
     *,
     covariance: KeyCovariance | None = None,
     config: RomeConfig | None = None,
@@ -60,7 +60,7 @@ def rome(
 
     Args:
         model: is run; its weights and their requires_grad stay as they are.
-        request: what to write.
+        request: What to write: an EditRequest, or a list of one.
         covariance: of the keys of the edited layer; None: the one that ships for this model.
         config: the numbers; None: `RomeConfig()`.
         on_unhealthy: what to do if the edit's `health` has problems: an EditWarning, an EditError, or nothing.
@@ -73,8 +73,9 @@ def rome(
         CovarianceError: the covariance is of another layer or model, or singular.
         EditError: a weight or the loss is not finite, k* . u is 0, or the edit is unhealthy and `on_unhealthy` is
             "raise". No weight is changed.
-        ValueError: a bad layer, or a prompt that does not fit.
+        ValueError: several requests, a bad layer, or a prompt that does not fit.
     """
+    request = only_request(request, "rome")
     config = RomeConfig() if config is None else config
     covariance = shipped_covariance(model) if covariance is None else covariance
     layer = covariance.layer if config.layer is None else config.layer

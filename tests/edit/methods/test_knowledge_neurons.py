@@ -1,5 +1,7 @@
 """Knowledge neurons: integrated gradients keep their axioms, and an edit touches the chosen rows alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -88,14 +90,15 @@ def test_neurons_are_above_the_threshold_and_shared_by_enough_prompts(tiny):
     assert rl.knowledge_neurons(tiny, REQUEST, **options).neurons == found.neurons[:2]
 
 
-@pytest.mark.parametrize("true_target", [None, "Paris"])
-def test_the_edit_adds_both_embeddings_to_the_neurons_rows_alone(tiny, weights_of, true_target):
+@pytest.mark.parametrize("true_answer", [None, "Paris"])
+def test_the_edit_adds_both_embeddings_to_the_neurons_rows_alone(tiny, weights_of, true_answer):
     before = weights_of(tiny)
-    edit = rl.kn(tiny, REQUEST, true_target=true_target, **QUIET)
+    request = replace(REQUEST, true_answer=true_answer)
+    edit = rl.kn(tiny, request, **QUIET)
     assert same(tiny, before)
-    found = rl.knowledge_neurons(tiny, REQUEST, answer=true_target, progress=False)
+    found = rl.knowledge_neurons(tiny, REQUEST, answer=true_answer, progress=False)
     tokens = ids(tiny, REQUEST.text)
-    old = tiny(torch.tensor([tokens]))[0, -1].argmax() if true_target is None else tiny.to_single_token(" Paris")
+    old = tiny(torch.tensor([tokens]))[0, -1].argmax() if true_answer is None else tiny.to_single_token(" Paris")
     assert found.answer[0] == old
     new = ids(tiny, f"{REQUEST.text} {REQUEST.target}")[len(tokens) :]
     assert len(new) > 1
@@ -109,7 +112,7 @@ def test_the_edit_adds_both_embeddings_to_the_neurons_rows_alone(tiny, weights_o
             assert torch.allclose(difference[rows], expected.expand(len(rows), -1), atol=1e-5)
     assert changed == set(found.neurons)
     assert same(tiny, before)
-    assert (edit.method, edit.requests, edit.config["old_weight"]) == ("kn", (REQUEST,), 2.0)
+    assert (edit.method, edit.requests, edit.config["old_weight"]) == ("kn", (request,), 2.0)
 
 
 def test_what_cannot_be_done_is_refused(tiny, weights_of):

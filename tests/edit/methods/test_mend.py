@@ -35,11 +35,11 @@ CONFIG = rl.MendConfig(**SMALL)
 QUIET = {"on_unhealthy": "ignore"}
 
 
-def train(model, *, steps: int = 4, records=RECORDS, validation=(), config=CONFIG, **options) -> rl.Mend:
+def train(model, *, steps: int = 4, records=RECORDS, validation=(), config=CONFIG, **options) -> rl.MendEditor:
     return rl.train_mend(model, records, steps=steps, validation=validation, config=config, progress=False, **options)
 
 
-def tensors(editor: rl.Mend) -> dict[str, torch.Tensor]:
+def tensors(editor: rl.MendEditor) -> dict[str, torch.Tensor]:
     return editor.network.state_dict()
 
 
@@ -49,7 +49,7 @@ def test_an_untrained_editor_makes_a_step_of_gradient_descent(tiny_model, weight
     """Its factors, summed over tokens, are minus the learning rate times the gradient that autograd gives."""
     model = tiny_model(family, bos=bos)
     before, request = weights_of(model), RECORDS[1].request
-    editor = rl.Mend.untrained(model, config=rl.MendConfig(layers=layers, edit_learning_rate=0.5))
+    editor = rl.MendEditor.untrained(model, config=rl.MendConfig(layers=layers, edit_learning_rate=0.5))
     edit = rl.mend(model, request, editor=editor, **QUIET)
     assert same(model, before)
     assert [update.layer for update in edit.updates] == list(layers or (0, 1, 2))
@@ -170,7 +170,7 @@ def test_training_ends_when_it_does_not_get_better(tiny):
 def test_a_saved_editor_makes_the_same_edits(tiny, tmp_path):
     editor = train(tiny)
     editor.save(tmp_path / "editor.safetensors")
-    loaded = rl.Mend.load(tmp_path / "editor.safetensors")
+    loaded = rl.MendEditor.load(tmp_path / "editor.safetensors")
     assert (loaded.layers, loaded.model, loaded.history) == (editor.layers, "gpt2", editor.history)
     first, second = (rl.mend(tiny, RECORDS[0].request, editor=each, **QUIET) for each in (editor, loaded))
     for update, other in zip(first.updates, second.updates, strict=True):
@@ -186,7 +186,7 @@ def test_what_cannot_be_done_is_refused(tiny, tiny_model, tmp_path):
     with pytest.raises(ValueError, match="rank is 0, expected a number from 1 on"):
         rl.MendConfig(rank=0)
     with pytest.raises(ValueError, match="layer is 9, but gpt2 has layers 0 to 2"):
-        rl.Mend.untrained(tiny, config=rl.MendConfig(layers=(9,)))
+        rl.MendEditor.untrained(tiny, config=rl.MendConfig(layers=(9,)))
     with pytest.raises(ValueError, match="records is empty"):
         train(tiny, records=[])
     with pytest.raises(ValueError, match="steps is 0"):
@@ -194,15 +194,15 @@ def test_what_cannot_be_done_is_refused(tiny, tiny_model, tmp_path):
     with pytest.raises(ValueError, match=r"record 7 \('One'\) has no locality question"):
         train(tiny, records=[rl.QuestionRecord(rl.EditRequest("{}", "One", target="two"), case_id=7)])
     with pytest.raises(rl.EditError, match="trained for another architecture: gpt2"):
-        rl.mend(tiny_model("gptj"), RECORDS[0].request, editor=rl.Mend.untrained(tiny, config=CONFIG))
+        rl.mend(tiny_model("gptj"), RECORDS[0].request, editor=rl.MendEditor.untrained(tiny, config=CONFIG))
     with pytest.raises(rl.EditError, match="Training failed at step"):
         train(tiny, config=rl.MendConfig(**{**SMALL, "learning_rate": float("inf")}))
-    broken = rl.Mend.untrained(tiny, config=CONFIG)
+    broken = rl.MendEditor.untrained(tiny, config=CONFIG)
     broken.network.step_sizes.data[0] = float("nan")
     with pytest.raises(rl.EditError, match="The edit is not finite"):
         rl.mend(tiny, RECORDS[0].request, editor=broken)
     with pytest.raises(rl.FormatError, match="expected a 'rome_lens mend editor 2'"):
-        rl.mend(tiny, RECORDS[0].request, editor=rl.Mend.untrained(tiny, config=CONFIG), **QUIET).save(
+        rl.mend(tiny, RECORDS[0].request, editor=rl.MendEditor.untrained(tiny, config=CONFIG), **QUIET).save(
             tmp_path / "edit.safetensors"
         )
-        rl.Mend.load(tmp_path / "edit.safetensors")
+        rl.MendEditor.load(tmp_path / "edit.safetensors")

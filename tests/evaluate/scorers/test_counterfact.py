@@ -76,10 +76,10 @@ def test_metrics_without_prompts_are_left_out(tiny):
     assert set(rl.score_record(tiny, record)) == {"ES", "EM"}
 
 
-def test_evaluate_gives_a_row_for_each_record_method_and_metric(tiny, weights_of):
+def test_score_edits_gives_a_row_for_each_record_method_and_metric(tiny, weights_of):
     before = weights_of(tiny)
     records = [RECORD, rl.EditRecord(RECORD.request, "Seattle", case_id=6)]
-    frame = rl.evaluate(tiny, records, method=lambda record: made_up(tiny), name="noise", progress=False)
+    frame = rl.score_edits(tiny, records, {"noise": lambda *_: made_up(tiny)}, progress=False)
     assert list(frame.columns) == ["case_id", "method", "metric", "value", "error"]
     assert frame.groupby(["case_id", "method"]).size().to_dict() == {
         (5, "base"): 6,
@@ -96,27 +96,27 @@ def test_weights_are_back_when_scoring_raises(tiny, weights_of):
     before = weights_of(tiny)
     too_long = rl.EditRecord(RECORD.request, "Paris", neighborhood_prompts=("Rome " * 200,))
     with pytest.raises(ValueError, match="but gpt2 reads at most 128"):
-        rl.evaluate(tiny, [too_long], method=lambda record: made_up(tiny), progress=False)
+        rl.score_edits(tiny, [too_long], {"noise": lambda *_: made_up(tiny)}, progress=False)
     assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
 
 
-def test_scores_of_an_edited_model_are_those_that_evaluate_gives_its_method(tiny):
-    """A batch edit is scored inside `applied`, an edit of one record by `evaluate`: the same rows."""
+def test_scores_of_an_edited_model_are_those_that_score_edits_gives_its_method(tiny):
+    """A batch edit is scored inside `applied`, an edit of one record by its method: the same rows."""
     edit = made_up(tiny)
-    by_evaluate = rl.evaluate(tiny, [RECORD], method=lambda record: edit, name="noise", progress=False)
-    before = rl.score_records(tiny, [RECORD], progress=False)
+    by_method = rl.score_edits(tiny, [RECORD], {"noise": lambda *_: edit}, progress=False)
+    before = rl.score_edits(tiny, [RECORD], {}, progress=False)
     with edit.applied(tiny):
-        after = rl.score_records(tiny, [RECORD], name="noise", progress=False)
-    pd.testing.assert_frame_equal(pd.concat([before, after], ignore_index=True), by_evaluate)
+        after = rl.score_edits(tiny, [RECORD], {}, progress=False).assign(method="noise")
+    pd.testing.assert_frame_equal(pd.concat([before, after], ignore_index=True), by_method)
 
 
 def test_no_records_and_the_name_base_are_refused(tiny):
     with pytest.raises(ValueError, match="records is empty"):
-        rl.evaluate(tiny, [], method=lambda record: made_up(tiny))
+        rl.score_edits(tiny, [], {"noise": lambda *_: made_up(tiny)})
     with pytest.raises(ValueError, match="records is empty"):
-        rl.score_records(tiny, [])
-    with pytest.raises(ValueError, match="name is 'base'"):
-        rl.evaluate(tiny, [RECORD], method=lambda record: made_up(tiny), name="base")
+        rl.score_edits(tiny, [], {})
+    with pytest.raises(ValueError, match="A method is named 'base'"):
+        rl.score_edits(tiny, [RECORD], {"base": lambda *_: made_up(tiny)})
 
 
 def rows(method: str, **metrics: list[float]) -> pd.DataFrame:

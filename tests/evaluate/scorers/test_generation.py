@@ -143,11 +143,11 @@ def test_scores_that_lack_prompts_or_references_are_left_out(tiny):
     assert set(rl.score_generation(tiny, elsewhere, references=references, length=20)) == {"GE"}
 
 
-def test_evaluate_gives_rows_that_summarize_reads(tiny):
-    frame = rl.evaluate(
+def test_score_edits_gives_rows_that_summarize_reads(tiny):
+    frame = rl.score_edits(
         tiny,
         [RECORD],
-        method=lambda record: made_up(tiny),
+        {"rome": lambda *_: made_up(tiny)},
         score=lambda model, record: rl.score_generation(model, record, length=20),
         progress=False,
     )

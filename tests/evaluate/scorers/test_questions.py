@@ -157,13 +157,13 @@ def test_scores_without_questions_or_the_model_before_are_left_out(tiny):
 
 
 @pytest.mark.parametrize("score", [rl.score_zsre, lambda *a, **b: rl.score_knowedit(*a, **b, fluency=False)])
-def test_evaluate_notes_the_model_before_and_gives_rows_that_summarize_reads(tiny, weights_of, score):
+def test_score_edits_notes_the_model_before_and_gives_rows_that_summarize_reads(tiny, weights_of, score):
     weights = weights_of(tiny)
     bare = QuestionRecord(RECORD.request, case_id=5)
-    frame = rl.evaluate(
+    frame = rl.score_edits(
         tiny,
         [RECORD, bare],
-        method=lambda record: made_up(tiny, scale=1.0),
+        {"rome": lambda *_: made_up(tiny, scale=1.0)},
         score=score,
         before=rl.locality_predictions,
         progress=False,

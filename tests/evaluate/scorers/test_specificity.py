@@ -59,11 +59,11 @@ def test_without_neighbours_there_are_no_scores(tiny):
 
 def test_scores_of_one_record_go_into_one_summary(tiny):
     """Other scores stand beside the paper's in one table, which come first."""
-    options = {"method": lambda record: made_up(tiny), "progress": False}
-    further = rl.evaluate(
+    options = {"methods": {"rome": lambda *_: made_up(tiny)}, "progress": False}
+    further = rl.score_edits(
         tiny, [RECORD], score=rl.score_specificity, before=rl.neighborhood_log_probabilities, **options
     )
-    frame = pd.concat([further, rl.evaluate(tiny, [RECORD], **options)])
+    frame = pd.concat([further, rl.score_edits(tiny, [RECORD], **options)])
     summary = rl.summarize(frame).set_index("method")
     metrics = [name for name in summary if "_" not in name]
     assert metrics == ["n", "failed", "S", "ES", "EM", "PS", "PM", "NS", "NM", "NS+", "NM+", "NKL", "NKL+"]

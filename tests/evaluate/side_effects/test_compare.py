@@ -2,7 +2,6 @@
 
 import copy
 from functools import partial
-from importlib import import_module
 
 import pandas as pd
 import pytest
@@ -10,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 import rome_lens as rl
+from rome_lens.evaluate.side_effects import compare
 from rome_lens.models import key_name, state_name
 from rome_lens.models.labels import token_texts
 from tests.edit.artifact.test_edit import made_up
@@ -127,7 +127,6 @@ def test_what_does_not_fit_is_refused_before_any_work(tiny, tiny_model):
 
 def test_a_bar_that_is_drawn_along_the_way_leaves_no_prompt_out(tiny, monkeypatch):
     """tqdm's `update` tells whether it drew the bar, which a slow model makes it do at every prompt."""
-    module = import_module("rome_lens.evaluate.side_effects.compare")  # rl.evaluate is the function
-    monkeypatch.setattr(module, "tqdm", partial(tqdm, mininterval=0))
+    monkeypatch.setattr(compare, "tqdm", partial(tqdm, mininterval=0))
     found = rl.compare_models(tiny, tiny, PROMPTS)
     assert list(found.divergence["prompt"]) == PROMPTS

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 import torch
 
 from rome_lens.checking import checked
-from rome_lens.data.records import Continuation, EditRequest
+from rome_lens.data.records import Continuation
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.methods.mend.config import MendConfig
 from rome_lens.edit.methods.mend.factors import edited_factors, edits_in_place, gradient_factors
 from rome_lens.edit.methods.mend.network import EditorNetwork
+from rome_lens.edit.methods.requests import Requests, only_request
 from rome_lens.edit.search.teacher_forcing import run_until
 from rome_lens.errors import EditError, FormatError
 from rome_lens.models import Model, architecture_digest, key_width
@@ -24,7 +25,7 @@ _FACTS = {"layers": list, "widths": list, "config": dict, "model": str, "archite
 
 @checked
 @dataclass(frozen=True, eq=False)
-class Mend:
+class MendEditor:
     """An editor for one model: `train_mend` makes it, `mend` uses it.
 
     Attributes:
@@ -44,7 +45,7 @@ class Mend:
     history: tuple[Mapping[str, float | int], ...] = field(default=(), repr=False)
 
     @classmethod
-    def untrained(cls, model: Model, *, config: MendConfig | None = None, seed: int = 0) -> "Mend":
+    def untrained(cls, model: Model, *, config: MendConfig | None = None, seed: int = 0) -> "MendEditor":
         """An editor whose edits are steps of gradient descent, of the learning rate `config.edit_learning_rate`.
 
         Raises:
@@ -83,7 +84,7 @@ class Mend:
         save_tensors(path, self.network.state_dict(), kind=_KIND, facts=facts, overwrite=overwrite)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> "Mend":
+    def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> "MendEditor":
         """Reads what `save` wrote.
 
         Raises:
@@ -123,7 +124,7 @@ def _network(widths: tuple[int, ...], layers: int, config: MendConfig, seed: int
 
 
 @checked
-def mend(model: Model, request: EditRequest, *, editor: Mend, on_unhealthy: OnUnhealthy = "warn") -> Edit:
+def mend(model: Model, request: Requests, *, editor: MendEditor, on_unhealthy: OnUnhealthy = "warn") -> Edit:
     """One gradient of the fine-tuning loss, turned into an edit by a trained editor (MEND, Mitchell et al. 2022).
 
     W_out[l] -= alpha_l sum_i x_i d_i, where (x_i, d_i) are what the editor makes of token i's key and output gradient.
@@ -132,8 +133,9 @@ def mend(model: Model, request: EditRequest, *, editor: Mend, on_unhealthy: OnUn
 
     Args:
         model: is run, not changed.
-        request: what to write.
-        editor: from `train_mend` or `Mend.load`.
+        request: What to write: an EditRequest, or a list of one.
+        editor: From `train_mend` or `MendEditor.load`. `functools.partial(mend, editor=editor)` is a method like the
+            others.
         on_unhealthy: what to do if the edit's `health` has problems: an EditWarning, an EditError, or nothing.
 
     Returns:
@@ -143,8 +145,9 @@ def mend(model: Model, request: EditRequest, *, editor: Mend, on_unhealthy: OnUn
     Raises:
         EditError: the editor is for another architecture, a weight or the edit is not finite, or the edit is unhealthy
             and `on_unhealthy` is "raise". No weight is changed.
-        ValueError: a prompt that does not fit.
+        ValueError: several requests, or a prompt that does not fit.
     """
+    request = only_request(request, "mend")
     editor.check_model(model)
     for layer in editor.layers:
         finite_matrix(model, layer)

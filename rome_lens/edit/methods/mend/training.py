@@ -15,7 +15,7 @@ from rome_lens.checking import check_seed, check_whole, checked
 from rome_lens.data.records import QuestionRecord
 from rome_lens.edit.artifact.edit import finite_matrix
 from rome_lens.edit.methods.mend.config import MendConfig
-from rome_lens.edit.methods.mend.editor import Mend
+from rome_lens.edit.methods.mend.editor import MendEditor
 from rome_lens.edit.methods.mend.examples import Example, example_losses
 from rome_lens.edit.methods.mend.state import FACTS, KIND, TrainingState
 from rome_lens.errors import EditError
@@ -37,7 +37,7 @@ def train_mend(
     out: str | os.PathLike[str] | None = None,
     kept_examples: int = 1000,
     progress: bool = True,
-) -> Mend:
+) -> MendEditor:
     """Trains an editor: c_edit * (loss of the target after paraphrases) + c_loc * KL on unrelated questions.
 
     Each record is edited alone, by the editor as it is; the losses of `config.batch_size` records make a step of Adam.
@@ -77,7 +77,7 @@ def train_mend(
     _check(records, validation, steps)
     check_seed(seed)
     check_whole(least=0, kept_examples=kept_examples)
-    editor = Mend.untrained(model, config=config, seed=seed)
+    editor = MendEditor.untrained(model, config=config, seed=seed)
     for layer in editor.layers:
         finite_matrix(model, layer)
     asked = {"config": plain(config), "seed": seed, "records": _digest(records), "validation": _digest(validation)}

@@ -1,4 +1,4 @@
-"""Evaluations that are kept on disk: the rows of `evaluate`, whatever kills the run, and nothing of somebody else's."""
+"""Scores that are kept on disk: the rows of a run in memory, whatever kills it, and nothing of somebody else's."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 import rome_lens as rl
 from tests.evaluate.test_sequence import RECORDS, noise, same
 
-run = partial(rl.run_evaluation, progress=False)
+run = partial(rl.score_edits, progress=False)
 
 
 def louder(model, request) -> rl.Edit:
@@ -32,7 +32,7 @@ def failing(model, request) -> rl.Edit:
 METHODS = {"noise": noise, "louder": louder}
 
 
-def test_rows_are_those_that_evaluate_gives_each_method(tiny, weights_of, tmp_path):
+def test_rows_are_those_of_each_method_alone_in_memory(tiny, weights_of, tmp_path):
     """And the weights are as they were, bit for bit, when each record is begun and at the end."""
     before, states = weights_of(tiny), []
 
@@ -44,7 +44,7 @@ def test_rows_are_those_that_evaluate_gives_each_method(tiny, weights_of, tmp_pa
     assert states == [True] * 3
     assert same(tiny, before)
     for name, method in METHODS.items():
-        plain = rl.evaluate(tiny, RECORDS, method=lambda r: method(tiny, r.request), name=name, progress=False)
+        plain = run(tiny, RECORDS, {name: method})
         ours = frame[frame["method"].isin(["base", name])].reset_index(drop=True)
         pd.testing.assert_frame_equal(ours, plain)
     assert list(frame["method"].unique()) == ["base", "noise", "louder"]
@@ -70,7 +70,7 @@ def test_what_is_there_is_not_measured_again_and_more_may_be_asked(tiny, tmp_pat
     assert list(whole["method"].unique()) == ["base", "louder", "noise"]
     again = run(tiny, RECORDS[:2], {"noise": counted}, out=tmp_path, score=score)
     pd.testing.assert_frame_equal(again, first)
-    loaded = rl.load_evaluation(tmp_path)
+    loaded = rl.load_scores(tmp_path)
     assert len(scored) == 9
     pd.testing.assert_frame_equal(loaded, whole.sort_values(["case_id", "method"], kind="stable", ignore_index=True))
 
@@ -79,15 +79,7 @@ def test_before_is_noted_on_the_model_without_the_edit_also_when_a_run_goes_on(t
     score, before = rl.score_specificity, rl.neighborhood_log_probabilities
     run(tiny, RECORDS, {}, out=tmp_path, score=score, before=before)
     frame = run(tiny, RECORDS, {"noise": noise}, out=tmp_path, score=score, before=before)
-    plain = rl.evaluate(
-        tiny,
-        RECORDS,
-        method=lambda record: noise(tiny, record.request),
-        score=score,
-        before=before,
-        name="noise",
-        progress=False,
-    )
+    plain = run(tiny, RECORDS, {"noise": noise}, score=score, before=before)
     pd.testing.assert_frame_equal(frame, plain)
 
 
@@ -136,7 +128,7 @@ def test_another_error_ends_the_run_and_what_was_measured_is_kept(tiny, weights_
     with pytest.raises(ZeroDivisionError):
         run(tiny, RECORDS, {"noise": broken}, out=tmp_path / "a")
     assert same(tiny, before)
-    assert set(rl.load_evaluation(tmp_path / "a")["case_id"]) == {0, 1}
+    assert set(rl.load_scores(tmp_path / "a")["case_id"]) == {0, 1}
     breaks.append(False)
     resumed = run(tiny, RECORDS, {"noise": broken}, out=tmp_path / "a")
     pd.testing.assert_frame_equal(resumed, run(tiny, RECORDS, {"noise": noise}, out=tmp_path / "b"))
@@ -144,7 +136,7 @@ def test_another_error_ends_the_run_and_what_was_measured_is_kept(tiny, weights_
 
 def test_a_folder_of_another_model_score_or_record_is_refused_and_kept(tiny, tiny_model, tmp_path):
     run(tiny, RECORDS, {"noise": noise}, out=tmp_path)
-    kept = rl.load_evaluation(tmp_path)
+    kept = rl.load_scores(tmp_path)
     with pytest.raises(rl.FormatError, match="begun with {'weights': .*Choose another folder"):
         run(tiny_model("gpt2", seed=1), RECORDS, {"louder": louder}, out=tmp_path)
     with pytest.raises(rl.FormatError, match="'model': 'gpt2'"):
@@ -153,11 +145,11 @@ def test_a_folder_of_another_model_score_or_record_is_refused_and_kept(tiny, tin
         run(tiny, RECORDS, {"louder": louder}, out=tmp_path)
     with pytest.raises(rl.FormatError, match="'score': 'rome_lens.evaluate.scorers.counterfact.score_record'"):
         run(tiny, RECORDS, {"louder": louder}, out=tmp_path, score=rl.score_specificity)
-    with pytest.raises(rl.FormatError, match="begun with {'record 1.target_true': 'Rome'}, but .* 'Oslo'}"):
-        run(tiny, [replace(RECORDS[1], target_true="Oslo")], {"louder": louder}, out=tmp_path)
+    with pytest.raises(rl.FormatError, match="begun with {'record 1.target_true': 'Rome'}, but .* 'Milan'}"):
+        run(tiny, [replace(RECORDS[1], target_true="Milan")], {"louder": louder}, out=tmp_path)
     with pytest.raises(rl.FormatError, match=r"{'method noise': '.*\.noise'}, but {'method noise': '.*\.louder'}"):
         run(tiny, RECORDS, {"noise": louder}, out=tmp_path)
-    pd.testing.assert_frame_equal(rl.load_evaluation(tmp_path), kept)
+    pd.testing.assert_frame_equal(rl.load_scores(tmp_path), kept)
 
 
 def scaled(model, request, *, config) -> rl.Edit:
@@ -183,16 +175,16 @@ def test_a_folder_with_other_files_or_a_damaged_one_is_refused(tiny, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
-    with pytest.raises(rl.FormatError, match=r"holds \['notes.txt'\] and no rome_lens evaluation"):
+    with pytest.raises(rl.FormatError, match=r"holds \['notes.txt'\] and no rome_lens table of scores"):
         run(tiny, RECORDS, {}, out=mine)
     with pytest.raises(NotADirectoryError):
         run(tiny, RECORDS, {}, out=mine / "notes.txt")
     assert [path.name for path in mine.iterdir()] == ["notes.txt"]
-    with pytest.raises(FileNotFoundError, match="expected a folder that holds a rome_lens evaluation"):
-        rl.load_evaluation(mine)
+    with pytest.raises(FileNotFoundError, match="expected a folder that holds a rome_lens table of scores"):
+        rl.load_scores(mine)
     (mine / "rows.jsonl").write_text(json.dumps({"kind": "passport"}))
     with pytest.raises(rl.FormatError, match="Line 1 of .* is damaged"):
-        rl.load_evaluation(mine)
+        rl.load_scores(mine)
     whole = run(tiny, RECORDS, {}, out=tmp_path / "whole")
     rows = tmp_path / "whole" / "rows.jsonl"
     lines = rows.read_bytes().splitlines(keepends=True)
@@ -210,10 +202,31 @@ def test_bad_arguments_are_told_before_any_work(tiny, tmp_path):
         run(tiny, [], METHODS, out=tmp_path)
     with pytest.raises(ValueError, match="3 records have 1 case_ids"):
         run(tiny, [replace(record, case_id=0) for record in RECORDS], METHODS, out=tmp_path)
-    with pytest.raises(ValueError, match="name is 'base'"):
+    with pytest.raises(ValueError, match="A method is named 'base'"):
         run(tiny, RECORDS, {"base": noise}, out=tmp_path)
-
+    with pytest.raises(
+        TypeError, match=r"score is <lambda>\(record\), expected .* called with \(model, record\): too many"
+    ):
+        run(tiny, RECORDS, METHODS, out=tmp_path, score=lambda record: {})
+    with pytest.raises(TypeError, match=r"score is .*called with \(model, record, before=before\(model, record\)\)"):
+        run(tiny, RECORDS, METHODS, out=tmp_path, score=rl.score_record, before=rl.locality_predictions)
+    with pytest.raises(TypeError, match="The method 'mend' is mend.*'editor'. Bind what else it needs with functools"):
+        run(tiny, RECORDS, {"mend": rl.mend}, out=tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_what_a_method_or_score_returns_is_checked(tiny):
+    with pytest.raises(TypeError, match="score returned 0.5, expected numbers by name"):
+        run(tiny, RECORDS, {}, score=lambda model, record: 0.5)
+    with pytest.raises(TypeError, match="The method 'noise' returned None, expected an Edit"):
+        run(tiny, RECORDS, {"noise": lambda model, request: None})
+
+
+def test_one_method_goes_by_its_own_name(tiny):
+    named = run(tiny, RECORDS, {"scaled": noise})
+    for method in (noise, partial(noise)):
+        frame = run(tiny, RECORDS, method)
+        pd.testing.assert_frame_equal(frame, named.replace({"method": {"scaled": "noise"}}))
 
 
 KILLS = 20
@@ -225,9 +238,9 @@ def test_killed_twenty_times_at_random_moments_the_table_equals_an_unbroken_one(
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.evaluate.killing", str(tiny_folder("gpt2")), str(tmp_path), str(KILLS)]
     subprocess.run(command, cwd=root, env=environment, check=True)
-    unbroken, broken = rl.load_evaluation(tmp_path / "unbroken"), sorted(tmp_path.glob("broken*"))
+    unbroken, broken = rl.load_scores(tmp_path / "unbroken"), sorted(tmp_path.glob("broken*"))
     assert json.loads((tmp_path / "kills.json").read_text()) == KILLS
     assert set(unbroken.groupby(["case_id", "method"]).size()) == {6}
     for folder in broken:
-        pd.testing.assert_frame_equal(rl.load_evaluation(folder), unbroken)
+        pd.testing.assert_frame_equal(rl.load_scores(folder), unbroken)
         assert not list(folder.glob(".*.tmp"))
