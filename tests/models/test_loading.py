@@ -375,7 +375,8 @@ def test_a_cached_model_needs_no_gguf_package(gguf, user_cache, conversions, mon
 
 @pytest.fixture(scope="module")
 def hf_smollm2():
-    hf_model, _ = loading._read_gguf(loading._smollm2_file())
+    file = loading._smollm2_file()
+    hf_model, _ = loading._read_gguf(file, loading._kept_folder(file), torch.float32)
     return hf_model.eval()
 
 

@@ -65,19 +65,23 @@ def first_answer(value: Any, field: str) -> str | None:
 
 
 def text_field(value: Any, field: str) -> str:
+    """The value, a text that is not blank. Raises TypeError or ValueError."""
     check_text(of_type(str, value, field, "a string"), field)
     return value
 
 
 def list_field(value: Any, field: str) -> list[Any]:
+    """The value, a list. Raises TypeError."""
     return of_type(list, value, field, "a list")
 
 
 def object_field(value: Any, field: str) -> Mapping[str, Any]:
+    """The value, a JSON object. Raises TypeError."""
     return of_type(dict, value, field, "an object with named fields")
 
 
 def of_type(kind: type[T], value: Any, field: str, what: str) -> T:
+    """The value, of this kind; `what` is expected, in the error. Raises TypeError."""
     if not isinstance(value, kind):
         raise TypeError(f"The {field} is {reprlib.repr(value)}, expected {what}.")
     return value

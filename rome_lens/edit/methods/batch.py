@@ -48,6 +48,7 @@ def write_batch(
     on_unhealthy: OnUnhealthy,
     progress: bool,
 ) -> Edit:
+    """The edit that `memit`, `emmet` and `alphaedit` give; they document the arguments and what is raised."""
     requests, covariances = as_requests(asked.requests), covariances_for(model, asked.covariances)
     check_requests(requests)
     layers = sorted(covariances) if asked.config.layers is None else list(asked.config.layers)

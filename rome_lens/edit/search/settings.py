@@ -83,6 +83,7 @@ def check_ascending(layers: Sequence[int]) -> None:
 
 
 def check_positive(config: object, *names: str) -> None:
+    """Raises ValueError unless these fields of the config are above 0."""
     for name in names:
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} is {getattr(config, name)}, expected a number above 0.")

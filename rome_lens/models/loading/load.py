@@ -170,8 +170,12 @@ def _from_hub(name: str) -> tuple[str, Path]:
 
 def _from_gguf(file: Path, name: str, device: torch.device | None, dtype: Dtype) -> Model:
     """A model out of a GGUF file. What was kept of it in the cache counts only after the model has been compared."""
-    loaded = _read_gguf(file, dtype)
+    if not file.is_file():
+        raise ValueError(f"There is no file {file}, expected a GGUF file. Check the path.")
+    if importlib.util.find_spec("gguf"):
+        check_gguf(file)  # before the file is read to its end, which may be far
     kept = _kept_folder(file)
+    loaded = _read_gguf(file, kept, dtype)
     fresh = not (kept / _CHECKSUMS).exists()
     try:
         model = _placed(loaded, name, device)
@@ -184,13 +188,8 @@ def _from_gguf(file: Path, name: str, device: torch.device | None, dtype: Dtype)
     return model
 
 
-def _read_gguf(file: Path, dtype: Dtype = torch.float32) -> Loaded:
+def _read_gguf(file: Path, folder: Path, dtype: Dtype) -> Loaded:
     """Reads a GGUF file, by way of the folder in the cache that an earlier reading of the same bytes left there."""
-    if not file.is_file():
-        raise ValueError(f"There is no file {file}, expected a GGUF file. Check the path.")
-    if importlib.util.find_spec("gguf"):
-        check_gguf(file)  # before the file is read to its end, which may be far
-    folder = _kept_folder(file)
     if _is_whole(folder):
         return read_folder(folder, dtype)
     model, tokenizer = _dequantised(file)
