@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = sorted(count for count in options.counts if count <= available)
     frame = convergence(model, options.layers, text, counts)
     write_csv(frame, options.out / "convergence.csv")
-    write_figure(plot_convergence(frame), options.out / "convergence.html")
+    write_figure(plot_convergence(frame), options.out / "convergence")
     write_manifest(options, model)
     print(frame.to_string(index=False))
 

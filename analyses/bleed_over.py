@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = correlations(frame)
     write_csv(frame, options.out / "bleed_over.csv")
     write_csv(table, options.out / "correlations.csv")
-    write_figure(plot_bleed_over(frame), options.out / "bleed_over.html", columns=1)
+    write_figure(plot_bleed_over(frame), options.out / "bleed_over", columns=1)
     write_manifest(options, model)
     print(table.round(3).to_string(index=False))
 

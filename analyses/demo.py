@@ -18,9 +18,9 @@ import torch
 import rome_lens as rl
 from rome_lens.models import Kind, Model, logits, run, sample_text
 from rome_lens.models.tokens import tokenize
+from rome_lens.plots.saving import HTML
 from rome_lens.storage import check_new_file, new_file
 
-from .common.figures import HTML
 from .common.manifest import write_manifest
 from .common.options import parser, write_csv
 

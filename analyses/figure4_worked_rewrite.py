@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_csv(frame, options.out / f"{name}.csv")
     sizes = numbers(model, edit)
     write_csv(sizes, options.out / "numbers.csv")
-    write_figure(plot_rewrite(**frames), options.out / "figure4.html")
+    write_figure(plot_rewrite(**frames), options.out / "figure4")
     write_manifest(options, model, prompt=record.request.text, target=record.request.target)
     print(sizes.to_string(index=False))
 
