@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.engine import Spread
+from rome_lens.engine import ParallelMap
 from rome_lens.errors import CovarianceError, FormatError
 from rome_lens.models import Model, bos_token, pad
 from rome_lens.models.running import mlp_keys
@@ -93,7 +93,7 @@ def add_pieces(
 
 
 def add_shards(
-    spread: Spread,
+    spread: ParallelMap,
     layers: Sequence[int],
     pieces: Iterator[Piece],
     partial: PartialSums,
