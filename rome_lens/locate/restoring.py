@@ -44,16 +44,16 @@ def restore_states(
 ) -> float:
     """The metric, mean over the samples, when all these states of the corrupted run are put back to their clean values.
 
-    No states give the corrupted run's value; all of one layer's residual states give the clean one.
+    An empty list gives the corrupted run's value; all residual states of one layer give the clean run's.
 
     Args:
         model: Model to run; left unchanged.
-        fact: prompt, subject and, if wanted, answer.
-        states: what to restore.
-        samples: as in `TraceConfig`, with the three below.
-        corruption: how the subject is hidden; None: Gaussian noise of 3 sigma.
-        metric: what is read.
-        wrong_answer: for "logit_diff".
+        fact: Prompt, subject and, optionally, answer.
+        states: States to restore.
+        samples: This and the next three are as in `TraceConfig`.
+        corruption: How the subject is hidden; None: Gaussian noise of 3 sigma.
+        metric: What is read from the logits.
+        wrong_answer: For "logit_diff".
 
     Raises:
         ValueError: a state does not exist; and as `causal_trace`.
@@ -75,7 +75,9 @@ def predict_restored(
     corruption: Corruption | CorruptionFunction | None = None,
     top: int = 5,
 ) -> pd.DataFrame:
-    """What the model would say next when these states of the corrupted run are put back, as `restore_states` does it.
+    """The model's most probable next tokens when these states of the corrupted run are put back to their clean values.
+
+    The arguments are those of `restore_states`.
 
     Returns:
         A row for each of the `top` most probable tokens after the prompt: token, probability (mean over the samples).
@@ -94,7 +96,7 @@ def predict_restored(
 
 
 def _prepared(model: Model, fact: Fact, states: Sequence[State]) -> TracedPrompt:
-    """Raises ValueError if the model has no such states."""
+    """The prompt with its clean run. Raises ValueError if a state does not exist."""
     prompt = prepare_prompt(model, fact, kinds={state.kind for state in states})
     warn_if_not_predicted(model, fact, prompt)
     for state in states:
@@ -116,7 +118,7 @@ def _restored_logits(
     states: Sequence[State],
     config: TraceConfig,
 ) -> Float[Tensor, "sample answer vocab"]:
-    """Where the answer is predicted."""
+    """The logits that predict the answer's tokens, with these states restored."""
     embedded = corrupted_embeddings(model, fact, prompt, config.corruption, config.samples)
 
     by_name: dict[str, list[State]] = defaultdict(list)

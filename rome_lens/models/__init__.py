@@ -5,7 +5,7 @@ gets plain tensors back.
 """
 
 from rome_lens.models.adding import check_added
-from rome_lens.models.hook_points import EMBEDDING, Hook, HookList, Kind, input_name, key_name, state_name
+from rome_lens.models.hook_points import EMBEDDING, Hook, HookList, Kind, hooked, input_name, key_name, state_name
 from rome_lens.models.identity import architecture_digest, model_identity
 from rome_lens.models.kinds import Model
 from rome_lens.models.kv_cache import PastState
@@ -71,6 +71,7 @@ __all__ = [
     "embeddings",
     "find_output_matrix",
     "frozen",
+    "hooked",
     "input_name",
     "is_pickled",
     "key_name",

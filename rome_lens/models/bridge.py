@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from rome_lens.models.hook_points import HookList
+from rome_lens.models.hook_points import HookList, hooked
 from rome_lens.models.kinds import Model
 from rome_lens.models.kv_cache import PastState
 
@@ -50,7 +50,7 @@ def run_tokens(
     with ExitStack() as stack:
         stack.callback(_place(model, stop).register_forward_pre_hook(leave, with_kwargs=True).remove)
         if hooks:  # adding none takes time too
-            stack.enter_context(model.hooks(fwd_hooks=list(hooks)))
+            stack.enter_context(hooked(model, hooks))
         given: dict[str, Any] = {"use_cache": False}
         if cache is not None:
             stack.enter_context(finding_the_cache(model, range(start, stop)))

@@ -1,14 +1,22 @@
 """What TransformerLens calls the places in a model where its states can be read and changed."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal
 
 from torch import Tensor
+
+from rome_lens.models.kinds import Model
 
 Kind = Literal["resid", "mlp", "attn", "head"]
 Hook = Callable[..., Tensor | None]
 HookList = Sequence[tuple[str, Hook]]
 EMBEDDING = "hook_embed"
+
+
+def hooked(model: Model, hooks: HookList) -> AbstractContextManager[object]:
+    """The model runs with these hooks inside."""
+    return model.hooks(fwd_hooks=list(hooks))
 
 
 def state_name(kind: Kind, layer: int) -> str:

@@ -14,7 +14,7 @@ from transformer_lens.utilities.activation_functions import apply_softcap
 
 from rome_lens.errors import NotFiniteError
 from rome_lens.models import bridge
-from rome_lens.models.hook_points import Hook, HookList, key_name
+from rome_lens.models.hook_points import Hook, HookList, hooked, key_name
 from rome_lens.models.kinds import Model, is_bridge
 from rome_lens.models.kv_cache import PastState, _Continued, _RecordingCache
 from rome_lens.models.mlp import norms_after_mlp
@@ -46,7 +46,7 @@ def run(
     if is_bridge(model):
         residual = bridge.run_tokens(model, tokens, stop, mask=mask, hooks=hooks)
     else:
-        with model.hooks(fwd_hooks=list(hooks)):
+        with hooked(model, hooks):
             residual = model(tokens, attention_mask=mask, stop_at_layer=stop, return_type=None)
     return residual.to(tokens.device)
 
@@ -98,7 +98,7 @@ def run_with_past(
         residual, pasts = bridge.run_keeping_past(model, tokens, mask=mask, hooks=hooks)
         return residual.to(tokens.device), pasts
     cache = _RecordingCache(model, tokens.shape[0])
-    with model.hooks(fwd_hooks=list(hooks)):
+    with hooked(model, hooks):
         residual = model(
             tokens, attention_mask=mask, stop_at_layer=model.cfg.n_layers, past_kv_cache=cache, return_type=None
         )
@@ -135,7 +135,7 @@ def run_blocks(
 
     `mask` is 0 where `past` is left-padded or `residual` is right-padded. Differentiable.
     """
-    with model.hooks(fwd_hooks=list(hooks)):
+    with hooked(model, hooks):
         if is_bridge(model):
             return bridge.run_part(model, residual, start, stop, past=past, mask=mask).to(residual.device)
         for layer in range(start, stop):
