@@ -15,7 +15,7 @@ from rome_lens.models import (
     Kind,
     Model,
     PastState,
-    check_shown,
+    check_exposed,
     input_name,
     logits,
     run,
@@ -67,8 +67,8 @@ def clean_run(model: Model, tokens: Int[Tensor, " pos"], answer_length: int, kin
     ]
     stream: list[Tensor] = []  # GPT-1 does not expose the residual stream, so it cannot be run block by block
     residual = run(model, tokens[None], hooks=[*hooks, (state_name("resid", 0), keep(stream))])
-    check_shown(model, [] if stream else [state_name("resid", 0)])
-    check_shown(model, [state_name(kind, 0) for kind, values in states.items() if len(values) < model.cfg.n_layers])
+    check_exposed(model, [] if stream else [state_name("resid", 0)])
+    check_exposed(model, [state_name(kind, 0) for kind, values in states.items() if len(values) < model.cfg.n_layers])
     kept = {kind: torch.cat(values) for kind, values in states.items()}
     return CleanRun(kept, answer_logits(model, residual, answer_length)[0])
 

@@ -21,9 +21,8 @@ from rome_lens.locate.own import name_of
 from rome_lens.locate.prompt import TracedPrompt, prepare_prompt, warn_if_not_predicted
 from rome_lens.locate.runs import corrupted_run
 from rome_lens.locate.trace import CausalTrace
-from rome_lens.models import Kind, Model
+from rome_lens.models import Kind, Model, tokens_that_fit
 from rome_lens.models.labels import token_text, token_texts
-from rome_lens.models.memory import tokens_that_fit
 
 
 @checked

@@ -9,7 +9,7 @@ from rome_lens.edit.artifact.matrix import matrix_for
 from rome_lens.edit.artifact.update import Update
 from rome_lens.edit.artifact.written import Writing, can_take_out, kept_at, kept_in, take_out, write, writings
 from rome_lens.errors import EditError
-from rome_lens.models.huggingface import EditableModel
+from rome_lens.models import EditableModel
 from rome_lens.storage import digest
 
 if TYPE_CHECKING:

@@ -23,8 +23,15 @@ from rome_lens.edit.artifact.matrix import matrix_for, state_dict_delta
 from rome_lens.edit.artifact.update import Update, one_for_each_layer
 from rome_lens.edit.artifact.written import Place, Temporarily, digests_so_far, take_out
 from rome_lens.errors import EditError, EditWarning, warn
-from rome_lens.models import Hook, Model, architecture_digest, output_matrix
-from rome_lens.models.huggingface import EditableModel, name_of, output_matrix_of
+from rome_lens.models import (
+    EditableModel,
+    Hook,
+    Model,
+    architecture_digest,
+    find_output_matrix,
+    name_of,
+    output_matrix,
+)
 from rome_lens.storage import digest
 
 _MOST_BYTES = 2 << 30  # six layers of GPT-J at full rank
@@ -215,7 +222,7 @@ class Edit:
         present = any(self._has_updates_of(edit) for edit in applied_edits(model))
         differences = []
         for update in self.updates:
-            matrix = output_matrix_of(model, update.layer)
+            matrix = find_output_matrix(model, update.layer)
             found = digest(matrix.values) if update.made_for else ""
             explained = not strict and not present and update.made_for in digests_so_far(matrix.parameter)
             if found != update.made_for and not explained:

@@ -6,17 +6,16 @@ from torch import Tensor
 
 from rome_lens.edit.artifact.update import Update
 from rome_lens.errors import EditError
-from rome_lens.models import OutputMatrix
-from rome_lens.models.huggingface import EditableModel, name_of, output_matrix_of
+from rome_lens.models import EditableModel, OutputMatrix, find_output_matrix, name_of
 
 
 def matrix_for(model: EditableModel, update: Update) -> OutputMatrix:
     """The matrix that an update is added to.
 
     Raises:
-        EditError: it has another shape; and as `output_matrix_of`.
+        EditError: it has another shape; and as `find_output_matrix`.
     """
-    matrix = output_matrix_of(model, update.layer)
+    matrix = find_output_matrix(model, update.layer)
     if update.shape != tuple(matrix.values.shape):
         raise EditError(
             f"The edit is for matrices of the shape {update.shape}, but layer {update.layer} of {name_of(model)} has "

@@ -16,8 +16,7 @@ from rome_lens.edit.covariance.diagnostics import halves_difference, median_cosi
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.sums import FACTS, KIND, PartialSums, add_pieces, add_shards
 from rome_lens.engine import EngineName, ModelSource, loaded, open_workers
-from rome_lens.models import model_identity, output_matrix
-from rome_lens.models.identity import probe_keys
+from rome_lens.models import fingerprint_keys, model_identity, output_matrix
 from rome_lens.models.tokens import token_pieces
 from rome_lens.storage import open_checkpoint
 
@@ -94,7 +93,7 @@ def collect_covariance(
         "sequence_length": length,
         "tokens_per_batch": tokens_per_batch,
     }
-    probe = torch.stack([probe_keys(model, layer) for layer in layers])
+    probe = torch.stack([fingerprint_keys(model, layer) for layer in layers])
     width = probe.shape[-1]
     pieces = token_pieces(model, [texts] if isinstance(texts, str) else texts, length, tokens)
     partial = PartialSums.empty(len(layers), width)

@@ -17,8 +17,7 @@ from rome_lens.edit.covariance.diagnostics import (
     oas_intensity,
 )
 from rome_lens.errors import CovarianceError, FormatError
-from rome_lens.models import Model, output_matrix
-from rome_lens.models.identity import probe_cosine
+from rome_lens.models import Model, fingerprint_cosine, output_matrix
 from rome_lens.storage import load_tensors, save_tensors
 
 _KIND = "rome_lens key covariance 3"
@@ -161,7 +160,7 @@ class KeyCovariance:
                 f"{model.cfg.model_name} are {width} wide. Collect it on this model."
             )
         if self.probe is not None:
-            cosine = probe_cosine(model, layer, self.probe)
+            cosine = fingerprint_cosine(model, layer, self.probe)
             if not cosine > _PROBE_COSINE:
                 raise CovarianceError(
                     f"The covariance was collected on another model ({self.model}): this model's keys differ from "

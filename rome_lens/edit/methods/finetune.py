@@ -14,7 +14,7 @@ from rome_lens.edit.artifact.written import keeping
 from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.search.teacher_forcing import run_until
 from rome_lens.errors import EditError
-from rome_lens.models import Model, asking, find_output_matrix, frozen
+from rome_lens.models import Model, find_output_matrix, frozen, requiring_grad
 
 
 @checked
@@ -106,7 +106,7 @@ def finetune(
         frozen(model),
         torch.enable_grad(),
         keeping(matrices.values()),
-        asking(parameters, gradients=True),
+        requiring_grad(parameters, True),
         tqdm(range(config.steps + 1), desc="fine-tune", unit="step", disable=not progress) as bar,
     ):
         for step in bar:  # the last one only reads the loss

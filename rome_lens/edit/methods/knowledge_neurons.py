@@ -21,9 +21,9 @@ from rome_lens.models import (
     embeddings,
     frozen,
     key_name,
-    key_width,
     logits,
     mlp_output,
+    output_matrix,
     run,
     run_blocks,
     run_with_past,
@@ -256,7 +256,7 @@ def kn(
     factors = {}
     for layer in sorted({layer for layer, _ in found.neurons}):
         rows = [neuron for where, neuron in found.neurons if where == layer]
-        left = torch.eye(key_width(model, layer), device=added.device)[:, rows]
+        left = torch.eye(len(output_matrix(model, layer)), device=added.device)[:, rows]
         factors[layer] = left, added.expand(len(rows), -1)
     changes = ((left @ right, finite_matrix(model, layer)) for layer, (left, right) in factors.items())
     health = EditHealth(**update_norms(changes))

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from rome_lens.checking import checked
 from rome_lens.edit.artifact.update import Update
 from rome_lens.errors import warn
-from rome_lens.models import Model, output_matrix, output_matrix_name
+from rome_lens.models import Model, output_matrix
 from rome_lens.storage import digest
 
 _PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)
@@ -73,7 +73,9 @@ def recover_updates(
     if not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance}, expected a number above 0.")
     changed = _changed(original, suspect)
-    names = {output_matrix_name(original, layer): layer for layer in range(original.cfg.n_layers)}
+    layers = {output_matrix(original, layer).data_ptr(): layer for layer in range(original.cfg.n_layers)}
+    parameters = original.named_parameters()
+    names = {name: layers[p.data_ptr()] for name, p in parameters if p.data_ptr() in layers}
     if others := [name for name in changed if name not in names]:
         warn(
             f"{len(others)} parameters differ that are no MLP output matrix ({', '.join(others[:3])}...). The updates "

@@ -16,7 +16,7 @@ from rome_lens.edit.methods.mend.network import EditorNetwork
 from rome_lens.edit.methods.requests import Requests, only_request
 from rome_lens.edit.search.teacher_forcing import run_until
 from rome_lens.errors import EditError, FormatError
-from rome_lens.models import Model, architecture_digest, key_width
+from rome_lens.models import Model, architecture_digest, output_matrix
 from rome_lens.storage import load_tensors, save_tensors
 
 _KIND = "rome_lens mend editor 2"
@@ -53,7 +53,7 @@ class MendEditor:
         """
         config = MendConfig() if config is None else config
         layers = config.layers_for(model)
-        network = _network((key_width(model, layers[0]), model.cfg.d_model), len(layers), config, seed).to(
+        network = _network((len(output_matrix(model, layers[0])), model.cfg.d_model), len(layers), config, seed).to(
             model.cfg.device
         )
         return cls(layers, network, config, str(model.cfg.model_name), architecture_digest(model))
