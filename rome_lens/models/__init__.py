@@ -7,6 +7,7 @@ from rome_lens.models.hook_points import EMBEDDING, Hook, HookList, Kind, hooked
 from rome_lens.models.identity import architecture_digest, fingerprint_cosine, fingerprint_keys, model_identity
 from rome_lens.models.kinds import EditableModel, Model, name_of
 from rome_lens.models.loading.converting import converted, is_pickled, known_names, official_name
+from rome_lens.models.loading.load import load_model
 from rome_lens.models.mlp import (
     OutputMatrix,
     contribution_change,
@@ -77,6 +78,7 @@ __all__ = [
     "is_pickled",
     "key_name",
     "known_names",
+    "load_model",
     "logits",
     "mlp_contribution",
     "mlp_keys",

@@ -9,6 +9,7 @@ from torch import Tensor
 from rome_lens.models.kinds import Model
 
 Kind = Literal["resid", "mlp", "attn", "head"]
+"""What can be restored: the residual stream after a layer, the output of its MLP, of its attention, or of one head."""
 Hook = Callable[..., Tensor | None]
 HookList = Sequence[tuple[str, Hook]]
 EMBEDDING = "hook_embed"
