@@ -8,15 +8,8 @@ from rome_lens.models.identity import architecture_digest, fingerprint_cosine, f
 from rome_lens.models.kinds import EditableModel, Model, name_of
 from rome_lens.models.loading.converting import converted, is_pickled, known_names, official_name
 from rome_lens.models.loading.load import load_model
-from rome_lens.models.mlp import (
-    OutputMatrix,
-    contribution_change,
-    find_output_matrix,
-    mlp_contribution,
-    mlp_output,
-    norms_mlp_output,
-    output_matrix,
-)
+from rome_lens.models.mlp.contribution import contribution_change, mlp_contribution, mlp_output, norms_mlp_output
+from rome_lens.models.mlp.matrix import OutputMatrix, find_output_matrix, output_matrix
 from rome_lens.models.parameters import (
     bos_token,
     check_layer,
@@ -28,9 +21,8 @@ from rome_lens.models.parameters import (
     optimize_layout,
     requiring_grad,
 )
-from rome_lens.models.running import (
-    PastState,
-    check_added,
+from rome_lens.models.running.adding import check_added
+from rome_lens.models.running.forward import (
     check_exposed,
     check_finite,
     logits,
@@ -40,13 +32,12 @@ from rome_lens.models.running import (
     run_and_read,
     run_block,
     run_blocks,
-    run_tree,
     run_with_past,
-    sample_text,
-    sample_texts,
-    tokens_that_fit,
-    write_on,
 )
+from rome_lens.models.running.kv_cache import PastState
+from rome_lens.models.running.memory import tokens_that_fit
+from rome_lens.models.running.prefix_tree import run_tree
+from rome_lens.models.running.sampling import sample_text, sample_texts, write_on
 
 __all__ = [
     "EMBEDDING",

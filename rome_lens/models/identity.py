@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rome_lens.models.kinds import Model, is_bridge
 from rome_lens.models.parameters import check_layer
-from rome_lens.models.running import mlp_keys
+from rome_lens.models.running.forward import mlp_keys
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 over the golden ratio, as a signed number
 _ENTRIES_AT_ONCE = 1 << 18  # fits in a core's cache

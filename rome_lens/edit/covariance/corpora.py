@@ -10,8 +10,7 @@ from pathlib import Path
 
 from rome_lens.checking import check_seed, check_whole, checked
 from rome_lens.errors import FormatError, UnavailableError
-from rome_lens.models import Model, check_model
-from rome_lens.models.running import sample_texts
+from rome_lens.models import Model, check_model, sample_texts
 
 _BLOCK = 1 << 20  # characters: tokenised at once, and cut at a line's end, so that few tokens differ from the whole's
 _SHUFFLED = 1_000

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from rome_lens.engine import ParallelMap
 from rome_lens.errors import CovarianceError, FormatError
-from rome_lens.models import Model, bos_token, pad
-from rome_lens.models.running import mlp_keys
+from rome_lens.models import Model, bos_token, mlp_keys, pad
 from rome_lens.storage import Checkpoint
 
 Piece = list[int]

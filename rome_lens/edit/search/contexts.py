@@ -5,8 +5,7 @@ from typing import Literal, get_args
 
 from rome_lens.checking import check_seed, checked
 from rome_lens.data.records import PLACE, EditRequest, check_template, fill
-from rome_lens.models import Model, check_model, check_top_k
-from rome_lens.models.running import sample_texts
+from rome_lens.models import Model, check_model, check_top_k, sample_texts
 from rome_lens.models.tokens import TokenizedText, continued, tokenize_continuation
 
 EditedToken = Literal["subject_first", "subject_last", "subject_first_after_last", "last"]

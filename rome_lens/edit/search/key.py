@@ -8,8 +8,7 @@ from torch import Tensor
 
 from rome_lens.data.records import EditRequest
 from rome_lens.edit.search.contexts import EditedToken, in_context
-from rome_lens.models import Model, key_name, pad, run_and_read
-from rome_lens.models.running import tokens_that_fit
+from rome_lens.models import Model, key_name, pad, run_and_read, tokens_that_fit
 from rome_lens.models.tokens import batches
 
 

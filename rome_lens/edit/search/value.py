@@ -18,8 +18,7 @@ from rome_lens.data.records import EditRequest
 from rome_lens.edit.search.settings import SearchConfig
 from rome_lens.edit.search.suffix import Place, Prompts, run_tails, run_until_tails, tokenize_prompts
 from rome_lens.errors import EditError
-from rome_lens.models import Model, check_layer, frozen
-from rome_lens.models.running import tokens_that_fit
+from rome_lens.models import Model, check_layer, frozen, tokens_that_fit
 
 
 @dataclass(frozen=True)
