@@ -7,6 +7,7 @@ from rome_lens.models.hook_points import EMBEDDING, Hook, HookList, Kind, hooked
 from rome_lens.models.identity import architecture_digest, fingerprint_cosine, fingerprint_keys, model_identity
 from rome_lens.models.kinds import EditableModel, Model, name_of
 from rome_lens.models.loading.converting import converted, is_pickled, known_names, official_name
+from rome_lens.models.loading.layout import optimize_layout
 from rome_lens.models.loading.load import load_model
 from rome_lens.models.mlp.contribution import contribution_change, mlp_contribution, mlp_output, norms_mlp_output
 from rome_lens.models.mlp.matrix import OutputMatrix, find_output_matrix, output_matrix
@@ -18,7 +19,6 @@ from rome_lens.models.parameters import (
     embed,
     embeddings,
     frozen,
-    optimize_layout,
     requiring_grad,
 )
 from rome_lens.models.running.adding import check_added

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rome_lens.errors import FormatError
 from rome_lens.models.kinds import HAS_HOOKED, HookedTransformer, Model, is_bridge
 from rome_lens.models.loading.comparing import Reference, difference, reference, unseen, unusual_fields
+from rome_lens.models.loading.layout import optimize_layout
 from rome_lens.models.loading.native_attention import keeps_past, use_native_attention
-from rome_lens.models.parameters import optimize_layout
 
 if HAS_HOOKED:
     from transformer_lens import loading_from_pretrained as names

@@ -13,8 +13,8 @@ from rome_lens.models.kinds import Model
 class PastState:
     """Keys and values of earlier positions at one layer, as the model caches them.
 
-    A HookedTransformer caches keys before their rotation, a TransformerBridge after it. A run may have a multiple of
-    these rows, which are then repeated as a block.
+    A HookedTransformer caches keys before their rotation, a TransformerBridge after it. If a run has a multiple of
+    these rows, all of them are repeated, one block of rows after the other.
     """
 
     past_keys: Float[Tensor, "batch past kv_heads d_head"]
