@@ -1,4 +1,8 @@
-"""ROME: a rank-one update of an MLP output matrix that writes one fact (paper section 3.1, Eq. 2)."""
+"""ROME: a rank-one update of an MLP output matrix that writes one fact (paper section 3.1).
+
+Eq. 3 gives the key k* of the subject (`search/key.py`), Eq. 4 the value v* that stands for the new fact
+(`search/value.py`), and Eq. 2 the update with which the matrix maps k* to v* (`rome`, below).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -143,7 +143,7 @@ def _search(
             essence = essence_log_probs.detach() if essence is None else essence
             kl = nn.functional.kl_div(essence, essence_log_probs, log_target=True, reduction="none").sum(-1)
             decay = config.weight_decay * delta[searched].norm(dim=-1) / initial[searched].norm(dim=-1) ** 2
-            loss = nll + config.kl_factor * kl + decay
+            loss = nll + config.kl_factor * kl + decay  # Eq. 4, with the authors' weight decay
             stops = loss.detach() < config.early_stop_loss
             if step == config.steps - 1:
                 stops[:] = True
