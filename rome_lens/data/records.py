@@ -1,12 +1,13 @@
 """Facts, requests to change them, and where their subjects' tokens are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rome_lens.checking import checked
 from rome_lens.errors import DataWarning, warn
 from rome_lens.models import Model
-from rome_lens.models.tokens import TokenizedText, tokenize
+from rome_lens.models.teacher_forcing import TargetRow
+from rome_lens.models.tokens import TokenizedText, tokenize, tokenize_continuation
 
 PLACE = "{}"
 
@@ -249,3 +250,13 @@ def subject_range(model: Model, about: Fact | EditRequest) -> tuple[TokenizedTex
             "Choose a subject that the tokenizer can read."
         )
     return text, positions
+
+
+def target_rows(model: Model, continuations: Iterable[Continuation]) -> list[TargetRow]:
+    """Each prompt with its continuation as tokens, and the position at which the continuation starts.
+
+    Raises:
+        ValueError: as `tokenize_continuation`.
+    """
+    encoded = [tokenize_continuation(model, c.prompt, c.text, space=c.space) for c in continuations]
+    return [(text.ids, start) for text, start in encoded]

@@ -17,7 +17,7 @@ from rome_lens.locate.metrics import Metric, MetricName, make_measures
 from rome_lens.locate.prompt import TracedPrompt, prepare_prompt, warn_if_not_predicted
 from rome_lens.locate.runs import answer_logits, put_in_place
 from rome_lens.models import EMBEDDING, Kind, Model, check_layer, run, state_name
-from rome_lens.models.labels import token_text
+from rome_lens.models.prediction import most_probable
 
 
 @checked
@@ -90,9 +90,8 @@ def predict_restored(
         raise ValueError(f"top is {top}, expected a number from 1 to {model.cfg.d_vocab}.")
     prompt = _prepared(model, fact, states)
     logits = _restored_logits(model, fact, prompt, states, config)
-    best = logits[:, 0].softmax(-1).mean(0).topk(top)
-    tokens = [token_text(model, token) for token in best.indices.tolist()]
-    return pd.DataFrame({"token": tokens, "probability": best.values.tolist()})
+    best = most_probable(model, logits[:, 0].softmax(-1).mean(0), top)
+    return pd.DataFrame(best, columns=["token", "probability"])
 
 
 def _prepared(model: Model, fact: Fact, states: Sequence[State]) -> TracedPrompt:

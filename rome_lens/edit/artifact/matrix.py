@@ -1,4 +1,4 @@
-"""Where a model keeps the matrices that edits change: a model of TransformerLens, or of Hugging Face."""
+"""The matrices that updates change, in a model of TransformerLens or Hugging Face."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ def matrix_for(model: EditableModel, update: Update) -> OutputMatrix:
     """The matrix that an update is added to.
 
     Raises:
-        EditError: it has another shape; and as `find_output_matrix`.
+        EditError: its shape differs from the update's; and as `find_output_matrix`.
     """
     matrix = find_output_matrix(model, update.layer)
     if update.shape != tuple(matrix.values.shape):
@@ -25,7 +25,7 @@ def matrix_for(model: EditableModel, update: Update) -> OutputMatrix:
 
 
 def state_dict_delta(model: EditableModel, updates: Sequence[Update]) -> dict[str, Tensor]:
-    """By name in the model's `state_dict`, what the updates add, in float32, stored as the model stores it."""
+    """What the updates add, by name in the model's `state_dict`: float32, in the memory layout of the parameter."""
     names = {value.data_ptr(): name for name, value in model.state_dict().items()}
     delta = {}
     for update in updates:
