@@ -1,6 +1,5 @@
 """Restoring a set of states at once."""
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -111,32 +110,23 @@ def _prepared(model: Model, fact: Fact, states: Sequence[State]) -> TracedPrompt
 
 @torch.no_grad()
 def _restored_logits(
-    model: Model,
-    fact: Fact,
-    prompt: TracedPrompt,
-    states: Sequence[State],
-    config: TraceConfig,
+    model: Model, fact: Fact, prompt: TracedPrompt, states: Sequence[State], config: TraceConfig
 ) -> Float[Tensor, "sample answer vocab"]:
     """The logits that predict the answer's tokens, with these states restored."""
-    embedded = corrupted_embeddings(model, fact, prompt, config.corruption, config.samples)
 
-    by_name: dict[str, list[State]] = defaultdict(list)
-    for state in states:
-        by_name[state_name(state.kind, state.layer)].append(state)
+    def restore(state: State) -> Callable[..., Tensor]:
+        index = (state.position,) if state.head is None else (state.position, state.head)
+        clean = prompt.clean.states[state.kind][(state.layer, *index)]
 
-    def restore(here: list[State]) -> Callable[..., Tensor]:
         def put(value: Tensor, hook: object) -> Tensor:
             value = value.clone()
-            for state in here:
-                index = (state.position,) if state.head is None else (state.position, state.head)
-                value[(slice(None), *index)] = prompt.clean.states[state.kind][(state.layer, *index)]
+            value[(slice(None), *index)] = clean
             return value
 
         return put
 
-    hooks = [
-        (EMBEDDING, put_in_place(prompt.subject, embedded)),
-        *((name, restore(here)) for name, here in by_name.items()),
-    ]
+    embedded = corrupted_embeddings(model, fact, prompt, config.corruption, config.samples)
+    restoring = [(state_name(state.kind, state.layer), restore(state)) for state in states]
+    hooks = [(EMBEDDING, put_in_place(prompt.subject, embedded)), *restoring]
     residual = run(model, prompt.tokens.expand(len(embedded), -1), hooks=hooks)
     return answer_logits(model, residual, len(prompt.answer))

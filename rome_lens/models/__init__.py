@@ -6,7 +6,6 @@ The rest of the package asks it in the field's words (residual state, MLP output
 from rome_lens.models.hook_points import EMBEDDING, Hook, HookList, Kind, hooked, input_name, key_name, state_name
 from rome_lens.models.identity import architecture_digest, fingerprint_cosine, fingerprint_keys, model_identity
 from rome_lens.models.kinds import EditableModel, Model, name_of
-from rome_lens.models.loading.converting import converted, is_pickled, known_names, official_name
 from rome_lens.models.loading.layout import optimize_layout
 from rome_lens.models.loading.load import load_model
 from rome_lens.models.mlp.contribution import contribution_change, mlp_contribution, mlp_output, norms_mlp_output
@@ -57,7 +56,6 @@ __all__ = [
     "check_model",
     "check_top_k",
     "contribution_change",
-    "converted",
     "embed",
     "embeddings",
     "find_output_matrix",
@@ -66,9 +64,7 @@ __all__ = [
     "frozen",
     "hooked",
     "input_name",
-    "is_pickled",
     "key_name",
-    "known_names",
     "load_model",
     "logits",
     "mlp_contribution",
@@ -77,7 +73,6 @@ __all__ = [
     "model_identity",
     "name_of",
     "norms_mlp_output",
-    "official_name",
     "optimize_layout",
     "output_matrix",
     "pad",
