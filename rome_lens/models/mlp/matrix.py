@@ -47,7 +47,7 @@ def find_output_matrix(model: EditableModel, layer: int) -> OutputMatrix:
     """
     if isinstance(model, PreTrainedModel):
         path, module = output_module(model, layer)
-        return _of_module(module, module.weight, path)
+        return _of_module(module, module.get_parameter("weight"), path)
     check_layer(model, layer)
     mlp = getattr(model.blocks[layer], "mlp", None)
     found = _in_bridge(mlp) if is_bridge(model) else _in_hooked(mlp)
