@@ -87,7 +87,7 @@ def check_positive(config: object, *names: str) -> None:
             raise ValueError(f"{name} is {value}, expected a number above 0.")
 
 
-def check_least(config: object, **least: float) -> None:
+def check_least(config: object, **least: int | float) -> None:
     """Raises ValueError unless these fields of the config are None or at least this large."""
     for name, smallest in least.items():
         if (value := getattr(config, name)) is not None and not value >= smallest:
