@@ -33,32 +33,38 @@ def target_log_probabilities(
     return scores.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
 
 
-@torch.no_grad()
+Score: TypeAlias = Callable[[Float[Tensor, "token d_vocab"], Int[Tensor, " token"]], Tensor]
+"""A value for each target token, from the logits that predict it and the token itself."""
+
+
 def score_targets(
-    model: Model,
-    rows: Sequence[TargetRow],
-    score: Callable[[Float[Tensor, "token d_vocab"], Int[Tensor, " token"]], Tensor],
-    *,
-    tokens_per_batch: int = 4096,
+    model: Model, rows: Sequence[TargetRow], score: Score, *, tokens_per_batch: int = 4096
 ) -> Iterator[tuple[int, Tensor]]:
     """Yields (number of a row, `score` of each of its target tokens, on the CPU), as batches are run.
 
-    `score` gets the logits that predict tokens, and the tokens, of several rows at once. What rows begin with alike is
-    computed once, and only positions that predict a target are unembedded.
+    What rows begin with alike is computed once, and only positions that predict a target are unembedded.
 
     Raises:
         NotFiniteError: the model's logits are NaN or infinite.
     """
-    inputs = [ids[:-1] for ids, _ in rows]
-    for batch in batches(sorted(set(inputs), key=len), tokens_per_batch):
-        states = dict(zip(batch, run_tree(model, batch), strict=True))
-        numbers = [i for i, ids in enumerate(inputs) if ids in states]
-        targets = [rows[i][0][rows[i][1] :] for i in numbers]
-        needed = torch.cat([states[inputs[i]][rows[i][1] - 1 :] for i in numbers])
-        wanted = torch.tensor([token for target in targets for token in target], device=needed.device)
-        scores = logits(model, needed)
-        check_finite(model, scores, [rows[i][0] for i, target in zip(numbers, targets, strict=True) for _ in target])
-        yield from zip(numbers, score(scores, wanted).cpu().split([len(target) for target in targets]), strict=True)
+    by_input: dict[tuple[int, ...], list[int]] = {}
+    for number, (ids, _) in enumerate(rows):
+        by_input.setdefault(ids[:-1], []).append(number)
+    for batch in batches(sorted(by_input, key=len), tokens_per_batch):
+        numbers = [number for ids in batch for number in by_input[ids]]
+        yield from zip(numbers, _score_batch(model, batch, [rows[number] for number in numbers], score), strict=True)
+
+
+@torch.no_grad()  # not of the generator: what decorates a generator may end before its body runs
+def _score_batch(
+    model: Model, inputs: Sequence[tuple[int, ...]], rows: Sequence[TargetRow], score: Score
+) -> tuple[Tensor, ...]:
+    states = dict(zip(inputs, run_tree(model, inputs), strict=True))
+    needed = torch.cat([states[ids[:-1]][start - 1 :] for ids, start in rows])
+    targets = torch.tensor([token for ids, start in rows for token in ids[start:]], device=needed.device)
+    scores = logits(model, needed)
+    check_finite(model, scores, [ids for ids, start in rows for _ in ids[start:]])
+    return score(scores, targets).cpu().split([len(ids) - start for ids, start in rows])
 
 
 @dataclass(frozen=True, eq=False)
