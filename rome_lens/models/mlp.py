@@ -10,7 +10,7 @@ from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 from rome_lens.models.kinds import Model, is_bridge
-from rome_lens.models.parameters import check_layer
+from rome_lens.models.parameters import check_layer, check_normal
 
 PLAIN = (nn.Linear, FalconLinear, Conv1D)
 """Modules that multiply with their weight as it is. Their subclasses (quantized, adapted) do not."""
@@ -30,6 +30,9 @@ class OutputMatrix:
     transposed: bool = False
     module: str = ""
 
+    def __post_init__(self) -> None:
+        check_normal([self.parameter])
+
     @property
     def values(self) -> Float[Tensor, "d_mlp d_model"]:
         """A view of the entries, without gradient: what is written into it is in the model."""
@@ -44,7 +47,8 @@ def find_output_matrix(model: Model, layer: int) -> OutputMatrix:
     """Where the MLP output matrix that ROME rewrites is kept: a parameter itself, not a stacked copy.
 
     Raises:
-        ValueError: no such layer, or the block has no single MLP output matrix (mixture of experts, attention only).
+        ValueError: no such layer; the block has no single MLP output matrix (mixture of experts, attention only); or as
+            `check_normal`.
     """
     check_layer(model, layer)
     mlp = getattr(model.blocks[layer], "mlp", None)

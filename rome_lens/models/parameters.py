@@ -68,8 +68,18 @@ def asking(tensors: Iterable[Tensor], *, gradients: bool) -> Iterator[None]:
             tensor.requires_grad_(required)
 
 
+def check_normal(weights: Iterable[Tensor]) -> None:
+    """Raises ValueError if there are inference tensors among a model's weights."""
+    if any(weight.is_inference() for weight in weights):
+        raise ValueError(
+            "The model's weights are inference tensors (it was loaded under torch.inference_mode()), which can neither "
+            "be edited nor give gradients. Load it outside of that, or take a copy: copy.deepcopy(model)."
+        )
+
+
 def frozen(model: Model) -> AbstractContextManager[None]:
-    """No parameter asks for a gradient inside; afterwards each asks as it did before."""
+    """No parameter asks for a gradient inside; afterwards each asks as it did before. Raises as `check_normal`."""
+    check_normal(model.parameters())
     return asking(model.parameters(), gradients=False)
 
 
