@@ -23,7 +23,7 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
     (the default dtype is one for all threads). Afterwards all is as before, and each module of a model in the mode in
     which it was.
     """
-    training = [module for model in models for module in _modules(model) if module.training]
+    training = [module for model in models for module in modules_of(model) if module.training]
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
@@ -92,7 +92,7 @@ def _models(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[nn.Module]:
     return [value for value in values if isinstance(value, nn.Module) and hasattr(value, "hook_dict")]
 
 
-def _modules(model: nn.Module) -> Iterator[nn.Module]:
+def modules_of(model: nn.Module) -> Iterator[nn.Module]:
     """All modules once. A TransformerBridge does not count the model that it wraps among its own."""
     waiting, seen = [model, *filter(None, [vars(model).get("original_model")])], set()
     while waiting:

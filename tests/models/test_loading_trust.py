@@ -99,10 +99,10 @@ def test_a_configuration_that_transformer_lens_loses_loads_as_the_function_it_wa
 
 
 def test_a_configuration_that_transformer_lens_cannot_convert_is_refused_with_its_unusual_fields(tmp_path):
-    config = CONFIGS["neox"]()
-    config.attention_bias = False
+    config = CONFIGS["opt"]()
+    config.do_layer_norm_before = False
     save_changed(tmp_path, config)
-    with pytest.raises(FormatError, match="does not convert.*attention_bias=False"):
+    with pytest.raises(FormatError, match="does not convert.*do_layer_norm_before=False"):
         load(tmp_path)
 
 
