@@ -21,7 +21,7 @@ def models(tmp_path_factory):
             parameter.data = parameter.data.clone()
         inference.load_state_dict({k: v.clone() for k, v in normal.state_dict().items()}, assign=True)
     assert all(parameter.is_inference() for parameter in inference.parameters())
-    edit = rl.Edit((rl.Update(1, torch.ones(64, 1), torch.ones(1, 32)),), (REQUEST,))
+    edit = rl.Edit((rl.edit.Update(1, torch.ones(64, 1), torch.ones(1, 32)),), (REQUEST,))
     return normal, inference, edit
 
 
@@ -36,7 +36,7 @@ WRITING = {
     "apply": lambda model, edit: edit.apply(model),
     "applied": lambda model, edit: edit.applied(model).__enter__(),
     "hooks": lambda model, edit: edit.hooks(model),
-    "finetune": lambda model, edit: rl.finetune(model, REQUEST, config=rl.FinetuneConfig(layers=[1])),
+    "finetune": lambda model, edit: rl.edit.finetune(model, REQUEST, config=rl.edit.FinetuneConfig(layers=[1])),
     "attribution": lambda model, edit: rl.causal_trace(model, FACT, samples=1, method="attribution"),
 }
 
