@@ -18,6 +18,7 @@ import rome_lens as rl
 from rome_lens.errors import FormatError, UnavailableError
 from rome_lens.models.loading import load as loading
 from tests.tiny import save_model
+from tests.tiny_gguf import save_gguf
 
 PROMPT = "The Eiffel Tower is located in the city of"
 
@@ -238,6 +239,19 @@ def test_a_garbage_gguf_file_is_refused_and_leaves_nothing_in_the_cache(tmp_path
     file = tmp_path / "garbage.gguf"
     file.write_bytes(content)
     with pytest.raises(FormatError, match=r"garbage\.gguf is damaged, or is not a GGUF file.*Fetch it again"):
+        load(file)
+    assert not [path for path in user_cache.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("bit", [0, 3, 6])
+@pytest.mark.parametrize("name", [b"blk.1.ffn_down.weight", b"output.weight", b"output_norm.weight"])
+def test_a_flipped_bit_in_a_tensors_name_is_refused_and_leaves_nothing_in_the_cache(tmp_path, user_cache, name, bit):
+    """The header is whole and every byte is there: only the model shows that a weight is missing."""
+    file = save_gguf(tmp_path / "renamed.gguf")
+    content = bytearray(file.read_bytes())
+    content[content.index(name) + 2] ^= 1 << bit
+    file.write_bytes(content)
+    with pytest.raises(FormatError):
         load(file)
     assert not [path for path in user_cache.rglob("*") if path.is_file()]
 
