@@ -269,6 +269,15 @@ def test_a_truncated_gguf_file_is_refused(tmp_path, user_cache, share):
 
 
 @torch.no_grad()
+def test_a_gguf_file_in_half_precision_is_the_same_function_from_the_cache(tmp_path, user_cache):
+    """The rotation's frequencies are not rounded on the way."""
+    first, second = (load(save_gguf(tmp_path / "half.gguf"), dtype="bfloat16") for _ in range(2))
+    assert type(first) is type(second)
+    assert first.loaded_as == second.loaded_as
+    assert torch.equal(first(PROMPT), second(PROMPT))
+
+
+@torch.no_grad()
 def test_a_gguf_file_is_converted_once(gguf, user_cache, conversions):
     first = load(gguf)
     second = load(gguf)
