@@ -1,18 +1,20 @@
 """Many records written at once: the scores of MEMIT, EMMET and AlphaEdit on CounterFact records, and before the edit.
 
 All records are scored on the model that holds them all. What was done is kept and not done again: covariances in their
-folder, the targets that the methods share and each record's scores (records.csv) in OUT.
+folder, the targets that the methods share and each method's scores in OUT.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import pandas as pd
 
 import rome_lens as rl
-from rome_lens.models import Model
+from rome_lens.models import Model, model_identity
+from rome_lens.storage import open_journal, plain
 
 from .common.manifest import write_manifest
 from .common.methods import BATCH, BATCH_LAYERS
@@ -44,20 +46,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = chosen_records(options)
     requests = [record.request for record in records]
     covariances = kept_covariances(model, options.layers, options)
-    kept = options.out / "records.csv"
-    frames = dict(list(pd.read_csv(kept).groupby("method", sort=False))) if kept.exists() else {}
+    identity = model_identity(model) | {"records": plain(records), "covariances": plain(covariances)}
+    with open_journal(options.out / "scores", kind="rome_lens batch scores 1", identity=identity, read=dict) as journal:
+        frames = {row["method"]: pd.DataFrame(row["rows"]) for row in journal.rows}
 
-    def score(name: str, edit: Callable[[], rl.Edit] | None = None) -> None:
-        if name in frames and set(frames[name]["case_id"]) == {record.case_id for record in records}:
-            return
-        with nullcontext() if edit is None else edit().applied(model):
-            frames[name] = rl.score_edits(model, records, {}).assign(method=name)
-        write_csv(pd.concat(frames.values()), kept)
+        def score(name: str, edit: Callable[[], rl.Edit] | None = None) -> None:
+            if name not in frames:
+                with nullcontext() if edit is None else edit().applied(model):
+                    frames[name] = rl.score_edits(model, records, {}).assign(method=name)
+                journal.append({"method": name, "rows": frames[name].to_dict("records")})
 
-    score("base")
-    targets = rl.edit.memit_targets(model, requests, layer=max(options.layers), out=options.out / "targets")
-    for method in options.methods:
-        score(described(method, options), partial(computed, method, options, model, covariances, targets))
+        score("base")
+        targets = rl.edit.memit_targets(model, requests, layer=max(options.layers), out=options.out / "targets")
+        for method in options.methods:
+            name = described(method, options)
+            journal.claim({f"config of {name}": plain(chosen_config(method, options))})
+            score(name, partial(computed, method, options, model, covariances, targets))
+    write_csv(pd.concat(frames.values()), options.out / "records.csv")
     summary = rl.summarize(pd.concat(frames.values()))
     write_csv(summary, options.out / "table.csv")
     write_manifest(options, model)
@@ -82,14 +87,18 @@ def computed(
     targets: rl.edit.MemitTargets,
 ) -> rl.Edit:
     """The edit of the method, with the options' numbers."""
+    config = chosen_config(method, options)
+    return BATCH[method][0](model, targets.requests, covariances=covariances, targets=targets, config=config)
+
+
+def chosen_config(method: str, options: argparse.Namespace) -> Any:
+    """The method's configuration, with the options' numbers."""
     numbers = {
         "memit": {"covariance_weight": options.covariance_weight},
         "emmet": {},
         "alphaedit": {"null_space_threshold": options.null_space_threshold, "ridge": options.ridge},
     }
-    edit, config = BATCH[method]
-    config = config(layers=options.layers, **numbers[method])
-    return edit(model, targets.requests, covariances=covariances, targets=targets, config=config)
+    return BATCH[method][1](layers=options.layers, **numbers[method])
 
 
 if __name__ == "__main__":

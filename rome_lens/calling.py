@@ -22,7 +22,7 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
     That concerns inference mode, autocast, a default dtype other than float32 and a default device other than the CPU
     (the default dtype is shared by all threads). Each module of a model goes back to its own mode.
     """
-    training = [module for model in models for module in _modules(model) if module.training]
+    training = [module for model in models for module in modules_of(model) if module.training]
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
@@ -91,7 +91,7 @@ def _models(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[nn.Module]:
     return [value for value in values if isinstance(value, nn.Module) and hasattr(value, "hook_dict")]
 
 
-def _modules(model: nn.Module) -> Iterator[nn.Module]:
+def modules_of(model: nn.Module) -> Iterator[nn.Module]:
     """All modules once. The model that a TransformerBridge wraps is not among its children."""
     waiting, seen = [model, *filter(None, [vars(model).get("original_model")])], set()
     while waiting:

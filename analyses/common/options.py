@@ -133,14 +133,21 @@ def rome_covariance(model: Model, options: argparse.Namespace) -> rl.KeyCovarian
 
 
 def kept_covariances(model: Model, layers: Iterable[int], options: argparse.Namespace) -> dict[int, rl.KeyCovariance]:
-    """Those in the folder, and those that it lacks, collected from the text in one pass."""
+    """Those in the folder, and those that it lacks, collected from the text in one pass.
+
+    Raises:
+        CovarianceError: one in the folder is that of another model or layer.
+    """
     paths = {layer: options.covariances / f"layer{layer}.safetensors" for layer in layers}
     if missing := [layer for layer, path in paths.items() if not path.exists()]:
         texts = rl.edit.texts_from_file(options.texts) if options.texts else rl.edit.texts_from_dataset(*TEXTS)
         made = rl.collect_covariance(model, missing, texts=texts, tokens=options.tokens)
         for layer in missing:
             made[layer].save(paths[layer])
-    return {layer: rl.KeyCovariance.load(path) for layer, path in paths.items()}
+    found = {layer: rl.KeyCovariance.load(path) for layer, path in paths.items()}
+    for layer, covariance in found.items():
+        covariance.check(model, layer)
+    return found
 
 
 def add_fact_arguments(arguments: argparse.ArgumentParser, count: int, samples: int = 3) -> None:

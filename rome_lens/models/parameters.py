@@ -67,6 +67,20 @@ def requiring_grad(tensors: Iterable[Tensor], required: bool) -> Iterator[None]:
             tensor.requires_grad_(own)
 
 
+def check_normal(weights: Iterable[Tensor]) -> None:
+    """Raises ValueError if there are inference tensors among a model's weights."""
+    if any(weight.is_inference() for weight in weights):
+        raise ValueError(
+            "The model's weights are inference tensors (it was loaded under torch.inference_mode()), which can neither "
+            "be edited nor give gradients. Load it outside of that, or take a copy: copy.deepcopy(model)."
+        )
+
+
 def frozen(model: Model) -> AbstractContextManager[None]:
-    """Inside, no parameter requires a gradient; afterwards each has its own `requires_grad` again."""
+    """Inside, no parameter requires a gradient; afterwards each has its own `requires_grad` again.
+
+    Raises:
+        ValueError: as `check_normal`.
+    """
+    check_normal(model.parameters())
     return requiring_grad(model.parameters(), False)

@@ -30,10 +30,18 @@ def tokenize(model: Model, text: str) -> TokenizedText:
     Raises:
         ValueError: the model has no tokenizer, or one without character offsets; the text is longer than the model's
             context.
+
+    Warns:
+        DataWarning: the text begins with BOS, and gets another.
     """
-    ids, offsets = _encoded(model, text)
-    before = bos_token(model)
-    return _fitting(model, TokenizedText(text, (*before, *ids), (*(((0, 0),) * len(before)), *offsets)))
+    tokenized, bos = _tokenized(model, text), tuple(bos_token(model))
+    if bos and tokenized.ids[:2] == bos * 2:
+        warn(
+            f"The prompt {text[:60]!r}... begins with {model.tokenizer.bos_token!r}, and the model puts one before "
+            "it: it is read with two. Leave it out of the prompt.",
+            DataWarning,
+        )
+    return tokenized
 
 
 def spaced(prompt: str, continuation: str, *, space: bool | None = None, specials: Sequence[str] = ()) -> str:
@@ -60,25 +68,24 @@ def tokenize_continuation(
         ValueError: the continuation has no tokens; and as `tokenize`.
 
     Warns:
-        DataWarning: the prompt begins with BOS, and gets another.
+        DataWarning: as `tokenize`.
     """
     text = tokenize(model, continued(model, prompt, continuation, space=space))
-    bos = tuple(bos_token(model))
-    if bos and text.ids[:2] == bos * 2:
-        warn(
-            f"The prompt {prompt[:60]!r}... begins with {model.tokenizer.bos_token!r}, and the model puts one before "
-            "it: it is read with two. Leave it out of the prompt.",
-            DataWarning,
-        )
     positions = text.covering(len(prompt), len(text.text))
     if not positions or not continuation.strip():
         raise ValueError(f"{continuation!r} after {prompt!r} has no tokens. Give a target or answer that is not empty.")
     following = text.text[len(prompt) :]
     if prompt.strip() and not prompt[-1].isspace() and not following[0].isspace():
-        before = tokenize(model, prompt)
+        before = _tokenized(model, prompt)
         if text.ids[: positions.start] != before.ids:
             return _fitting(model, _split(model, before, following)), len(before.ids)
     return text, positions.start
+
+
+def _tokenized(model: Model, text: str) -> TokenizedText:
+    ids, offsets = _encoded(model, text)
+    before = bos_token(model)
+    return _fitting(model, TokenizedText(text, (*before, *ids), (*(((0, 0),) * len(before)), *offsets)))
 
 
 def _tokenizer(model: Model) -> Any:

@@ -11,6 +11,7 @@ from analyses import (
     benchmark_editing,
     benchmark_evaluation,
     benchmark_forward,
+    benchmark_loading,
     benchmark_tracing,
 )
 
@@ -33,3 +34,13 @@ def test_both_sides_of_a_benchmark_agree_and_it_says_what_made_it(benchmark, giv
     assert compared
     assert pd.concat(compared).abs().max().max() < 1e-4
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["arguments"]["out"].endswith("out")
+
+
+def test_loading_is_compared_with_the_plain_way_on_the_same_files(tmp_path: Path, monkeypatch):
+    seconds = {"plain": 2.0, "load_model": 3.0}
+    monkeypatch.setattr(benchmark_loading, "save", lambda folder, family, stored: None)
+    monkeypatch.setattr(benchmark_loading, "measure", lambda folder, dtype, way: {"seconds": seconds[way], "peak": 1.1})
+    benchmark_loading.main(["--families", "gpt2", "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "loading.csv")
+    assert list(table["stored"]) == ["float32", "float32", "bfloat16", "bfloat16"]
+    assert list(table["seconds_to_plain"]) == [1.0, 1.5, 1.0, 1.5]

@@ -77,6 +77,8 @@ def test_a_batch_is_scored_on_the_model_that_holds_it_all(given, covariances, ti
     batch_editing.main([*arguments, "--methods", "memit"])
     assert list(pd.read_csv(tmp_path / "out" / "table.csv")["method"]) == ["base", "memit, layers 0 1"]
     assert set(whole(tmp_path / "out")["inputs"]) == {"records.json"}
+    with edit.applied(tiny), pytest.raises(rl.errors.FormatError, match="was begun with .*weights"):
+        batch_editing.main([*arguments, "--methods", "memit"])
 
 
 def test_a_sequence_has_a_row_for_each_edit_and_checkpoint(given, tmp_path):

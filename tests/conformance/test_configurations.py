@@ -10,7 +10,6 @@ from tests.conformance.zoo import differences, hugging_face, row
 from tests.torture import times
 
 REFUSED = {
-    "neox without attention bias",
     "opt post-norm",
     "bigcode many heads, n_inner",
     "falcon new decoder",

@@ -18,6 +18,7 @@ import rome_lens as rl
 from rome_lens.errors import FormatError, UnavailableError
 from rome_lens.models.loading import load as loading
 from tests.tiny import save_model
+from tests.tiny_gguf import save_gguf
 
 PROMPT = "The Eiffel Tower is located in the city of"
 
@@ -242,6 +243,19 @@ def test_a_garbage_gguf_file_is_refused_and_leaves_nothing_in_the_cache(tmp_path
     assert not [path for path in user_cache.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("bit", [0, 3, 6])
+@pytest.mark.parametrize("name", [b"blk.1.ffn_down.weight", b"output.weight", b"output_norm.weight"])
+def test_a_flipped_bit_in_a_tensors_name_is_refused_and_leaves_nothing_in_the_cache(tmp_path, user_cache, name, bit):
+    """The header is whole and every byte is there: only the model shows that a weight is missing."""
+    file = save_gguf(tmp_path / "renamed.gguf")
+    content = bytearray(file.read_bytes())
+    content[content.index(name) + 2] ^= 1 << bit
+    file.write_bytes(content)
+    with pytest.raises(FormatError):
+        load(file)
+    assert not [path for path in user_cache.rglob("*") if path.is_file()]
+
+
 @pytest.mark.smollm2
 @pytest.mark.parametrize("share", [0.0001, 0.02, 0.999])
 def test_a_truncated_gguf_file_is_refused(tmp_path, user_cache, share):
@@ -252,6 +266,15 @@ def test_a_truncated_gguf_file_is_refused(tmp_path, user_cache, share):
         file.write_bytes(opened.read(int(whole.stat().st_size * share)))
     with pytest.raises(FormatError, match=r"truncated\.gguf is damaged.*Fetch it again"):
         load(file)
+
+
+@torch.no_grad()
+def test_a_gguf_file_in_half_precision_is_the_same_function_from_the_cache(tmp_path, user_cache):
+    """The rotation's frequencies are not rounded on the way."""
+    first, second = (load(save_gguf(tmp_path / "half.gguf"), dtype="bfloat16") for _ in range(2))
+    assert type(first) is type(second)
+    assert first.loaded_as == second.loaded_as
+    assert torch.equal(first(PROMPT), second(PROMPT))
 
 
 @torch.no_grad()

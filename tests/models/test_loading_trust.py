@@ -99,10 +99,10 @@ def test_a_configuration_that_transformer_lens_loses_loads_as_the_function_it_wa
 
 
 def test_a_configuration_that_transformer_lens_cannot_convert_is_refused_with_its_unusual_fields(tmp_path):
-    config = CONFIGS["neox"]()
-    config.attention_bias = False
+    config = CONFIGS["opt"]()
+    config.do_layer_norm_before = False
     save_changed(tmp_path, config)
-    with pytest.raises(FormatError, match="does not convert.*attention_bias=False"):
+    with pytest.raises(FormatError, match="does not convert.*do_layer_norm_before=False"):
         load(tmp_path)
 
 
@@ -419,7 +419,20 @@ def test_a_tokenizer_that_was_passed_is_not_changed(in_memory):
     assert tokenizer.pad_token is None
 
 
-def test_a_prompt_that_begins_with_bos_and_gets_another_is_told(tiny_model):
+READING = {
+    "trace": lambda model, prompt: rl.causal_trace(
+        model, rl.Fact(prompt + " {} is", "Paris"), samples=1, progress=False
+    ),
+    "score": lambda model, prompt: rl.evaluate.score_record(
+        model, rl.EditRecord(rl.EditRequest(prompt + " {} is", "Paris", "Rome"), "France")
+    ),
+    "generate": lambda model, prompt: rl.evaluate.generate_texts(model, [prompt], length=16),
+    "target": lambda model, prompt: tokenize_continuation(model, prompt, "Paris"),
+}
+
+
+@pytest.mark.parametrize("name", READING)
+def test_a_prompt_that_begins_with_bos_and_gets_another_is_told(tiny_model, name):
     with pytest.warns(rl.errors.DataWarning, match=r"begins with '<\|endoftext\|>', and the model puts one before it"):
-        tokenize_continuation(tiny_model("llama", bos=True), "<|endoftext|>" + PROMPT, "Paris")
-    tokenize_continuation(tiny_model("llama"), "<|endoftext|>" + PROMPT, "Paris")
+        READING[name](tiny_model("llama", bos=True), "<|endoftext|>" + PROMPT)
+    READING[name](tiny_model("llama"), "<|endoftext|>" + PROMPT)

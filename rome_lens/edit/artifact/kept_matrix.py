@@ -141,7 +141,7 @@ class KeptMatrix:
 
 def copy_into(values: Float[Tensor, "d_mlp d_model"], matrix: OutputMatrix) -> None:
     """Writes the values over the model's own entries."""
-    with torch.inference_mode(matrix.parameter.is_inference()), torch.no_grad():
+    with normal_tensors(), torch.no_grad():
         matrix.values.copy_(values)
 
 

@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from rome_lens.models.loading.widened import HALF, in_float32
+
 Logits = Callable[[Int[Tensor, "1 pos"]], Float[Tensor, "1 pos d_vocab"]]
 
 LONG = 300
@@ -26,14 +28,25 @@ _ROUNDINGS = 4  # every layer rounds as the embeddings are rounded here
 
 
 @dataclass(frozen=True)
-class Reference:
+class Reading:
     """Rows of tokens, and the log-probabilities that Hugging Face's class gives at some positions of each."""
 
     rows: tuple[Int[Tensor, "1 _"], ...]
     log_probabilities: tuple[Float[Tensor, "_ d_vocab"], ...]
+    tolerance: float
+    """How far another model may be from these, as `Difference.share`; roundings in the embeddings are allowed for."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What Hugging Face's class reads: all rows, in float32 or better; of a model in half precision, a row as it is.
+
+    In half precision a wrong function is within the roundings of the right one, so that it is told in float32.
+    """
+
     dtype: torch.dtype
-    rounding: float
-    """How far rounding errors in the embeddings bring the model from itself, as `Difference.share`."""
+    wide: Reading
+    half: Reading | None
 
 
 @dataclass(frozen=True)
@@ -57,20 +70,36 @@ def reference(hf_model: PreTrainedModel) -> Reference:
     """What the model itself gives on its rows."""
     if hf_model.dtype == torch.float64 and hasattr(hf_model, "set_experts_implementation"):
         hf_model.set_experts_implementation("eager")  # the fast one has no float64
-    read = _log_probabilities(lambda row: hf_model(row, attention_mask=torch.ones_like(row), use_cache=False).logits)
     rows = tuple(_rows(hf_model))
-    expected = tuple(map(read, rows))
-    with _rounded(hf_model):
-        rounding = _apart(read(rows[0]), expected[0])[0]
-    return Reference(rows, expected, hf_model.dtype, rounding)
+    half = _reading(hf_model, rows[:1], hf_model.dtype) if hf_model.dtype in HALF else None
+    with in_float32(hf_model):
+        wide = _reading(hf_model, rows, torch.float32)
+    return Reference(hf_model.dtype, wide, half)
 
 
 def difference(model: Any, expected: Reference) -> Difference:
-    """How far a model of TransformerLens is from the reference."""
+    """How far a model of TransformerLens is from the reference: in float32, or as it is if only that is far."""
+    with in_float32(model):
+        wide = _difference(model, expected.wide)
+    if expected.half is None or not wide.is_small:
+        return wide
+    half = _difference(model, expected.half)
+    return wide if half.is_small else half
+
+
+def _reading(hf_model: PreTrainedModel, rows: tuple[Int[Tensor, "1 _"], ...], dtype: torch.dtype) -> Reading:
+    read = _log_probabilities(lambda row: hf_model(row, attention_mask=torch.ones_like(row), use_cache=False).logits)
+    found = tuple(map(read, rows))
+    with _rounded(hf_model):
+        rounding = _apart(read(rows[0]), found[0])[0]
+    return Reading(rows, found, max(_TOLERANCE[dtype], _ROUNDINGS * rounding))
+
+
+def _difference(model: Any, expected: Reading) -> Difference:
     read = _log_probabilities(lambda row: model(row, attention_mask=torch.ones_like(row), return_type="logits"))
     apart = [_apart(read(row), wanted) for row, wanted in zip(expected.rows, expected.log_probabilities, strict=True)]
     share, nats = torch.tensor(apart, dtype=torch.float64).amax(0).tolist()  # max() of Python overlooks NaN
-    return Difference(share, nats, max(_TOLERANCE[expected.dtype], _ROUNDINGS * expected.rounding))
+    return Difference(share, nats, expected.tolerance)
 
 
 def windows(config: PretrainedConfig) -> set[int]:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rome_lens.errors import FormatError
 from rome_lens.models.kinds import HAS_HOOKED, HookedTransformer, Model, is_bridge
-from rome_lens.models.loading.comparing import Reference, difference, reference, unseen, unusual_fields
+from rome_lens.models.loading.comparing import Difference, Reference, difference, reference, unseen, unusual_fields
 from rome_lens.models.loading.layout import optimize_layout
 from rome_lens.models.loading.native_attention import keeps_past, use_native_attention
 
@@ -67,6 +67,7 @@ def converted(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, nam
             raise
         except Exception as error:
             raise FormatError(f"{name} is a {type(hf_model).__name__} that does not run ({error}).") from error
+        _fill_in_biases(hf_model)
         model, why = _hooked(hf_model, name, expected) if HAS_HOOKED else (None, "TransformerLens has no other class")
         if model is None:
             model, why = _bridge(hf_model, tokenizer, name, expected, why)
@@ -147,8 +148,8 @@ def _bridge(
             model = TransformerBridge.boot_transformers(
                 folder, hf_model=hf_model, tokenizer=given, device=hf_model.device, dtype=expected.dtype
             )
-        apart = difference(model.eval(), expected)
-        if not (apart.is_small and keeps_past(model, expected.rows[-1])):
+        apart = _with_its_own_attention(model.eval(), expected)
+        if apart is None:
             use_native_attention(model)
             apart = difference(model, expected)
     except torch.OutOfMemoryError:
@@ -165,6 +166,26 @@ def _bridge(
             "Choose a model without these."
         )
     return model, f"TransformerBridge: {why}"
+
+
+def _with_its_own_attention(model: Model, expected: Reference) -> Difference | None:
+    """How far a Bridge with TransformerLens' attention is from the reference; None: too far, or it keeps no past."""
+    try:
+        apart = difference(model, expected)
+        return apart if apart.is_small and keeps_past(model, expected.wide.rows[-1]) else None
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError):  # code that was not written for this configuration
+        return None
+
+
+def _fill_in_biases(hf_model: PreTrainedModel) -> None:
+    """Gives GPT-NeoX's attention biases of zero where it has none: TransformerLens converts it with biases only."""
+    if hf_model.config.model_type == "gpt_neox":
+        for layer in hf_model.base_model.layers:
+            for linear in (layer.attention.query_key_value, layer.attention.dense):
+                if linear.bias is None:
+                    linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
 
 
 def _set_tokenizer(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -85,8 +85,12 @@ class _Header:
             self._refuse(f"its alignment is {alignment}, expected a power of 2")
         self._count(count, 32, "tensors")
         end = bytes_before = 0
+        names: set[str] = set()
         for _ in range(count):
             name, dimensions = self._name(), self._number("I")
+            if name in names or not self._is_known(name):  # readers pass over it, and tie or fill in what is missing
+                self._refuse(f"it has a tensor {name!r}, twice or of a name that no model gives")
+            names.add(name)
             if not 1 <= dimensions <= _MOST_DIMENSIONS:
                 self._refuse(f"{name} has {dimensions} dimensions, expected 1 to {_MOST_DIMENSIONS}")
             shape = [self._number("Q") for _ in range(dimensions)]
@@ -109,6 +113,16 @@ class _Header:
         end += _aligned(self._at, alignment)
         if not 0 <= self._size - end < alignment:
             self._refuse(f"its tensors end at byte {end}, and nothing may follow")
+
+    def _is_known(self, name: str) -> bool:
+        """Whether some model has a tensor of this name: as `gguf` knows them, in a layer that there is."""
+        from gguf.constants import TENSOR_NAMES
+
+        layer = next((part for part in name.split(".") if part.isdecimal()), "")
+        counts = [number for key, number in self._numbers.items() if key.endswith(".block_count")]
+        base = name.removesuffix(".weight").removesuffix(".bias")
+        found = base in {pattern.format(bid=layer) for pattern in TENSOR_NAMES.values()}
+        return found and (not layer or int(layer) < max(counts, default=0))
 
     def _check_sizes(self, tensors: int) -> None:
         for name, number in self._numbers.items():

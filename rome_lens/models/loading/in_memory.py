@@ -48,9 +48,14 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
 
 def own_copy(model: PreTrainedModel, dtype: Dtype) -> PreTrainedModel:
     """A copy with its parameters in the dtype; buffers, such as a rotation's frequencies, keep theirs."""
-    made = copy.deepcopy(model)
-    for parameter in made.parameters():
-        if isinstance(dtype, torch.dtype) and parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
+    made = cast_parameters(copy.deepcopy(model), dtype)
     check_finite(made, f"The {type(model).__name__}")
     return made
+
+
+def cast_parameters(model: PreTrainedModel, dtype: Dtype) -> PreTrainedModel:
+    """The same model with parameters of the dtype; buffers, such as a rotation's frequencies, stay as they are."""
+    for parameter in model.parameters():
+        if isinstance(dtype, torch.dtype) and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return model

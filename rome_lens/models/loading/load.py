@@ -27,7 +27,7 @@ from rome_lens.models.kinds import Model
 from rome_lens.models.loading.checkpoint import REPORTING, Dtype, check_weights, read_folder
 from rome_lens.models.loading.converting import converted, is_pickled, known_names, official_name
 from rome_lens.models.loading.gguf_header import check_gguf
-from rome_lens.models.loading.in_memory import own_copy, unwrapped
+from rome_lens.models.loading.in_memory import cast_parameters, own_copy, unwrapped
 from rome_lens.storage import foreign
 
 SMOLLM2 = "smollm2-135m"
@@ -197,7 +197,7 @@ def _read_gguf(file: Path, folder: Path, dtype: Dtype) -> Loaded:
         _keep(folder, model, tokenizer)
     except (OSError, SafetensorError) as error:  # a full disk is either
         _log.warning("The converted model could not be kept in %s (%s); it is converted at every load.", folder, error)
-    return (model if dtype == "auto" else model.to(dtype)), tokenizer
+    return cast_parameters(model, dtype), tokenizer
 
 
 def _kept_folder(file: Path) -> Path:

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rome_lens.models.kinds import EditableModel, Model, is_bridge
 from rome_lens.models.mlp.huggingface import PLAIN, output_module
-from rome_lens.models.parameters import check_layer
+from rome_lens.models.parameters import check_layer, check_normal
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,9 @@ class OutputMatrix:
     transposed: bool = False
     module: str = ""
 
+    def __post_init__(self) -> None:
+        check_normal([self.parameter])
+
     @property
     def values(self) -> Float[Tensor, "d_mlp d_model"]:
         """A view of the entries, without gradient; writing into it changes the model."""
@@ -42,7 +45,8 @@ def find_output_matrix(model: EditableModel, layer: int) -> OutputMatrix:
     """The MLP output matrix that ROME rewrites, as the model's own parameter.
 
     Raises:
-        ValueError: no such layer, or the block has no single MLP output matrix (mixture of experts, attention only).
+        ValueError: no such layer, or the block has no single MLP output matrix (mixture of experts, attention only);
+            and as `check_normal`.
         EditError: a Hugging Face model of a family that is not known here, or one whose matrix is packed.
     """
     if isinstance(model, PreTrainedModel):

@@ -18,7 +18,7 @@ class PastState:
     """
 
     past_keys: Float[Tensor, "batch past kv_heads d_head"]
-    past_values: Float[Tensor, "batch past kv_heads d_head"]
+    past_values: Float[Tensor, "batch past kv_heads d_value"]
 
     def append(self, new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
         """Past and new, joined along the positions, but not stored (a method of TransformerLens' cache entries)."""

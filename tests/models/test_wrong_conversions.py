@@ -1,0 +1,85 @@
+"""A wrong conversion is told from a right one in half precision too, where roundings are as large as its fault."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from rome_lens.models.kinds import HAS_HOOKED
+from rome_lens.models.loading import converting
+from rome_lens.models.loading.comparing import difference, reference
+from rome_lens.models.loading.widened import in_float32
+from tests.tiny import CONFIGS
+
+pytestmark = pytest.mark.skipif(not HAS_HOOKED, reason="TransformerLens 4 has the Bridge alone")
+
+
+def hugging_face(family: str, dtype: torch.dtype):
+    """A model with weights as small as Hugging Face makes them, so that attention hardly matters."""
+    config = CONFIGS[family]()
+    config.initializer_range = 0.05
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        model.config.architectures = [type(model).__name__]
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                nn.init.normal_(parameter, 0.0, 0.05)
+    for parameter in model.parameters():  # not the buffers: a rotation's frequencies stay in float32
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def other_base(model) -> None:
+    model.cfg.rotary_base = 8000.0
+    for block in model.blocks:
+        block.attn._extend_rotary_embeddings(len(block.attn.rotary_sin))
+
+
+def no_window(model) -> None:
+    for block in model.blocks:
+        block.attn.attn_type = "global"
+
+
+def no_biases(model) -> None:
+    for block in model.blocks:
+        block.attn.b_K.data.zero_()
+        block.attn.b_Q.data.zero_()
+
+
+def other_epsilon(model) -> None:
+    for block in model.blocks:
+        block.ln1.eps *= 100
+
+
+WRONG = {
+    "base of the rotation": ("llama", other_base),
+    "window": ("mistral", no_window),
+    "biases of queries and keys": ("qwen2", no_biases),
+    "epsilon": ("neox", other_epsilon),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_conversion_is_told_in_every_dtype(wrong, dtype):
+    family, spoil = WRONG[wrong]
+    hf_model = hugging_face(family, dtype)
+    with torch.no_grad():
+        expected = reference(hf_model)
+        model = converting._of_views(hf_model, dtype)
+        assert difference(model, expected).is_small
+        spoil(model)
+        found = difference(model, expected)
+    assert not found.is_small, found
+
+
+def test_weights_and_dtypes_are_as_they_were_after_an_error_too():
+    hf_model = hugging_face("llama", torch.bfloat16)
+    before = {name: (value.data_ptr(), value.dtype) for name, value in hf_model.state_dict().items()}
+    seen = []
+    hf_model.model.layers[1].mlp.register_forward_hook(lambda *_: seen.append(_[2].dtype) or 1 / 0)
+    with pytest.raises(ZeroDivisionError), in_float32(hf_model):
+        hf_model(torch.tensor([[1, 2]]))
+    assert seen == [torch.float32]
+    assert {name: (value.data_ptr(), value.dtype) for name, value in hf_model.state_dict().items()} == before
