@@ -127,7 +127,7 @@ def test_an_encoder_and_decoder_is_refused(tmp_path):
 
 
 @sae_lens
-@pytest.mark.skipif("hooked" not in KINDS, reason="SAELens' class is made of HookedTransformer")
+@pytest.mark.hooked
 def test_a_model_of_sae_lens_is_traced_and_edited(made):
     from sae_lens import HookedSAETransformer
 
