@@ -48,7 +48,6 @@ class _Batch:
     """What a block is running on, for the hooks: rows cell * samples to (cell + 1) * samples are one cell's."""
 
     layer: int
-    positions: range  # that come out of the block
     restored: range  # positions to restore
     cells: list[int]  # to restore
     severed: Sequence[int]  # positions where severed sublayers are held
@@ -57,12 +56,15 @@ class _Batch:
 def _hooks(
     clean: Float[Tensor, "layer pos *state"], corrupted: CorruptedRun, kind: Kind, head: int | None, batch: _Batch
 ) -> list[tuple[str, Callable[..., Tensor]]]:
-    """Hooks that restore and sever states as `batch` says when they are called."""
-    n_layers, samples = len(clean), corrupted.residual.shape[1]
+    """Hooks that restore and sever states as `batch` says when they are called.
+
+    They see the last positions of the prompt: all that go into a block, or only those that are asked of it.
+    """
+    n_layers, (samples, length) = len(clean), corrupted.residual.shape[1:3]
 
     def restore(value: Tensor, hook: object) -> Tensor:
-        start = batch.positions.start
-        here = range(max(batch.restored.start, start), min(batch.restored.stop, batch.positions.stop))
+        start = length - value.shape[1]
+        here = range(max(batch.restored.start, start), batch.restored.stop)
         if not here or not batch.cells:
             return value
         value = value.clone()
@@ -77,10 +79,11 @@ def _hooks(
 
     def sever(kind: Sublayer) -> Callable[..., Tensor]:
         def hold(value: Tensor, hook: object) -> Tensor:
-            held = [p for p in batch.severed if p in batch.positions]
+            start = length - value.shape[1]
+            held = [p for p in batch.severed if start <= p < length]
             value = value.clone()
             kept = corrupted.sublayers[kind][batch.layer][:, held]
-            there = [p - batch.positions.start for p in held]
+            there = [p - start for p in held]
             value[:, there] = kept.repeat(len(value) // samples, 1, 1).to(value.device)
             return value
 
@@ -109,7 +112,7 @@ def first_restored(
     if kind == "resid":
         return repeat(clean, "layer pos d -> layer sample pos d", sample=samples)
     everywhere = range(length)
-    batch = _Batch(0, everywhere, everywhere, [0], everywhere if severed_positions is None else severed_positions)
+    batch = _Batch(0, everywhere, [0], everywhere if severed_positions is None else severed_positions)
     after = []
     with model.hooks(fwd_hooks=_hooks(clean, corrupted, kind, head, batch)):
         for batch.layer in range(len(clean)):
@@ -142,7 +145,7 @@ def restored_values(
     windows = [restored_layers(kind, layer, window, n_layers) for layer in layers]
     longest = {w.start: w for w in windows}
     held = [position] if severed_positions is None else severed_positions
-    batch = _Batch(0, range(position, length), range(position, position + 1), [], held)
+    batch = _Batch(0, range(position, position + 1), [], held)
     joined: list[range] = []  # windows, in the order of their rows
     rows = corrupted.residual[0, :0, position:]
     with model.hooks(fwd_hooks=_hooks(clean, corrupted, kind, head, batch)):
@@ -156,7 +159,6 @@ def restored_values(
                 rows, joined = torch.cat([rows, rows[same : same + samples]]), [*joined, ended]
             if batch.layer < n_layers:
                 last = length - position if batch.layer < n_layers - 1 else answer
-                batch.positions = range(length - last, length)
                 batch.cells = [cell for cell, w in enumerate(joined) if batch.layer in w]
                 rows = run_block(model, rows, batch.layer, past=corrupted.past[batch.layer].upto(position), last=last)
     found = [
