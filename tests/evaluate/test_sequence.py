@@ -58,7 +58,7 @@ def test_each_edit_is_computed_on_the_model_edited_so_far_and_measured(tiny, wei
     made = rl.edit_sequence(tiny, RECORDS, out=tmp_path / "run", method=edit, **OPTIONS)
     assert same(tiny, before)
     assert made.stopped == ""
-    first = before["blocks.1.mlp.W_out"]
+    first = tiny.blocks[1].mlp.W_out.detach().clone()
     handles = []
     for number, record in enumerate(RECORDS, start=1):
         ours, saved = edit(tiny, record.request), rl.Edit.load(tmp_path / f"run/{number:05}.safetensors")
