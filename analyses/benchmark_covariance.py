@@ -3,7 +3,7 @@
 `speed.csv`: the library's one pass against whole forward passes that read one layer each from TransformerLens' cache,
 and against passes of the library for one layer each, which stop after it. `convergence.csv` and its figure: what
 `KeyCovariance.report` tells at growing numbers of tokens, and how nearly C^-1 k, as it is and shrunk, has the direction
-that the most tokens give (the median over the probe's keys; the most tokens hold the fewer).
+that the most tokens give (the median over the fingerprint's keys; the most tokens hold the fewer).
 """
 
 from collections.abc import Sequence
@@ -91,11 +91,11 @@ def convergence(model: Model, layers: Sequence[int], text: str, counts: Sequence
 
 
 def agreement(covariance: rl.KeyCovariance, best: rl.KeyCovariance) -> float | None:
-    """The median over the probe's keys of the cosine between both covariances' C^-1 k; None if one is singular."""
-    assert best.probe is not None
+    """Median over the fingerprint's keys of the cosine between both C^-1 k; None if one covariance is singular."""
+    assert best.fingerprint is not None
     try:
-        pairs = [(covariance.solve(key), best.solve(key)) for key in best.probe]
-    except rl.CovarianceError:
+        pairs = [(covariance.solve(key), best.solve(key)) for key in best.fingerprint]
+    except rl.errors.CovarianceError:
         return None
     return torch.stack([torch.cosine_similarity(one, other, dim=0) for one, other in pairs]).median().item()
 
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)
-    text = "".join(rl.texts_from_file(options.texts)) if options.texts else facts_text()
+    text = "".join(rl.edit.texts_from_file(options.texts)) if options.texts else facts_text()
     available = len(model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     tokens = min(options.tokens, available) // LENGTH * LENGTH
     speed = compare(model, options.layers, text, tokens)
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = sorted(count for count in options.counts if count <= available)
     frame = convergence(model, options.layers, text, counts)
     write_csv(frame, options.out / "convergence.csv")
-    write_figure(plot_convergence(frame), options.out / "convergence.html")
+    write_figure(plot_convergence(frame), options.out / "convergence")
     write_manifest(options, model)
     print(frame.to_string(index=False))
 

@@ -11,7 +11,7 @@ from tests.conformance.plain import FACT, NOISE, edit, trace
 def test_a_norm_after_the_sum_leaves_no_value_to_search_for(tmp_path):
     model = rl.load_model(save(tmp_path, "opt post-norm, projected"), device="cpu")
     assert trace(model, "mlp").restored.isfinite().any()
-    with pytest.raises(rl.EditError, match="does not add to the residual stream what its MLP matrix answers"):
+    with pytest.raises(rl.errors.EditError, match="does not add to the residual stream what its MLP matrix answers"):
         edit(model, tokens=300)
 
 
@@ -31,4 +31,4 @@ def test_heads_that_are_not_shown_are_not_traced(tmp_path):
 def test_the_width_of_an_mlp_is_that_of_its_matrix(tmp_path):
     """TransformerLens takes OPT's and Falcon's to be 4 d_model, whatever the configuration says."""
     model = rl.load_model(save(tmp_path, "falcon multi-query"), device="cpu")
-    assert models.key_width(model, 1) == 64
+    assert len(models.output_matrix(model, 1)) == 64

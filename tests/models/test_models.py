@@ -115,7 +115,7 @@ def test_the_layout_changes_no_value_shape_or_name(fresh, family, weights_of):
     model = as_transformer_lens_stores_it(fresh(family))
     before = weights_of(model)
     parameters = dict(model.named_parameters())
-    assert rl.optimize_layout(model) is model
+    assert rl.models.optimize_layout(model) is model
     after = model.state_dict()
     assert list(after) == list(before)
     for name, value in before.items():
@@ -128,7 +128,7 @@ def test_the_layout_changes_no_value_shape_or_name(fresh, family, weights_of):
 def test_the_layout_leaves_the_logits_as_they_are(fresh, tokens, family):
     model = as_transformer_lens_stores_it(fresh(family))
     before = model(tokens)
-    torch.testing.assert_close(rl.optimize_layout(model)(tokens), before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rl.models.optimize_layout(model)(tokens), before, atol=1e-5, rtol=1e-5)
 
 
 def is_laid_out(model: Model) -> bool:
@@ -166,7 +166,7 @@ def test_the_layout_survives_edits_in_place(fresh, family):
 def test_laying_out_twice_moves_nothing(fresh, family):
     model = fresh(family)
     before = {name: value.data_ptr() for name, value in model.state_dict().items()}
-    assert {name: value.data_ptr() for name, value in rl.optimize_layout(model).state_dict().items()} == before
+    assert {name: value.data_ptr() for name, value in rl.models.optimize_layout(model).state_dict().items()} == before
 
 
 @every_family
@@ -239,7 +239,7 @@ def test_a_pad_token_at_the_start_of_a_row_is_read_as_any_token(tiny_model):
 @torch.no_grad()
 def test_rows_run_as_a_tree_get_what_they_get_alone(tiny_model, monkeypatch, family, largest):
     """Whatever else is in the tree, wherever a row branches off, and however many trees there are."""
-    monkeypatch.setattr("rome_lens.models.prefix_tree._LARGEST", largest)
+    monkeypatch.setattr("rome_lens.models.running.prefix_tree._LARGEST", largest)
     model = tiny_model(family)
     rows = [(5, 6, 7, 8), (5, 6, 7), (5, 6, 9, 3, 3), (9,), (8,), (5, 6, 9), (7, 5, 6, 7, 8), (5, 6, 7, 8), (5, 4)]
     for row, states in zip(rows, models.run_tree(model, rows), strict=True):
@@ -252,7 +252,7 @@ def test_rows_run_as_a_tree_get_what_they_get_alone(tiny_model, monkeypatch, fam
 def test_a_tree_holds_each_beginning_once(tiny, monkeypatch):
     """Eight rows of 25 tokens with 15 distinct beginnings, and at most one filler where a row branches off."""
     ran = []
-    tree = models.prefix_tree
+    tree = models.running.prefix_tree
     plain = tree.run
     monkeypatch.setattr(tree, "run", lambda model, tokens, **o: ran.append(tokens) or plain(model, tokens, **o))
     models.run_tree(tiny, [(5, 6, 7, 8), (5, 6, 7), (5, 6, 9, 3, 3), (9,), (8,), (7, 5, 6, 7, 8), (5, 6, 7, 8), (5, 4)])

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import rome_lens as rl
-from rome_lens.models.huggingface import output_matrix_of
+from rome_lens.models import find_output_matrix
 from tests.edit.artifact.test_edit import REQUEST, made_up
 from tests.edit.artifact.test_elsewhere import unlike
 
@@ -35,7 +35,7 @@ def test_peft_reads_the_adapter_and_answers_as_the_edited_models_do(
     torch.testing.assert_close(found, hooked, atol=1e-4, rtol=0)
     with adapted.disable_adapter():
         assert (adapted(tokens).logits - edited).abs().max() > 1e-2 * size
-    assert sorted(adapted.targeted_module_names) == [output_matrix_of(hugging_face(family), i).module for i in (0, 1)]
+    assert sorted(adapted.targeted_module_names) == [find_output_matrix(hugging_face(family), i).module for i in (0, 1)]
     merged = adapted.merge_and_unload()
     torch.testing.assert_close(merged(tokens).logits, edited, atol=1e-4, rtol=1e-4)
 
@@ -63,8 +63,8 @@ def test_an_adapter_is_not_overwritten_unasked_nor_written_for_a_model_it_does_n
     assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
     edit.to_peft(tmp_path, hf_model, overwrite=True)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 1
-    with pytest.raises(rl.EditError, match="of the shape"):
+    with pytest.raises(rl.errors.EditError, match="of the shape"):
         edit.to_peft(tmp_path / "other", hugging_face("llama"))
-    with pytest.raises(rl.EditError, match="no updates"):
+    with pytest.raises(rl.errors.EditError, match="no updates"):
         rl.Edit((), (REQUEST,)).to_peft(tmp_path / "other", hf_model)
     assert not (tmp_path / "other").exists()
