@@ -156,7 +156,8 @@ def final_logits(model: Model, residual: Float[Tensor, "n d_model"]) -> Float[Te
 def _let_go_of_patterns(model: Model) -> None:
     """TransformerLens keeps those of the last pass, reads them never, and with their graph no model can be copied."""
     for block in model.blocks:
-        if getattr(attention := getattr(block, "attn", None), "_pattern", None) is not None:
+        attention: Any = getattr(block, "attn", None)
+        if getattr(attention, "_pattern", None) is not None:
             attention._pattern = None
 
 
