@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import rome_lens as rl
 from rome_lens.locate.grid import restored_layers
 from rome_lens.locate.prompt import prepare_prompt
-from rome_lens.models import Kind, embed
+from rome_lens.models import Kind, Model, embed
 
 from .common.manifest import write_manifest
 from .common.measuring import matrix_product_speed, measured, operations_per_token
@@ -26,19 +26,15 @@ KINDS: tuple[Kind, ...] = ("resid", "mlp", "attn")
 WINDOW = 10
 
 
-def tiny_model(like: HookedTransformer) -> HookedTransformer:
+def tiny_model(like: Model) -> Model:
     """A random GPT-2-like model of 4 layers with another model's tokenizer."""
     torch.manual_seed(0)
-    cfg = HookedTransformerConfig(
-        n_layers=4, d_model=32, d_head=8, n_ctx=128, d_vocab=like.cfg.d_vocab, act_fn="gelu", device="cpu"
-    )
-    model = HookedTransformer(cfg, like.tokenizer)
-    model.cfg.default_prepend_bos = like.cfg.default_prepend_bos
-    model.cfg.model_name = "tiny"
-    return rl.models.optimize_layout(model.eval())
+    sizes = {"n_layer": 4, "n_embd": 32, "n_head": 4, "n_positions": 128, "vocab_size": like.cfg.d_vocab}
+    config = GPT2Config(**sizes, initializer_range=0.2, name_or_path="tiny")
+    return rl.load_model(GPT2LMHeadModel(config), tokenizer=like.tokenizer, device="cpu")
 
 
-def necessary_operations(model: HookedTransformer, length: int, subject: range, samples: int, kind: Kind) -> float:
+def necessary_operations(model: Model, length: int, subject: range, samples: int, kind: Kind) -> float:
     """Of a whole grid: for each cell the blocks from its first restored layer on, for the positions from its own on."""
     block, unembedding = operations_per_token(model)
     n_layers = model.cfg.n_layers
@@ -52,7 +48,7 @@ def necessary_operations(model: HookedTransformer, length: int, subject: range, 
     return samples * (positions * blocks * block + cells * unembedding) + both_runs
 
 
-def compare(model: HookedTransformer, kind: Kind, samples: int, speed: float) -> dict[str, object]:
+def compare(model: Model, kind: Kind, samples: int, speed: float) -> dict[str, object]:
     """The library's grid and the plain loop's on the same fact."""
     prompt = prepare_prompt(model, FACT)
     noise = rl.GaussianNoise(std=0.35)
@@ -81,7 +77,7 @@ def compare(model: HookedTransformer, kind: Kind, samples: int, speed: float) ->
     }
 
 
-def growth(model: HookedTransformer) -> pd.DataFrame:
+def growth(model: Model) -> pd.DataFrame:
     """Seconds of a residual grid, one thing changed at a time from 10 tokens, all layers, 1 sample."""
     sentence = "The Eiffel Tower" + " is located in the city of love and of light" * 6
     ids = model.tokenizer(sentence, add_special_tokens=False)["input_ids"]
@@ -101,7 +97,7 @@ def growth(model: HookedTransformer) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["changed", "value", "seconds", "peak_mb"])
 
 
-def attribution(model: HookedTransformer) -> pd.DataFrame:
+def attribution(model: Model) -> pd.DataFrame:
     """Exact grids against the gradient approximation: how many times cheaper, for each kind."""
     rows = []
     for kind in KINDS:

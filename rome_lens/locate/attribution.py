@@ -14,7 +14,7 @@ from rome_lens.locate.grid import restored_layers
 from rome_lens.locate.metrics import Measure
 from rome_lens.locate.own import name_of
 from rome_lens.locate.prompt import TracedPrompt
-from rome_lens.locate.runs import answer_logits, keep, put_in_place
+from rome_lens.locate.runs import answer_logits, put_in_place
 from rome_lens.models import EMBEDDING, HookList, Kind, Model, frozen, run, state_name
 
 
@@ -40,10 +40,14 @@ def attributed_values(
     clean = prompt.clean.states[kind]
     states: list[Tensor] = []
 
+    def watch(value: Tensor, hook: object) -> Tensor:
+        states.append(value)
+        return value  # a Bridge shows heads as a view: what is returned is what goes on, and gets a gradient
+
     with torch.enable_grad(), frozen(model):
         leaf = embedded.detach().requires_grad_()
         corrupt: Callable[..., Tensor] = put_in_place(prompt.subject, leaf)
-        hooks: HookList = [(EMBEDDING, corrupt), *((state_name(kind, i), keep(states)) for i in range(n_layers))]
+        hooks: HookList = [(EMBEDDING, corrupt), *((state_name(kind, i), watch) for i in range(n_layers))]
         residual = run(model, prompt.tokens.expand(len(embedded), -1), hooks=hooks)
         values = measure(answer_logits(model, residual, len(prompt.answer)))
         if not values.requires_grad:

@@ -19,7 +19,7 @@ from rome_lens.data.readers.builtin import load_builtin_records
 from rome_lens.data.records import Fact, check_subject, check_text, subject_range
 from rome_lens.locate.own import name_of
 from rome_lens.locate.prompt import TracedPrompt
-from rome_lens.models import Model, embed, embeddings
+from rome_lens.models import Model, embed
 from rome_lens.models.tokens import tokenize
 
 
@@ -275,8 +275,11 @@ def check_subjects(subjects: Sequence[str] | None) -> None:
 
 
 def subject_embeddings(model: Model, subjects: Sequence[str] | None = None) -> Float[Tensor, "token d_model"]:
-    """The embeddings of the subjects' tokens, in float32; None: subjects of the facts that ship with the package."""
+    """The embeddings of the subjects' tokens as a run reads them, in float32.
+
+    None: subjects of the facts that ship with the package.
+    """
     if subjects is None:
         subjects = sorted({record.request.subject for record in load_builtin_records()})
     ids = [i for subject in subjects for i in tokenize(model, subject).ids]
-    return embeddings(model)[ids].float()
+    return embed(model, torch.tensor(ids, device=model.cfg.device)).float()

@@ -49,7 +49,6 @@ class _Batch:
     """What the current block runs on, for the hooks. A cell has the rows cell * samples to (cell + 1) * samples."""
 
     layer: int
-    positions: range  # of the block's output
     restored: range  # positions whose states are restored
     cells: list[int]  # cells whose states are restored in this layer
     severed: Sequence[int]  # positions where severed sublayers keep their corrupted output
@@ -58,12 +57,15 @@ class _Batch:
 def _hooks(
     clean: Float[Tensor, "layer pos *state"], corrupted: CorruptedRun, kind: Kind, head: int | None, batch: _Batch
 ) -> list[tuple[str, Callable[..., Tensor]]]:
-    """Hooks that restore and sever states. They read `batch` when they are called, so it may change between blocks."""
-    n_layers, samples = len(clean), corrupted.residual.shape[1]
+    """Hooks that restore and sever states. They read `batch` when they are called, so it may change between blocks.
+
+    They see the last positions of the prompt: all that go into a block, or only those that are asked of it.
+    """
+    n_layers, (samples, length) = len(clean), corrupted.residual.shape[1:3]
 
     def restore(value: Tensor, hook: object) -> Tensor:
-        start = batch.positions.start
-        here = range(max(batch.restored.start, start), min(batch.restored.stop, batch.positions.stop))
+        start = length - value.shape[1]
+        here = range(max(batch.restored.start, start), batch.restored.stop)
         if not here or not batch.cells:
             return value
         value = value.clone()
@@ -78,10 +80,11 @@ def _hooks(
 
     def sever(kind: Sublayer) -> Callable[..., Tensor]:
         def hold(value: Tensor, hook: object) -> Tensor:
-            held = [p for p in batch.severed if p in batch.positions]
+            start = length - value.shape[1]
+            held = [p for p in batch.severed if start <= p < length]
             value = value.clone()
             original = corrupted.sublayers[kind][batch.layer][:, held]
-            here = [p - batch.positions.start for p in held]
+            here = [p - start for p in held]
             value[:, here] = original.repeat(len(value) // samples, 1, 1).to(value.device)
             return value
 
@@ -110,7 +113,7 @@ def first_restored(
     if kind == "resid":
         return repeat(clean, "layer pos d -> layer sample pos d", sample=samples)
     everywhere = range(length)
-    batch = _Batch(0, everywhere, everywhere, [0], everywhere if severed_positions is None else severed_positions)
+    batch = _Batch(0, everywhere, [0], everywhere if severed_positions is None else severed_positions)
     after = []
     with hooked(model, _hooks(clean, corrupted, kind, head, batch)):
         for batch.layer in range(len(clean)):
@@ -143,7 +146,7 @@ def restored_values(
     windows = [restored_layers(kind, layer, window, n_layers) for layer in layers]
     longest = {w.start: w for w in windows}  # ascending layers: the last window with a start is the longest
     held = [position] if severed_positions is None else severed_positions
-    batch = _Batch(0, range(position, length), range(position, position + 1), [], held)
+    batch = _Batch(0, range(position, position + 1), [], held)
     joined: list[range] = []  # windows, in the order of their rows
     rows = corrupted.residual[0, :0, position:]
     with hooked(model, _hooks(clean, corrupted, kind, head, batch)):
@@ -157,7 +160,6 @@ def restored_values(
                 rows, joined = torch.cat([rows, rows[same : same + samples]]), [*joined, ended]
             if batch.layer < n_layers:
                 last = length - position if batch.layer < n_layers - 1 else answer
-                batch.positions = range(length - last, length)
                 batch.cells = [cell for cell, w in enumerate(joined) if batch.layer in w]
                 rows = run_block(model, rows, batch.layer, past=corrupted.past[batch.layer].upto(position), last=last)
     found = [

@@ -15,7 +15,6 @@ from rome_lens.models.parameters import (
     check_layer,
     check_model,
     check_top_k,
-    embed,
     embeddings,
     frozen,
     requiring_grad,
@@ -24,6 +23,7 @@ from rome_lens.models.running.adding import check_added
 from rome_lens.models.running.forward import (
     check_exposed,
     check_finite,
+    embed,
     logits,
     mlp_keys,
     pad,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.models.kinds import Model, is_bridge
@@ -41,12 +41,6 @@ def check_top_k(model: Model, top_k: int) -> None:
 def embeddings(model: Model) -> Float[Tensor, "d_vocab d_model"]:
     """The token embedding matrix."""
     return model.embed.W_E.detach()
-
-
-def embed(model: Model, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d_model"]:
-    """The embeddings of tokens (BLOOM norms them), before any positional embedding is added."""
-    states = model.embed(tokens[None])
-    return (model.embed_ln(states) if is_bridge(model) and hasattr(model, "embed_ln") else states)[0]
 
 
 def bos_token(model: Model) -> list[int]:

@@ -5,11 +5,10 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from transformer_lens import HookedTransformer
-
 import rome_lens as rl
 from analyses.common.options import predicted
 from rome_lens.locate.prompt import prepare_prompt
+from rome_lens.models import Model
 
 SUBJECTS = ("The Eiffel Tower", "The Space Needle", "The Colosseum", "Vinson Massif", "Porsche 911", "Beats Music")
 PROMPTS = ("{} is located in the city of", "{} is owned by", "{} is in the", "The mother tongue of {} is")
@@ -17,7 +16,7 @@ TRACE = ["--samples", "1"]
 
 
 @cache
-def known(model: HookedTransformer) -> list[rl.Fact]:
+def known(model: Model) -> list[rl.Fact]:
     """Facts whose answer is what the model says by itself; answers that are no text of their own are left out."""
     asked = [rl.Fact(prompt, subject) for prompt in PROMPTS for subject in SUBJECTS]
     said = [model.tokenizer.decode([prepare_prompt(model, fact).predicted]).strip() for fact in asked]

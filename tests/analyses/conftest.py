@@ -14,7 +14,8 @@ from tests.edit.methods.test_rome import covariance_of
 @pytest.fixture
 def given(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """Arguments that name a tiny model's facts, records without, and with, a covariance. No browser is started."""
-    monkeypatch.setattr(rl, "load_model", lambda name: tiny)
+    load = rl.load_model
+    monkeypatch.setattr(rl, "load_model", lambda name, **options: load(name, **options) if options else tiny)
     monkeypatch.setattr(saving, "_drawn", lambda figure, suffixes, inches: dict.fromkeys(suffixes, b"drawn"))
     facts, records = [], []
     for number, fact in enumerate(known(tiny)):

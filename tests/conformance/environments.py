@@ -26,5 +26,5 @@ def make(name: str, requirements: Sequence[str], *, pinned: tuple[str, ...] = _P
     constraints.write_text("\n".join(kept) + "\n")
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(constraints)]
     newest = ["--upgrade", "--upgrade-strategy", "eager"] if pinned == NEWEST else []  # also where it was made before
-    subprocess.run([*install, *newest, *requirements], check=True)
+    subprocess.run([*install, *newest, *requirements], cwd=ROOT, check=True)
     return python

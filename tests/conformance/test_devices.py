@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rome_lens as rl
-from rome_lens.models.kinds import HAS_HOOKED, HookedTransformer
+from rome_lens.models.kinds import HookedTransformer
 from tests.conformance.test_families import FACT, NOISE, covariance, edit
 
 gpus = torch.cuda.device_count()
@@ -39,7 +39,8 @@ def test_a_model_on_a_gpu_gives_the_same_numbers(tiny_folder):
     same_numbers(*(rl.load_model(tiny_folder("gpt2"), device=device) for device in ("cpu", "cuda")))
 
 
-@pytest.mark.skipif(gpus < 2 or not HAS_HOOKED, reason="needs two GPUs, and HookedTransformer")
+@pytest.mark.hooked
+@pytest.mark.skipif(gpus < 2, reason="needs two GPUs")
 def test_a_model_on_two_gpus_gives_the_same_numbers(tiny_folder):
     plain = rl.load_model(tiny_folder("gpt2"), device="cpu")
     spread = HookedTransformer(replace(plain.cfg, device="cuda", n_devices=2), plain.tokenizer)

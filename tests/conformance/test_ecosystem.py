@@ -13,6 +13,7 @@ from rome_lens import models
 from tests.conformance.conftest import KINDS
 from tests.conformance.test_families import FACT, edit, trace
 from tests.tiny import CORPUS
+from tests.upstream import generating
 
 TOKENS = torch.arange(1, 11)[None]
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -35,7 +36,9 @@ def test_an_edited_model_is_cached_and_patched(made, kind):
     torch.testing.assert_close(grid[0], logits[0, -1, 7].expand(10), atol=1e-4, rtol=0)  # nothing differs before
 
 
-@every_kind
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=generating(on_a_bridge=kind.startswith("bridge"))) for kind in KINDS]
+)
 @torch.no_grad()
 def test_an_edited_model_generates(made, kind):
     model = made("gpt2", kind)
@@ -127,7 +130,7 @@ def test_an_encoder_and_decoder_is_refused(tmp_path):
 
 
 @sae_lens
-@pytest.mark.skipif("hooked" not in KINDS, reason="SAELens' class is made of HookedTransformer")
+@pytest.mark.hooked
 def test_a_model_of_sae_lens_is_traced_and_edited(made):
     from sae_lens import HookedSAETransformer
 
@@ -157,8 +160,10 @@ def test_the_pass_through_a_bridge_leaves_no_trace(made):
         models.run_blocks(model, residual, 1, 3)
     assert all("forward" not in vars(block) for block in model.blocks)
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
+    copied = copy.deepcopy(model)  # it holds on to no graph either
     with torch.no_grad():
         assert torch.equal(model(TOKENS), before)
+        assert torch.equal(copied(TOKENS), before)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("bridge")])

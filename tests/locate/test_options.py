@@ -100,7 +100,7 @@ def plain_severed(model, result, position: int, layer: int, severed: tuple[str, 
 
 
 @pytest.mark.parametrize("severed", [("mlp",), ("attn",), ("mlp", "attn")])
-@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama-gqa"])
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama-gqa", "phi"])  # phi: a Bridge
 @torch.no_grad()
 def test_severed_traces_equal_two_plain_passes(tiny_model, family, severed):
     model = tiny_model(family)
@@ -161,7 +161,7 @@ def test_attribution_of_small_noise_is_nearly_exact(tiny):
         assert error < 0.05 * exact.indirect_effect.abs().max()
 
 
-@pytest.mark.parametrize("family", ["gptj", "neox", "llama-gqa"])
+@pytest.mark.parametrize("family", ["gptj", "neox", "llama-gqa", "phi"])
 def test_attribution_of_a_head_is_a_part_of_the_attentions(tiny_model, family):
     model = tiny_model(family)
     options = {"method": "attribution", "metric": "logprob"}

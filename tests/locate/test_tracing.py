@@ -58,6 +58,7 @@ def test_windows_that_begin_together_share_their_rows(tiny_model, kind, window):
         assert ours.restored[5, layer].item() == pytest.approx(alone, abs=1e-6)
 
 
+@pytest.mark.hooked
 @torch.no_grad()
 def test_a_trace_runs_the_whole_prompt_twice_and_the_last_block_for_the_answer_alone(tiny):
     """One clean and one corrupted run are the only passes over the model that a residual trace needs."""

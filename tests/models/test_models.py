@@ -1,17 +1,18 @@
 """Loaded models compute what Hugging Face's do, and every way to run them agrees with their own forward pass."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rome_lens as rl
 from rome_lens import models
-from rome_lens.models import pad
+from rome_lens.models import Model, pad
+from rome_lens.models.kinds import HookedTransformer, is_bridge
 from tests.tiny import save_model
 
 FAMILIES = ["gpt2", "gptj", "neox", "llama", "llama-gqa"]
@@ -25,12 +26,12 @@ def tokens() -> torch.Tensor:
 
 
 @pytest.fixture
-def fresh(tiny_folder: Callable[..., Path]) -> Callable[..., HookedTransformer]:
+def fresh(tiny_folder: Callable[..., Path]) -> Callable[..., Model]:
     """Gives a tiny model that a test may change."""
     return lambda family="gpt2", **options: rl.load_model(str(tiny_folder(family)), device="cpu", **options)
 
 
-def as_transformer_lens_stores_it(model: HookedTransformer) -> HookedTransformer:
+def as_transformer_lens_stores_it(model: Model) -> Model:
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()
     return model
@@ -79,7 +80,7 @@ def test_words_in_the_path_do_not_decide_the_architecture(tmp_path, word):
     model = rl.load_model(str(folder), device="cpu")
     ids = model.to_tokens(PROMPT)
     expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(ids).logits
-    assert model.cfg.original_architecture == "GPT2LMHeadModel"
+    assert (model.cfg.architecture if is_bridge(model) else model.cfg.original_architecture) == "GPT2LMHeadModel"
     torch.testing.assert_close(model(ids), expected, atol=1e-4, rtol=0)
 
 
@@ -130,7 +131,7 @@ def test_the_layout_leaves_the_logits_as_they_are(fresh, tokens, family):
     torch.testing.assert_close(rl.models.optimize_layout(model)(tokens), before, atol=1e-5, rtol=1e-5)
 
 
-def is_laid_out(model: HookedTransformer) -> bool:
+def is_laid_out(model: Model) -> bool:
     """Whether the orders in which HookedTransformer reads its weights need no copies."""
     views = [model.unembed.W_U.T]
     for block in model.blocks:
@@ -143,6 +144,7 @@ def is_laid_out(model: HookedTransformer) -> bool:
     return all(view.is_contiguous() for view in views)
 
 
+@pytest.mark.hooked
 @every_family
 def test_a_loaded_models_weights_are_read_without_copies(fresh, family):
     model = fresh(family)
@@ -150,6 +152,7 @@ def test_a_loaded_models_weights_are_read_without_copies(fresh, family):
     assert not is_laid_out(as_transformer_lens_stores_it(model))
 
 
+@pytest.mark.hooked
 @every_family
 def test_the_layout_survives_edits_in_place(fresh, family):
     model = fresh(family)
@@ -173,7 +176,7 @@ def test_a_deep_copy_has_the_layout_and_weights_of_its_own(fresh, tokens, family
     expected = model(tokens)
     copied = copy.deepcopy(model)
     models.output_matrix(copied, 1).add_(1.0)
-    assert is_laid_out(copied)
+    assert is_bridge(model) or is_laid_out(copied)
     assert torch.equal(model(tokens), expected)
     assert not torch.allclose(copied(tokens), expected)
 
@@ -184,7 +187,7 @@ def test_a_laid_out_model_loads_an_ordinary_state_dict(fresh, tiny_folder, token
     model, other = fresh(family), rl.load_model(str(tiny_folder(family, seed=1)), device="cpu")
     ordinary = {name: value.contiguous() for name, value in other.state_dict().items()}
     model.load_state_dict(ordinary)
-    assert is_laid_out(model)
+    assert is_bridge(model) or is_laid_out(model)
     torch.testing.assert_close(model(tokens), other(tokens), atol=1e-5, rtol=1e-5)
 
 
@@ -244,6 +247,7 @@ def test_rows_run_as_a_tree_get_what_they_get_alone(tiny_model, monkeypatch, fam
     assert not any(hook.fwd_hooks for hook in model.hook_dict.values())
 
 
+@pytest.mark.hooked
 @torch.no_grad()
 def test_a_tree_holds_each_beginning_once(tiny, monkeypatch):
     """Eight rows of 25 tokens with 15 distinct beginnings, and at most one filler where a row branches off."""
@@ -256,6 +260,7 @@ def test_a_tree_holds_each_beginning_once(tiny, monkeypatch):
     assert 15 <= ran[0].shape[1] <= 15 + 3
 
 
+@pytest.mark.hooked
 @torch.no_grad()
 def test_a_tree_is_no_larger_than_a_local_window_and_alibi_rows_stay_apart():
     """Where attention counts the tokens between two by itself, a branch must not stand between them."""
@@ -266,7 +271,7 @@ def test_a_tree_is_no_larger_than_a_local_window_and_alibi_rows_stay_apart():
     ):
         torch.manual_seed(0)
         cfg = {"n_layers": 2, "d_model": 16, "d_head": 8, "n_ctx": 32, "d_vocab": 12, "act_fn": "gelu", "device": "cpu"}
-        model = HookedTransformer(HookedTransformerConfig(**cfg, **options)).eval()
+        model = HookedTransformer({**cfg, **options}).eval()
         for row, states in zip(rows, models.run_tree(model, rows), strict=True):
             torch.testing.assert_close(states, models.run(model, torch.tensor([row]))[0], atol=2e-5, rtol=1e-5)
 
@@ -317,6 +322,7 @@ def test_the_mlps_output_is_the_key_times_the_output_matrix(tiny_model, tokens, 
     assert not models.norms_mlp_output(model, 1)
 
 
+@pytest.mark.hooked
 @pytest.mark.parametrize(
     "option", [{"use_normalization_before_and_after": True}, {"original_architecture": "Olmo2ForCausalLM"}]
 )
@@ -352,7 +358,7 @@ def test_an_mlp_with_a_norm_after_it_contributes_its_normed_output(tokens, optio
     assert models.norms_mlp_output(model, 1)
 
 
-def residual_before(model: HookedTransformer, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+def residual_before(model: Model, tokens: torch.Tensor, layer: int) -> torch.Tensor:
     _, cache = model.run_with_cache(tokens)
     return cache[f"blocks.{layer}.hook_resid_pre"]
 
@@ -447,6 +453,7 @@ def test_one_block_gives_the_last_positions_that_the_whole_block_gives(tiny_mode
     torch.testing.assert_close(found, whole[:, 4 if last is None else -last :], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.hooked
 @every_family
 @torch.no_grad()
 def test_one_block_calls_the_hooks_that_the_whole_block_calls(tiny_model, tokens, family):
@@ -496,7 +503,7 @@ def test_run_blocks_passes_gradients_to_the_residual_states(tiny_model, tokens, 
 
 def test_frozen_parameters_ask_for_gradients_again_as_before(fresh):
     model = fresh()
-    model.unembed.W_U.requires_grad_(False)
+    next(model.parameters()).requires_grad_(False)
     before = [parameter.requires_grad for parameter in model.parameters()]
     with models.frozen(model):
         assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -591,9 +598,11 @@ def test_true_is_no_layer(tiny):
 @every_family
 def test_the_output_matrix_is_the_parameter_itself(tiny_model, family):
     model = tiny_model(family)
-    weight = models.find_output_matrix(model, 2).parameter
-    assert weight is dict(model.named_parameters())["blocks.2.mlp.W_out"]
-    assert weight.shape == (model.cfg.d_mlp, model.cfg.d_model)
+    weight, matrix = models.find_output_matrix(model, 2).parameter, models.output_matrix(model, 2)
+    (name,) = (name for name, parameter in model.named_parameters() if parameter is weight)
+    assert re.search(r"\.2\.(_original_component\.)?mlp\.", name)  # Hugging Face's names in a Bridge
+    assert matrix.data_ptr() == weight.data_ptr()
+    assert matrix.shape == (model.cfg.d_mlp, model.cfg.d_model)
 
 
 def test_a_layer_without_one_output_matrix_is_refused(fresh):

@@ -175,7 +175,7 @@ def _with_its_own_attention(model: Model, expected: Reference) -> Difference | N
         return apart if apart.is_small and keeps_past(model, expected.wide.rows[-1]) else None
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, TypeError, ValueError, AttributeError):  # code that was not written for this configuration
+    except Exception:  # code that was not written for this configuration, or for this version of Hugging Face's
         return None
 
 

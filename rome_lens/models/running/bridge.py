@@ -47,6 +47,7 @@ def run_tokens(
         raise _Arrived(args[0] if args else kwargs["hidden_states"])
 
     with ExitStack() as stack:
+        stack.callback(_let_go_of_patterns, model)
         stack.callback(_place(model, stop).register_forward_pre_hook(leave, with_kwargs=True).remove)
         if hooks:  # even an empty list takes time to add
             stack.enter_context(hooked(model, hooks))
@@ -150,6 +151,14 @@ def final_logits(model: Model, residual: Float[Tensor, "n d_model"]) -> Float[Te
     states = residual[:, None]
     with _entering(model, states, model.cfg.n_layers):
         return model(_no_tokens(states), use_cache=False, return_type="logits")[:, 0]
+
+
+def _let_go_of_patterns(model: Model) -> None:
+    """TransformerLens keeps those of the last pass, reads them never, and with their graph no model can be copied."""
+    for block in model.blocks:
+        attention: Any = getattr(block, "attn", None)
+        if getattr(attention, "_pattern", None) is not None:
+            attention._pattern = None
 
 
 def _place(model: Model, layer: int) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformer_lens.utilities.activation_functions import apply_softcap
 
 from rome_lens.errors import NotFiniteError
-from rome_lens.models.hook_points import Hook, HookList, hooked, key_name
+from rome_lens.models.hook_points import EMBEDDING, Hook, HookList, hooked, key_name
 from rome_lens.models.kinds import Model, is_bridge
 from rome_lens.models.mlp.contribution import norms_after_mlp
 from rome_lens.models.running import bridge
@@ -74,6 +74,17 @@ def run_and_read(
     run(model, tokens, mask=mask, stop_at_layer=stop_at_layer, hooks=[*hooks, *reading])
     check_exposed(model, [name for name in names if name not in values])
     return values
+
+
+@torch.no_grad()
+def embed(model: Model, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d_model"]:
+    """The embeddings of tokens at their hook point (BLOOM norms them, Granite scales them), before positions are added.
+
+    Any number of tokens: a Bridge reads each as a row of its own.
+    """
+    if not is_bridge(model):
+        return model.embed(tokens[None])[0]
+    return run_and_read(model, tokens[:, None], [EMBEDDING], stop_at_layer=0)[EMBEDDING][:, 0]
 
 
 def check_exposed(model: Model, missing: Sequence[str]) -> None:

@@ -34,15 +34,15 @@ def same(model, weights) -> bool:
 @pytest.mark.parametrize("family", ["gpt2", "llama-gqa"])
 def test_apply_adds_left_times_right_and_nothing_else(tiny_model, weights_of, family):
     model = tiny_model(family)
-    before = weights_of(model)
+    before, matrix = weights_of(model), model.blocks[1].mlp.W_out.detach().clone()
     edit = made_up(model)
     with edit.applied(model):
         after = model.state_dict()
-        changed = [name for name in before if not torch.equal(after[name], before[name])]
-        assert changed == ["blocks.1.mlp.W_out"]
-        expected = before["blocks.1.mlp.W_out"] + edit.updates[0].left @ edit.updates[0].right
-        assert torch.allclose(after["blocks.1.mlp.W_out"], expected)
-        assert model.blocks[1].mlp.W_out.data_ptr() == after["blocks.1.mlp.W_out"].data_ptr()
+        (name,) = (name for name in before if not torch.equal(after[name], before[name]))
+        assert name.startswith("blocks.1.mlp.")
+        expected = matrix + edit.updates[0].left @ edit.updates[0].right
+        assert torch.allclose(model.blocks[1].mlp.W_out, expected)
+        assert model.blocks[1].mlp.W_out.data_ptr() == after[name].data_ptr()
     assert same(model, before)
 
 

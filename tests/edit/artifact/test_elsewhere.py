@@ -106,6 +106,7 @@ def test_every_known_family_has_its_matrix_where_the_table_says(model_type):
 # ------------------------------------------------------------------------------------------------ folding and dtypes
 
 
+@pytest.mark.hooked
 @every_family
 @torch.no_grad()
 def test_an_edit_does_the_same_on_folded_and_centred_weights(tiny_model, tokens, family):

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from transformer_lens import HookedTransformer
 
 import rome_lens as rl
+from rome_lens.models.kinds import HAS_HOOKED, HookedTransformer
 from tests.edit.artifact.test_edit import REQUEST, made_up, same
+from tests.upstream import generating
 
 FAMILIES = ["gpt2", "gptj", "neox", "llama", "llama-gqa"]
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -46,6 +47,7 @@ def test_hooks_agree_with_edited_weights_and_leave_the_weights_alone(tiny_model,
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
 
 
+@pytest.mark.hooked
 @pytest.mark.parametrize("option", NORMED)
 @torch.no_grad()
 def test_hooks_go_through_the_norm_after_an_mlp(tokens, option):
@@ -65,6 +67,7 @@ def test_several_updates_of_one_layer_all_count(tiny, tokens):
         assert (hooked - tiny(tokens)).abs().max() < 1e-5 * hooked.abs().max()
 
 
+@generating(on_a_bridge=not HAS_HOOKED)
 @every_family
 def test_generation_with_a_cache_agrees(tiny_model, tokens, family):
     model, options = tiny_model(family), {"max_new_tokens": 6, "do_sample": False, "verbose": False}
@@ -76,7 +79,7 @@ def test_generation_with_a_cache_agrees(tiny_model, tokens, family):
     assert not torch.equal(hooked, model.generate(tokens, **options))
 
 
-@pytest.mark.parametrize("option", [None, *NORMED])
+@pytest.mark.parametrize("option", [None, *(pytest.param(each, marks=pytest.mark.hooked) for each in NORMED)])
 def test_gradients_flow_through_hooks_as_through_weights(tiny, tokens, option):
     model = normed(option) if option else tiny
     edit = made_up(model)

@@ -6,6 +6,7 @@ import torch
 import rome_lens as rl
 from rome_lens.edit.methods.mend import training
 from rome_lens.edit.methods.mend.examples import Example, example_losses
+from rome_lens.models import find_output_matrix
 from rome_lens.storage import checkpoint
 from tests.edit.artifact.test_edit import same
 from tests.edit.methods.test_finetune import plain_losses
@@ -55,10 +56,11 @@ def test_an_untrained_editor_makes_a_step_of_gradient_descent(tiny_model, weight
     edit = rl.edit.mend(model, request, editor=editor, **QUIET)
     assert same(model, before)
     assert [update.layer for update in edit.updates] == list(layers or (0, 1, 2))
-    weights = [model.blocks[update.layer].mlp.W_out for update in edit.updates]
-    gradients = torch.autograd.grad(plain_losses(model, [request]).mean(), weights)
-    for update, gradient in zip(edit.updates, gradients, strict=True):
-        assert torch.allclose(update.left @ update.right, -0.5 * gradient, atol=1e-5)
+    matrices = [find_output_matrix(model, update.layer) for update in edit.updates]
+    loss = plain_losses(model, [request]).mean()
+    gradients = torch.autograd.grad(loss, [matrix.parameter for matrix in matrices])
+    for update, matrix, gradient in zip(edit.updates, matrices, gradients, strict=True):
+        assert torch.allclose(update.left @ update.right, -0.5 * matrix.oriented(gradient), atol=1e-5)
     with edit.applied(model, strict=True):
         assert plain_losses(model, [request]).item() == pytest.approx(edit.health.nll, rel=1e-4)
     assert same(model, before)
