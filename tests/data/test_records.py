@@ -16,7 +16,7 @@ PROMPT = "{} is located in the city of"
 @pytest.mark.parametrize(("prompt", "count"), [("The Eiffel Tower is in", 0), ("{} and {} are in", 2), ("", 0)])
 def test_a_prompt_needs_exactly_one_place_for_the_subject(make, prompt, count):
     with pytest.raises(
-        ValueError, match=rf"holds {count} times {{}}, expected exactly one\. Write the prompt with {{}}"
+        ValueError, match=rf"holds {{}} {count} times, expected exactly once\. Write the prompt with {{}}"
     ):
         make(prompt, "The Eiffel Tower")
 
@@ -99,7 +99,7 @@ def test_from_text_refuses_a_subject_that_is_not_there():
 
 
 def test_from_text_refuses_a_text_that_holds_a_place_already():
-    with pytest.raises(ValueError, match="holds 2 times"):
+    with pytest.raises(ValueError, match="holds {} 2 times"):
         Fact.from_text("Paris and {} are big", "Paris")
 
 
