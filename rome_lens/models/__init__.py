@@ -6,7 +6,7 @@ gets plain tensors back.
 
 from rome_lens.models.adding import check_added
 from rome_lens.models.hook_points import EMBEDDING, Hook, HookList, Kind, input_name, key_name, state_name
-from rome_lens.models.identity import architecture_digest, model_identity
+from rome_lens.models.identity import architecture_digest, model_family, model_identity
 from rome_lens.models.kinds import Model
 from rome_lens.models.kv_cache import PastState
 from rome_lens.models.loading.converting import converted, is_pickled, known_names, official_name
@@ -79,6 +79,7 @@ __all__ = [
     "logits",
     "mlp_contribution",
     "mlp_output",
+    "model_family",
     "model_identity",
     "norms_mlp_output",
     "official_name",

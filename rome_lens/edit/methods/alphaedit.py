@@ -28,6 +28,7 @@ class AlphaEditConfig(BatchConfig):
         ridge: of the update's own norm, also in that unit (L2: 10 for both).
     """
 
+    method = "alphaedit"
     null_space_threshold: float = 2e-2
     ridge: float = 10.0
 

@@ -24,6 +24,8 @@ class EmmetConfig(BatchConfig):
     by 10,000. That is no longer an equality: it is MEMIT with `covariance_weight=1000`.
     """
 
+    method = "emmet"
+
 
 @checked
 def emmet(

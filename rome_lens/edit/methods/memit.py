@@ -31,6 +31,7 @@ class MemitConfig(BatchConfig):
             to the same share in a model of any width.
     """
 
+    method = "memit"
     covariance_weight: float | None = None
 
     def __post_init__(self) -> None:
