@@ -14,7 +14,7 @@ BASE = {"data", "engine", "errors", "intervals", "models", "storage", "version"}
 MAY_IMPORT = {
     "locate": BASE | {"plots"},
     "edit": BASE,
-    "evaluate": BASE | {"edit", "plots"},
+    "evaluate": BASE | {"edit", "locate", "plots"},
     "explorer": BASE | {"edit", "evaluate", "locate", "plots"},
     "plots": set(),
     "data": {"errors", "models", "storage"},
