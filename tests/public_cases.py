@@ -27,9 +27,10 @@ from hypothesis import strategies as st
 import rome_lens as rl
 import rome_lens.plots
 from rome_lens.edit.methods.mend.network import EditorNetwork
+from tests.public import PUBLIC
 from tests.tiny import CORPUS, save_model
 
-ACCEPTED = (ValueError, TypeError, rl.EditError, rl.UnavailableError, FileNotFoundError, FileExistsError)
+ACCEPTED = (ValueError, TypeError, rl.errors.EditError, rl.errors.UnavailableError, FileNotFoundError, FileExistsError)
 ACCEPTED = (*ACCEPTED, NotADirectoryError)
 SETTINGS = settings(
     max_examples=25,
@@ -46,11 +47,15 @@ WARNS_NOT = {"on_unhealthy": "ignore", **QUIET}
 
 
 def is_public(thing: object) -> bool:
-    """Whether it can be called, and is more than an error's name."""
-    return callable(thing) and not (isinstance(thing, type) and issubclass(thing, BaseException))
+    """Whether it can be called, and is more than an error's name or a type for annotations."""
+    if not isinstance(thing, type):
+        return inspect.isfunction(thing)
+    return not issubclass(thing, BaseException) and not getattr(thing, "_is_protocol", False)
 
 
-NAMES = sorted(name for name in rl.__all__ if is_public(getattr(rl, name)))
+GIVEN = {"BatchConfig", "SearchConfig", "TracedPrompt"}
+"""Classes that others are made of, or that a user's own function is handed: users do not call them."""
+NAMES = sorted(name for name, thing in PUBLIC.items() if is_public(thing) and name not in GIVEN)
 
 
 class World:
@@ -70,9 +75,9 @@ class World:
         return rl.EditRecord(REQUEST, "Paris", ("Where is it?",), ("The Louvre is in",), (), ("It is",))
 
     @cached_property
-    def question(self) -> rl.QuestionRecord:
-        locality = {"nq": (rl.Continuation("Dante is", "Italian"),)}
-        return rl.QuestionRecord(REQUEST, ("Where is it?",), {}, locality, 3)
+    def question(self) -> rl.data.QuestionRecord:
+        locality = {"nq": (rl.data.Continuation("Dante is", "Italian"),)}
+        return rl.data.QuestionRecord(REQUEST, ("Where is it?",), {}, locality, 3)
 
     @cached_property
     def covariances(self) -> dict[int, rl.KeyCovariance]:
@@ -86,16 +91,16 @@ class World:
     @cached_property
     def edit(self) -> rl.Edit:
         generator = torch.Generator().manual_seed(0)
-        left, right = (torch.randn(size, generator=generator) for size in ((128, 1), (1, 32)))
-        return rl.Edit((rl.Update(1, left, 0.01 * right),), (REQUEST,), "rome")
+        left, right = (torch.randn(size, generator=generator, dtype=torch.float32) for size in ((128, 1), (1, 32)))
+        return rl.Edit((rl.edit.Update(1, left, 0.01 * right),), (REQUEST,), "rome")
 
     @cached_property
     def trace(self) -> rl.CausalTrace:
         return rl.causal_trace(self.model, FACT, samples=2, **QUIET)
 
     @cached_property
-    def editor(self) -> rl.MendEditor:
-        return rl.MendEditor.untrained(self.model, config=rl.MendConfig(layers=[2], rank=4))
+    def editor(self) -> rl.edit.MendEditor:
+        return rl.edit.MendEditor.untrained(self.model, config=rl.edit.MendConfig(layers=[2], rank=4))
 
     @cached_property
     def traces(self) -> Path:
@@ -116,7 +121,7 @@ class World:
         return folder
 
     @cached_property
-    def comparison(self) -> rl.ModelComparison:
+    def comparison(self) -> rl.evaluate.ModelComparison:
         return rl.compare_models(self.model, self.edit, [FACT.text], **QUIET)
 
     def data(self, kind: str) -> Path:
@@ -174,16 +179,22 @@ CASES: dict[str, Any] = {
     "MendEditor": lambda w: {
         "layers": (2,),
         "network": EditorNetwork((128, 32), 1, rank=4, hidden_layers=1, step_size=0.1, seed=0),
-        "config": rl.MendConfig(layers=[2]),
+        "config": rl.edit.MendConfig(layers=[2]),
         "model": "gpt2",
         "architecture": "",
     },
+    "LayerRecommendation": lambda w: {
+        "config": rl.RomeConfig(layer=1),
+        "covariance": w.covariances[1],
+        "table": SUMMARY,
+    },
     "MendConfig": lambda w: {"layers": [1, 2]},
+    "Preset": lambda w: {"model": "GPT-2", "method": "rome", "matrices": {"down": (1,)}},
     "ModelComparison": lambda w: dict.fromkeys(["tokens", "divergence", "lens", "contributions"], LENS),
     "MultivariateGaussianNoise": lambda w: {"scale": 1.0},
     "Prediction": lambda w: {"wanted": (1, 2), "predicted": (1, 3)},
     "QuestionRecord": lambda w: {"request": REQUEST},
-    "ReferenceTexts": lambda w: {"snippets": rl.AttributeSnippets({}), "vectorizer": None},
+    "ReferenceTexts": lambda w: {"snippets": rl.data.AttributeSnippets({}), "vectorizer": None},
     "RomeConfig": lambda w: {"layer": 1, **w.search},
     "State": lambda w: {"kind": "mlp", "position": 3, "layer": 1},
     "StopRule": lambda w: {"perplexity_factor": 2.0},
@@ -198,7 +209,7 @@ CASES: dict[str, Any] = {
         "model": w.model,
         "requests": [REQUEST],
         "covariances": w.covariances,
-        "config": rl.AlphaEditConfig(null_space_threshold=100.0, **w.search),
+        "config": rl.edit.AlphaEditConfig(null_space_threshold=100.0, **w.search),
         **WARNS_NOT,
     },
     "applied_edits": lambda w: {"model": w.model},
@@ -211,13 +222,14 @@ CASES: dict[str, Any] = {
         "model": w.model,
         "requests": [REQUEST],
         "covariances": w.covariances,
-        "config": rl.EmmetConfig(**w.search),
+        "config": rl.edit.EmmetConfig(**w.search),
         **WARNS_NOT,
     },
+    "find_preset": lambda w: {"model": w.model, "method": "rome"},
     "finetune": lambda w: {
         "model": w.model,
         "requests": REQUEST,
-        "config": rl.FinetuneConfig(layers=[2], steps=1),
+        "config": rl.edit.FinetuneConfig(layers=[2], steps=1),
         **WARNS_NOT,
     },
     "forecast_bleed_over": lambda w: {"model": w.model, "edit": w.edit, "prompts": [FACT.text]},
@@ -225,13 +237,13 @@ CASES: dict[str, Any] = {
     "kn": lambda w: {
         "model": w.model,
         "request": REQUEST,
-        "config": rl.KnowledgeNeuronsConfig(steps=2),
+        "config": rl.edit.KnowledgeNeuronsConfig(steps=2),
         **WARNS_NOT,
     },
     "knowledge_neurons": lambda w: {
         "model": w.model,
         "fact": FACT,
-        "config": rl.KnowledgeNeuronsConfig(steps=2),
+        "config": rl.edit.KnowledgeNeuronsConfig(steps=2),
         **QUIET,
     },
     "load_attribute_snippets": lambda w: {"path": w.data("snippets")},
@@ -240,6 +252,8 @@ CASES: dict[str, Any] = {
     "load_scores": lambda w: {"folder": w.evaluation},
     "load_knowedit": lambda w: {"path": w.data("knowedit")},
     "load_known_facts": lambda w: {"path": w.data("known")},
+    "list_presets": lambda w: {},
+    "load_question_bank": lambda w: {},
     "load_model": lambda w: {"name": w.folder / "gpt2", "device": w.model and "cpu"},
     "load_sequence": lambda w: {"folder": w.sequence},
     "load_traces": lambda w: {"folder": w.traces},
@@ -266,6 +280,7 @@ CASES: dict[str, Any] = {
     "plot_average_effects": lambda w: {"frame": EFFECTS},
     "plot_comparison": lambda w: {"lens": w.comparison.lens, "contributions": w.comparison.contributions},
     "plot_effect_maps": lambda w: {"frame": EFFECTS.assign(layer=[0, 1])},
+    "plot_layers": lambda w: {"table": SUMMARY.assign(effect=0.1, effect_low=0.0, effect_high=0.2, layer=[0, 1])},
     "plot_noise_levels": lambda w: {"frame": EFFECTS},
     "plot_robustness": lambda w: {
         "frame": frame("peak_effect", "agreement", corruption="a", metric="prob", window=1, peak_role="b", peak_layer=1)
@@ -275,9 +290,19 @@ CASES: dict[str, Any] = {
     "plot_severed": lambda w: {"frame": EFFECTS},
     "plot_trace": lambda w: {"frame": w.trace.to_frame()},
     "plot_traces": lambda w: {"frame": w.trace.to_frame()},
-    "predict_restored": lambda w: {"model": w.model, "fact": FACT, "states": [rl.State("mlp", 5, 1)], "samples": 2},
+    "predict_restored": lambda w: {
+        "model": w.model,
+        "fact": FACT,
+        "states": [rl.locate.State("mlp", 5, 1)],
+        "samples": 2,
+    },
     "recover_updates": lambda w: {"original": w.model, "suspect": w.model, **QUIET},
-    "restore_states": lambda w: {"model": w.model, "fact": FACT, "states": [rl.State("mlp", 5, 1)], "samples": 2},
+    "restore_states": lambda w: {
+        "model": w.model,
+        "fact": FACT,
+        "states": [rl.locate.State("mlp", 5, 1)],
+        "samples": 2,
+    },
     "revert_edits": lambda w: {"model": w.model},
     "robustness_report": lambda w: {
         "model": w.model,
@@ -316,8 +341,8 @@ CASES: dict[str, Any] = {
     "score_record": lambda w: {"model": w.model, "record": w.record},
     "score_specificity": lambda w: {"model": w.model, "record": w.record},
     "score_zsre": lambda w: {"model": w.model, "record": w.question},
-    "strongest_bleed_over": lambda w: {"forecast": rl.forecast_bleed_over(w.model, w.edit, [FACT.text])},
-    "summarize": lambda w: {"frame": rl.load_scores(w.evaluation)},
+    "strongest_bleed_over": lambda w: {"forecast": rl.evaluate.forecast_bleed_over(w.model, w.edit, [FACT.text])},
+    "summarize": lambda w: {"frame": rl.evaluate.load_scores(w.evaluation)},
     "texts_from_file": lambda w: {"path": w.folder / "text"},
     "texts_from_model": lambda w: {"model": w.model, "new_tokens": 3},
     "trace_facts": lambda w: {"model": w.model, "facts": [FACT], "kinds": ["mlp"], "samples": 1, **QUIET},
@@ -325,14 +350,14 @@ CASES: dict[str, Any] = {
         "model": w.model,
         "records": [w.question],
         "steps": 1,
-        "config": rl.MendConfig(layers=[2], rank=4, batch_size=1),
+        "config": rl.edit.MendConfig(layers=[2], rank=4, batch_size=1),
         **QUIET,
     },
     "weight_changes": lambda w: {"original": w.model, "suspect": w.model},
 }
 ELSEWHERE = {
     "run_harness": "lm-evaluation-harness takes seconds to import",
-    "suggested_layer": "knows no tiny model",
+    "recommend_layers": "no tiny model knows facts",
     "texts_from_dataset": "datasets takes seconds to import",
 }
 """Without a call that works here. What they cannot use is tried all the same."""
@@ -340,6 +365,7 @@ if importlib.util.find_spec("anywidget") is None:
     ELSEWHERE["Explorer"] = "needs anywidget"
 CASES |= {
     "run_harness": lambda w: {"model": w.model, "tasks": ["hellaswag"]},
+    "recommend_layers": lambda w: {"model": w.model, "facts": [w.record]},
     "suggested_layer": lambda w: {"model": w.model},
     "texts_from_dataset": lambda w: {"name": "none"},
 }
@@ -348,12 +374,14 @@ BY_THEMSELVES = {"EditHealth", "Update"}
 """They name the layer or figure that a stranger's file has wrong."""
 NOT_COUNTS = [0, -1]
 REFUSED: dict[str, list[Any]] = {
+    "candidates": [[], [99]],
     "checkpoints": [[0], [-3]],
     "clamp_norm_factor": [0.0, -1.0, float("nan")],
     "context_lengths": [[(0, 5)], [(10, -1)]],
     "contexts": [[], ["no place"], ["a {}"]],
     "device": ["nowhere"],
     "dtype": [torch.int64],
+    "edited": NOT_COUNTS,
     "engine": ["threads"],
     "facts": [[]],
     "head": [-1, 99],
@@ -390,6 +418,7 @@ REFUSED: dict[str, list[Any]] = {
     "tolerance": [-1.0, float("nan")],
     "top": [0, 10**6],
     "top_k": [*NOT_COUNTS, 10**6],
+    "traced": NOT_COUNTS,
     "traces": [[]],
     "window": NOT_COUNTS,
     "windows": [[], [0]],
@@ -402,6 +431,7 @@ RESULTS = {
     "EditHealth",
     "KeyCovariance",
     "KnowledgeNeurons",
+    "LayerRecommendation",
     "MemitTargets",
     "Prediction",
     "State",
@@ -435,7 +465,7 @@ def test_every_public_name_is_tried():
 @pytest.mark.parametrize("name", NAMES)
 def test_everything_public_is_checked(name):
     """By its decorator, in the module where it is."""
-    thing = getattr(rl, name)
+    thing = PUBLIC[name]
     checks = getattr(thing.__init__ if isinstance(thing, type) else thing, "is_checked", False)
     assert checks or name in BY_THEMSELVES
 
@@ -444,18 +474,18 @@ def test_everything_public_is_checked(name):
 def test_what_it_can_use_works(world, name):
     arguments = CASES[name](world)
     before = kept(world)
-    getattr(rl, name)(**arguments)
+    PUBLIC[name](**arguments)
     assert unchanged(world, before)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_it_cannot_use_is_refused(world, name):
-    parameters = inspect.signature(getattr(rl, name)).parameters
+    parameters = inspect.signature(PUBLIC[name]).parameters
     arguments = CASES[name](world)
     before = kept(world)
     for parameter in parameters:
         for value in () if name in RESULTS else REFUSED.get(parameter, ()):
-            if (name, parameter, value) in MEANT or (isinstance(getattr(rl, name), type) and value in (99, [99])):
+            if (name, parameter, value) in MEANT or (isinstance(PUBLIC[name], type) and value in (99, [99])):
                 continue  # whether there is such a layer is seen when there is a model
             error = outcome(name, {**arguments, parameter: value})
             assert error is not None, f"{name}({parameter}={value!r}) was accepted"
@@ -481,9 +511,15 @@ VALUES = st.one_of(
     st.binary(max_size=3),
     st.sampled_from([object(), len, int, 1j, SimpleNamespace(cfg=SimpleNamespace(n_layers=3)), np.zeros(2)]),
     st.builds(torch.ones, st.lists(st.integers(0, 3), max_size=3)),
-    st.sampled_from([FACT, REQUEST, rl.State("mlp", 99, 1), rl.State("head", 5, 99), rl.RomeConfig(layer=99)]),
-    st.sampled_from([rl.MemitConfig(layers=[99]), rl.FinetuneConfig(layers=[99]), rl.MendConfig(layers=[99])]),
-    st.sampled_from([rl.GaussianNoise(), rl.TokenReplacement("Rome"), pd.DataFrame(), Path("none"), Path(os.devnull)]),
+    st.sampled_from(
+        [FACT, REQUEST, rl.locate.State("mlp", 99, 1), rl.locate.State("head", 5, 99), rl.RomeConfig(layer=99)]
+    ),
+    st.sampled_from(
+        [rl.MemitConfig(layers=[99]), rl.edit.FinetuneConfig(layers=[99]), rl.edit.MendConfig(layers=[99])]
+    ),
+    st.sampled_from(
+        [rl.GaussianNoise(), rl.locate.TokenReplacement("Rome"), pd.DataFrame(), Path("none"), Path(os.devnull)]
+    ),
 )
 HASHABLE = st.one_of(st.none(), st.integers(-3, 130), st.text("ab{}", max_size=3))
 WRONG = st.one_of(
@@ -494,10 +530,10 @@ WRONG = st.one_of(
 )
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if inspect.signature(getattr(rl, name)).parameters])
+@pytest.mark.parametrize("name", [name for name in NAMES if inspect.signature(PUBLIC[name]).parameters])
 def test_anything_is_used_or_refused(world, name):
     """Errors are of the kinds that the documentation names, from this package, and say what was received."""
-    parameters = inspect.signature(getattr(rl, name)).parameters
+    parameters = inspect.signature(PUBLIC[name]).parameters
     arguments = CASES[name](world)
     before = kept(world)
     tower = BeartypeConf(is_pep484_tower=True)
@@ -531,7 +567,7 @@ def costly(name: str, parameter: str, value: Any) -> bool:
 def outcome(name: str, arguments: dict[str, Any]) -> BaseException | None:
     """The error of a call; None if there was none. What a public function promises about errors holds."""
     try:
-        getattr(rl, name)(**arguments)
+        PUBLIC[name](**arguments)
     except ACCEPTED as error:
         frames = list(traceback.walk_tb(error.__traceback__))
         raised_by = frames[-1][0].f_globals["__name__"].partition(".")[0]

@@ -41,7 +41,7 @@ def test_a_covariance_that_is_given_goes_first(tiny, tmp_path):
 
 @guessed
 def test_without_a_text_or_a_network_a_sentence_says_what_to_do(tiny, tmp_path: Path):
-    with pytest.raises(rl.UnavailableError, match="Salesforce/wikitext.*Connect"):
+    with pytest.raises(rl.errors.UnavailableError, match="Salesforce/wikitext.*Connect"):
         rome_covariance(tiny, options("--covariances", str(tmp_path)))
 
 

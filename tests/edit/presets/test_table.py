@@ -63,10 +63,10 @@ def shaped(tiny_model):
             "Llama-2-7B",
             rl.MemitConfig(layers=(4, 5, 6, 7, 8), weight_decay=1e-3, clamp_norm_factor=4, covariance_weight=15_000),
         ),
-        ("Llama-3-8B", rl.AlphaEditConfig(layers=(4, 5, 6, 7, 8), learning_rate=0.1)),
-        ("Qwen2.5-7B", rl.AlphaEditConfig(layers=(7, 8, 9, 10, 11), learning_rate=0.1)),
-        ("GPT-2 XL", rl.EmmetConfig(layers=(17,), steps=20)),
-        ("GPT-J 6B", rl.FinetuneConfig(layers=(21,))),
+        ("Llama-3-8B", rl.edit.AlphaEditConfig(layers=(4, 5, 6, 7, 8), learning_rate=0.1)),
+        ("Qwen2.5-7B", rl.edit.AlphaEditConfig(layers=(7, 8, 9, 10, 11), learning_rate=0.1)),
+        ("GPT-2 XL", rl.edit.EmmetConfig(layers=(17,), steps=20)),
+        ("GPT-J 6B", rl.edit.FinetuneConfig(layers=(21,))),
     ],
 )
 def test_a_known_shape_gets_the_published_numbers_whatever_it_is_called(shaped, name, config):
@@ -104,17 +104,19 @@ def test_another_size_of_a_family_gets_a_guess_that_is_called_one(shaped, name, 
     model = shaped(name)
     preset = find_preset(model, "rome")
     assert (preset.model, preset.provenance, preset.layers) == (nearest, "guess", layers)
-    with pytest.warns(rl.EditWarning, match=f"are a guess: those of {nearest}.*scaled by depth.*recommend_layers"):
+    with pytest.warns(
+        rl.errors.EditWarning, match=f"guess: those of {nearest}.*scaled by depth.*recommend_layers"
+    ):
         assert rl.RomeConfig.for_model(model).layer == layers[-1]
-    with pytest.warns(rl.EditWarning, match="a guess"):
-        assert rl.suggested_layer(model) == layers[-1]
+    with pytest.warns(rl.errors.EditWarning, match="a guess"):
+        assert rl.edit.suggested_layer(model) == layers[-1]
 
 
 def test_a_guess_scales_a_range_and_leaves_the_weight_of_c_to_the_width(shaped):
     model = shaped("Llama-3.2-1B")
     preset = find_preset(model, "memit")
     assert preset.layers == (2, 3, 4)
-    with pytest.warns(rl.EditWarning, match="a guess"):
+    with pytest.warns(rl.errors.EditWarning, match="a guess"):
         config = rl.MemitConfig.for_model(model)
     assert config.covariance_weight is None
     assert config.weight(8192) == 7500
@@ -126,11 +128,11 @@ def test_an_unknown_family_is_told_what_is_known_and_what_to_do(tiny_model):
         r"No rome preset is known for 'opt' \(family OPT\), expected one of the families GPT2, .*Llama.*Measure which "
         r"layer to edit: recommend_layers\(model\)\."
     )
-    for call in (rl.RomeConfig.for_model, rl.suggested_layer):
+    for call in (rl.RomeConfig.for_model, rl.edit.suggested_layer):
         with pytest.raises(ValueError, match=expected):
             call(model)
     with pytest.raises(ValueError, match="No emmet preset .* GPT2, GPTJ, Llama"):
-        rl.EmmetConfig.for_model(tiny_model("neox"))
+        rl.edit.EmmetConfig.for_model(tiny_model("neox"))
     with pytest.raises(TypeError, match="The model is a str"):
         rl.RomeConfig.for_model("gpt2-xl")
 

@@ -114,7 +114,7 @@ def test_scores_are_those_of_plain_edits(recommended, tiny, known):
             tiny, record.request, covariance=made.covariance, config=made.config, on_unhealthy="ignore", progress=False
         )
         with edit.applied(tiny):
-            scores.append(rl.score_record(tiny, record)["EM"])
+            scores.append(rl.evaluate.score_record(tiny, record)["EM"])
     found = made.table.set_index("layer").loc[made.layer, "EM"]
     assert found == pytest.approx(sum(scores) / 4, abs=1e-6)
 
