@@ -124,6 +124,12 @@ class World:
     def comparison(self) -> rl.evaluate.ModelComparison:
         return rl.compare_models(self.model, self.edit, [FACT.text], **QUIET)
 
+    @cached_property
+    def published(self) -> Path:
+        path = self.folder / "published.npz"
+        np.savez(path, **{"mom2.mom2": np.eye(8), "mom2.count": 100})
+        return path
+
     def data(self, kind: str) -> Path:
         """The smallest file of a data set."""
         path = self.folder / f"{kind}.json"
@@ -254,6 +260,7 @@ CASES: dict[str, Any] = {
     "load_known_facts": lambda w: {"path": w.data("known")},
     "list_presets": lambda w: {},
     "load_question_bank": lambda w: {},
+    "load_published_covariance": lambda w: {"path": w.published, "layer": 1},
     "load_model": lambda w: {"name": w.folder / "gpt2", "device": w.model and "cpu"},
     "load_sequence": lambda w: {"folder": w.sequence},
     "load_traces": lambda w: {"folder": w.traces},

@@ -8,6 +8,7 @@ from rome_lens.edit.covariance.collect import collect_covariance
 from rome_lens.edit.covariance.corpora import Texts, texts_from_dataset, texts_from_file, texts_from_model
 from rome_lens.edit.covariance.diagnostics import CovarianceReport
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
+from rome_lens.edit.covariance.published import load_published_covariance
 from rome_lens.edit.methods.alphaedit import AlphaEditConfig, alphaedit
 from rome_lens.edit.methods.emmet import EmmetConfig, emmet
 from rome_lens.edit.methods.finetune import FinetuneConfig, finetune
@@ -53,6 +54,7 @@ __all__ = [
     "kn",
     "knowledge_neurons",
     "list_presets",
+    "load_published_covariance",
     "memit",
     "memit_targets",
     "mend",

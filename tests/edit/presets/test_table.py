@@ -104,9 +104,7 @@ def test_another_size_of_a_family_gets_a_guess_that_is_called_one(shaped, name, 
     model = shaped(name)
     preset = find_preset(model, "rome")
     assert (preset.model, preset.provenance, preset.layers) == (nearest, "guess", layers)
-    with pytest.warns(
-        rl.errors.EditWarning, match=f"guess: those of {nearest}.*scaled by depth.*recommend_layers"
-    ):
+    with pytest.warns(rl.errors.EditWarning, match=f"guess: those of {nearest}.*scaled by depth.*recommend_layers"):
         assert rl.RomeConfig.for_model(model).layer == layers[-1]
     with pytest.warns(rl.errors.EditWarning, match="a guess"):
         assert rl.edit.suggested_layer(model) == layers[-1]
