@@ -11,11 +11,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rome_lens.checking import check_whole, checked
+from rome_lens.edit.covariance.convergence import until_settled
 from rome_lens.edit.covariance.corpora import Texts
 from rome_lens.edit.covariance.diagnostics import halves_difference, median_cosine
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.sums import FACTS, KIND, PartialSums, add_pieces, add_shards
 from rome_lens.engine import EngineName, ModelSource, loaded, open_workers
+from rome_lens.errors import EditWarning, warn
 from rome_lens.models import model_identity, output_matrix
 from rome_lens.models.identity import probe_keys
 from rome_lens.models.tokens import token_pieces
@@ -32,6 +34,7 @@ def collect_covariance(
     *,
     texts: str | Iterable[str],
     tokens: int = 100_000,
+    tolerance: float | None = None,
     corpus: str = "",
     sequence_length: int = 256,
     tokens_per_batch: int = 4096,
@@ -53,7 +56,11 @@ def collect_covariance(
         layers: the blocks.
         texts: one text or several (see `texts_from_file`, `texts_from_dataset` and `texts_from_model`); no more is
             read than is needed.
-        tokens: how many keys to average.
+        tokens: how many keys to average; with a tolerance, at most.
+        tolerance: Stop as soon as both halves of the text give nearly the same directions C^-1 k: 1 - cosine, the
+            median over some keys, is at most this in every layer (0.01, say). They are compared after 2, 4, 8, ...
+            d_mlp tokens. The whole is then about a quarter as far from what endless text of that kind would give
+            (`CovarianceReport.expected_error`). None: all tokens are read.
         corpus: a name for the texts, kept with the result; `Texts` have one of their own.
         sequence_length: tokens in a piece.
         tokens_per_batch: bounds memory.
@@ -68,10 +75,11 @@ def collect_covariance(
         progress: shows a bar, with the time that remains as soon as the first batch is done.
 
     Returns:
-        A KeyCovariance for each layer.
+        A KeyCovariance for each layer. An EditWarning says if the tolerance was not reached.
 
     Raises:
-        ValueError: no such layer, or the texts hold fewer tokens than were asked for; and as `open_workers`.
+        ValueError: no such layer, the texts hold fewer tokens than were asked for (without a tolerance), or a tolerance
+            with "ray"; and as `open_workers`.
         CovarianceError: a key is not finite.
         FormatError: the folder was begun with another model or other weights, arguments or texts, or holds other files
             or a damaged one.
@@ -88,6 +96,11 @@ def collect_covariance(
     length = min(sequence_length, model.cfg.n_ctx - 1)
     if tokens < 1 or length < 1:
         raise ValueError(f"tokens is {tokens} and sequence_length {sequence_length}, expected numbers from 1 on.")
+    if tolerance is not None and (engine != "local" or not 0 < tolerance < 1):
+        raise ValueError(
+            f"tolerance is {tolerance} with the engine {engine!r}, expected a number between 0 and 1 with 'local', "
+            "where it is known after each batch whether to stop."
+        )
     asked = {
         "layers": layers,
         "tokens": tokens,
@@ -110,6 +123,8 @@ def collect_covariance(
         partial.resume(kept, pieces)
         if engine == "local":
             steps = add_pieces(model, layers, pieces, partial, batch=batch)
+            if tolerance is not None:
+                steps = until_settled(steps, partial, probe, tolerance=tolerance, step=batch * length)
         else:
             share = ceil((tokens - sum(partial.tokens)) / workers)
             shard = max(1, min(share, _TOKENS_PER_WIDTH * width) // length)
@@ -120,18 +135,23 @@ def collect_covariance(
                 bar.update(sum(partial.tokens) - bar.n)
                 if kept.is_due or sum(partial.tokens) == tokens:
                     partial.save(kept)
+        if tolerance is not None:
+            partial.save(kept)
     done = sum(partial.tokens)
-    if done < tokens:
+    if done < tokens and tolerance is None:
         raise ValueError(f"The texts hold {done} tokens, but {tokens} were asked for. Give more text or ask for fewer.")
     facts = {
         "model": str(model.cfg.model_name),
         "dtype": str(model.cfg.dtype).removeprefix("torch."),
         "corpus": texts.corpus if isinstance(texts, Texts) and not corpus else corpus,
     }
-    return {
+    found = {
         layer: _covariance(layer, sums, partial.tokens, keys, facts)
         for layer, sums, keys in zip(layers, partial.sums, probe, strict=True)
     }
+    if tolerance is not None:
+        _warn_if_unsettled(found, tolerance)
+    return found
 
 
 def _covariance(layer: int, sums: Tensor, tokens: list[int], probe: Tensor, facts: Mapping[str, Any]) -> KeyCovariance:
@@ -146,3 +166,14 @@ def _covariance(layer: int, sums: Tensor, tokens: list[int], probe: Tensor, fact
         half_difference=halves_difference(first, second),
         half_cosine=median_cosine(first, second, probe),
     )
+
+
+def _warn_if_unsettled(found: Mapping[int, KeyCovariance], tolerance: float) -> None:
+    cosines = {layer: covariance.half_cosine for layer, covariance in found.items()}
+    if loose := {layer: each for layer, each in cosines.items() if each is None or 1 - each > tolerance}:
+        tokens = next(iter(found.values())).tokens
+        warn(
+            f"After {tokens} tokens, the directions of two halves have the cosines {loose} by layer (None: a half "
+            f"is singular), expected at least {1 - tolerance:g}. Give more text, or a larger tolerance.",
+            EditWarning,
+        )
