@@ -8,7 +8,7 @@ import torch
 from rome_lens.data.records import EditRecord
 from rome_lens.edit.methods.rome import RomeConfig
 from rome_lens.evaluate.layers.halving import rounds
-from rome_lens.models import Model, key_width, run
+from rome_lens.models import Model, output_matrix, run
 from rome_lens.models.tokens import tokenize
 
 _ROWS, _LENGTH = 8, 32
@@ -45,7 +45,7 @@ def forecast_seconds(
     blocks = sum(parameter.numel() for parameter in model.blocks.parameters())
     lengths = {name: _mean_length(model, some) for name, some in (("traced", traced), ("edited", edited))}
     cells = len(traced) * samples * model.cfg.n_layers
-    products = candidates * key_width(model, 0) ** 2 / blocks
+    products = candidates * len(output_matrix(model, 0)) ** 2 / blocks
     count = sum(layers * new for layers, _, new in rounds(candidates, len(edited)))
     contexts = config.contexts or [""] * (1 + sum(many for _, many in config.context_lengths))
     in_context = lengths["edited"] + max((length for length, _ in config.context_lengths), default=0)

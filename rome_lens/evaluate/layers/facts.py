@@ -3,22 +3,17 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from rome_lens.data.records import Continuation, EditRecord
-from rome_lens.evaluate.likelihood import teacher_forced
+from rome_lens.evaluate.likelihood import predict_tokens
 from rome_lens.models import Model
 
 
-@torch.no_grad()
 def known_records(model: Model, records: Sequence[EditRecord]) -> list[EditRecord]:
     """The records whose true object the model says: each of its tokens is the model's top one."""
     asked = [Continuation(each.request.text, each.target_true, space=each.request.space) for each in records]
-    known: set[int] = set()
-    for numbers, lengths, scores, wanted in teacher_forced(model, asked):
-        right = (scores.argmax(-1) == wanted).cpu().split(lengths)
-        known |= {i for i, each in zip(numbers, right, strict=True) if each.all()}
-    return [record for i, record in enumerate(records) if i in known]
+    predictions = predict_tokens(model, asked) if asked else []
+    return [record for record, said in zip(records, predictions, strict=True) if said.accuracy == 1]
 
 
 def to_trace_and_edit(

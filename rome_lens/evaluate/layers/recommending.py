@@ -28,7 +28,7 @@ from rome_lens.evaluate.layers.halving import sweep_layers
 from rome_lens.locate.effects import average_effects
 from rome_lens.locate.many_facts import trace_facts
 from rome_lens.locate.roles import LAST_SUBJECT
-from rome_lens.models import Model, check_layer, check_model, key_width
+from rome_lens.models import Model, check_layer, check_model, output_matrix
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -122,7 +122,7 @@ def recommend_layers(
     known = _known(model, facts)
     to_trace, to_edit = to_trace_and_edit(known, traced=traced, edited=edited, seed=seed)
     config = replace(config or RomeConfig(), layer=None)
-    tokens = _KEYS_A_NEURON * key_width(model, 0) if tokens is None else tokens
+    tokens = _KEYS_A_NEURON * len(output_matrix(model, 0)) if tokens is None else tokens
     if progress:
         number = min(_CANDIDATES, model.cfg.n_layers) if candidates is None else len(set(candidates))
         _say_how_long(model, to_trace, to_edit, config, number, tokens, written=texts is None)
