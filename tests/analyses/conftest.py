@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import rome_lens as rl
-from analyses.common import figures
+from rome_lens.plots import saving
 from tests.analyses.cases import TRACE, known
 from tests.edit.methods.test_rome import covariance_of
 
@@ -15,7 +15,7 @@ from tests.edit.methods.test_rome import covariance_of
 def given(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """Arguments that name a tiny model's facts, records without, and with, a covariance. No browser is started."""
     monkeypatch.setattr(rl, "load_model", lambda name: tiny)
-    monkeypatch.setattr(figures, "_drawn", lambda figure, suffixes, width: dict.fromkeys(suffixes, b"drawn"))
+    monkeypatch.setattr(saving, "_drawn", lambda figure, suffixes, inches: dict.fromkeys(suffixes, b"drawn"))
     facts, records = [], []
     for number, fact in enumerate(known(tiny)):
         facts.append({"prompt": fact.text, "subject": fact.subject, "attribute": fact.answer})

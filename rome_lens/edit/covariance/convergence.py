@@ -38,8 +38,8 @@ def _settled(partial: PartialSums, probe: Float[Tensor, "layer key d_mlp"], tole
     doublings, before = ((count // first).bit_length() for count in (tokens, max(0, tokens - step)))
     if doublings == before:
         return False
-    cosines = [
-        median_cosine(*(each / count for each, count in zip(sums, partial.tokens, strict=True)), keys)
-        for sums, keys in zip(partial.sums, probe, strict=True)
-    ]
-    return all(cosine is not None and 1 - cosine <= tolerance for cosine in cosines)
+    for (even, odd), keys in zip(partial.sums, probe, strict=True):
+        cosine = median_cosine(even / partial.tokens[0], odd / partial.tokens[1], keys)
+        if cosine is None or 1 - cosine > tolerance:
+            return False
+    return True

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from math import log
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -43,7 +43,7 @@ class Preset:
     model: str
     method: Method
     matrices: Mapping[str, tuple[int, ...]]
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, Any] = field(default_factory=dict)
     provenance: Provenance = "guess"
     source: str = ""
 

@@ -181,8 +181,10 @@ def _effects(model: Model, facts: Sequence[Fact], out: Path, progress: bool) -> 
     places = {fact: subject_range(model, fact)[1].stop - 1 for fact in facts}
     traces = []
     for place, some in groupby(sorted(places, key=lambda fact: places[fact]), key=lambda fact: places[fact]):
-        options = {"positions": [place], "samples": _SAMPLES, "out": out, "progress": progress}
-        traces += trace_facts(model, list(some), kinds=["mlp"], **options).traces
+        traced = trace_facts(
+            model, list(some), kinds=["mlp"], positions=[place], samples=_SAMPLES, out=out, progress=progress
+        )
+        traces += traced.traces
     averages = average_effects(traces)
     last = averages[averages["role"] == LAST_SUBJECT]
     names = {"mean": "effect", "ci_low": "effect_low", "ci_high": "effect_high"}

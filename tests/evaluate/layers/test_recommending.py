@@ -11,38 +11,17 @@ from rome_lens.evaluate.layers.cost import forecast_seconds
 from rome_lens.evaluate.layers.facts import known_records, to_trace_and_edit
 from rome_lens.evaluate.layers.recommending import recommend_layers
 from rome_lens.plots import plot_layers
+from tests.known import said_records
 from tests.tiny import CORPUS
 
-SUBJECTS = [
-    "Paris",
-    "Rome",
-    "Dante",
-    "Apple",
-    "Honda",
-    "Victor Hugo",
-    "Antarctica",
-    "Porsche",
-    "Italy",
-    "The Colosseum",
-]
 SHORT = {"texts": [CORPUS] * 9, "tokens": 300, "config": rl.RomeConfig(contexts=["{}"], steps=2)}
 
 
 @pytest.fixture(scope="module")
 def known(tiny_model) -> list[rl.EditRecord]:
     """Records of what the tiny model says."""
-    model, records = tiny_model("gpt2"), []
-    for prompt in ("{} is located in the city of", "The mother tongue of {} is", "{} is owned by"):
-        for number, subject in enumerate(SUBJECTS):
-            text = prompt.format(subject)
-            ids = torch.tensor([model.tokenizer(text)["input_ids"]])
-            said = model.tokenizer.decode(model(ids)[0, -1].argmax())
-            if said.strip():
-                request = rl.EditRequest(prompt, subject, "French", space=said.startswith(" "))
-                others = (f"They say that {text}",)
-                neighbours = (prompt.format(SUBJECTS[number - 1]),)
-                records.append(rl.EditRecord(request, said.strip(), others, neighbours))
-    found = known_records(model, records)
+    model = tiny_model("gpt2")
+    found = known_records(model, said_records(model))
     assert len(found) > 8
     return found
 
