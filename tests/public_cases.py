@@ -455,6 +455,7 @@ MEANT = [
     ("Explorer", "prompts", []),
     ("Explorer", "target", ""),
     ("Explorer", "target", " "),
+    ("load_published_covariance", "layer", 99),
 ]
 
 

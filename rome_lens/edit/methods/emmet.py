@@ -24,7 +24,7 @@ class EmmetConfig(BatchConfig):
     by 10,000. That relaxes the equality: it is MEMIT with `covariance_weight=1000`.
     """
 
-    method = "emmet"
+    _method = "emmet"
 
 
 @checked

@@ -68,7 +68,7 @@ class BatchConfig(SearchConfig):
         layers: blocks to edit; None: those of the covariances. The search is for the state after the last one.
     """
 
-    method: ClassVar[Method]
+    _method: ClassVar[Method]
     layers: Sequence[int] | None = None
     steps: int = 25
     clamp_norm_factor: float = 0.75
@@ -85,7 +85,7 @@ class BatchConfig(SearchConfig):
         Raises:
             ValueError: none are known for its family.
         """
-        preset = preset_to_use(model, cls.method)
+        preset = preset_to_use(model, cls._method)
         return cls(layers=preset.layers, **preset.numbers)
 
 
