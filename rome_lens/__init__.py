@@ -3,7 +3,7 @@
 from rome_lens import data, edit, errors, evaluate, locate, models, plots
 from rome_lens.data import EditRecord, EditRequest, Fact, load_builtin_records, load_counterfact
 from rome_lens.edit import Edit, KeyCovariance, MemitConfig, RomeConfig, collect_covariance, memit, rome
-from rome_lens.evaluate import compare_models, edit_sequence, score_edits, summarize
+from rome_lens.evaluate import compare_models, edit_sequence, recommend_layers, score_edits, summarize
 from rome_lens.explorer import Explorer
 from rome_lens.locate import CausalTrace, GaussianNoise, TraceConfig, average_effects, causal_trace, trace_facts
 from rome_lens.models import Model, load_model
@@ -39,6 +39,7 @@ __all__ = [
     "memit",
     "models",
     "plots",
+    "recommend_layers",
     "rome",
     "score_edits",
     "summarize",

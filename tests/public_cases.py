@@ -124,6 +124,12 @@ class World:
     def comparison(self) -> rl.evaluate.ModelComparison:
         return rl.compare_models(self.model, self.edit, [FACT.text], **QUIET)
 
+    @cached_property
+    def published(self) -> Path:
+        path = self.folder / "published.npz"
+        np.savez(path, **{"mom2.mom2": np.eye(8), "mom2.count": 100})
+        return path
+
     def data(self, kind: str) -> Path:
         """The smallest file of a data set."""
         path = self.folder / f"{kind}.json"
@@ -183,7 +189,13 @@ CASES: dict[str, Any] = {
         "model": "gpt2",
         "architecture": "",
     },
+    "LayerRecommendation": lambda w: {
+        "config": rl.RomeConfig(layer=1),
+        "covariance": w.covariances[1],
+        "table": SUMMARY,
+    },
     "MendConfig": lambda w: {"layers": [1, 2]},
+    "Preset": lambda w: {"model": "GPT-2", "method": "rome", "matrices": {"down": (1,)}},
     "ModelComparison": lambda w: dict.fromkeys(["tokens", "divergence", "lens", "contributions"], LENS),
     "MultivariateGaussianNoise": lambda w: {"scale": 1.0},
     "Prediction": lambda w: {"wanted": (1, 2), "predicted": (1, 3)},
@@ -219,6 +231,7 @@ CASES: dict[str, Any] = {
         "config": rl.edit.EmmetConfig(**w.search),
         **WARNS_NOT,
     },
+    "find_preset": lambda w: {"model": w.model, "method": "rome"},
     "finetune": lambda w: {
         "model": w.model,
         "requests": REQUEST,
@@ -245,6 +258,9 @@ CASES: dict[str, Any] = {
     "load_scores": lambda w: {"folder": w.evaluation},
     "load_knowedit": lambda w: {"path": w.data("knowedit")},
     "load_known_facts": lambda w: {"path": w.data("known")},
+    "list_presets": lambda w: {},
+    "load_question_bank": lambda w: {},
+    "load_published_covariance": lambda w: {"path": w.published, "layer": 1},
     "load_model": lambda w: {"name": w.folder / "gpt2", "device": w.model and "cpu"},
     "load_sequence": lambda w: {"folder": w.sequence},
     "load_traces": lambda w: {"folder": w.traces},
@@ -271,6 +287,7 @@ CASES: dict[str, Any] = {
     "plot_average_effects": lambda w: {"frame": EFFECTS},
     "plot_comparison": lambda w: {"lens": w.comparison.lens, "contributions": w.comparison.contributions},
     "plot_effect_maps": lambda w: {"frame": EFFECTS.assign(layer=[0, 1])},
+    "plot_layers": lambda w: {"table": SUMMARY.assign(effect=0.1, effect_low=0.0, effect_high=0.2, layer=[0, 1])},
     "plot_noise_levels": lambda w: {"frame": EFFECTS},
     "plot_robustness": lambda w: {
         "frame": frame("peak_effect", "agreement", corruption="a", metric="prob", window=1, peak_role="b", peak_layer=1)
@@ -353,7 +370,7 @@ CASES: dict[str, Any] = {
 }
 ELSEWHERE = {
     "run_harness": "lm-evaluation-harness takes seconds to import",
-    "suggested_layer": "knows no tiny model",
+    "recommend_layers": "no tiny model knows facts",
     "texts_from_dataset": "datasets takes seconds to import",
 }
 """Without a call that works here. What they cannot use is tried all the same."""
@@ -361,6 +378,7 @@ if importlib.util.find_spec("anywidget") is None:
     ELSEWHERE["Explorer"] = "needs anywidget"
 CASES |= {
     "run_harness": lambda w: {"model": w.model, "tasks": ["hellaswag"]},
+    "recommend_layers": lambda w: {"model": w.model, "facts": [w.record]},
     "suggested_layer": lambda w: {"model": w.model},
     "texts_from_dataset": lambda w: {"name": "none"},
 }
@@ -369,12 +387,14 @@ BY_THEMSELVES = {"EditHealth", "Update"}
 """They name the layer or figure that a stranger's file has wrong."""
 NOT_COUNTS = [0, -1]
 REFUSED: dict[str, list[Any]] = {
+    "candidates": [[], [99]],
     "checkpoints": [[0], [-3]],
     "clamp_norm_factor": [0.0, -1.0, float("nan")],
     "context_lengths": [[(0, 5)], [(10, -1)]],
     "contexts": [[], ["no place"], ["a {}"]],
     "device": ["nowhere"],
     "dtype": [torch.int64],
+    "edited": NOT_COUNTS,
     "engine": ["threads"],
     "facts": [[]],
     "head": [-1, 99],
@@ -411,6 +431,7 @@ REFUSED: dict[str, list[Any]] = {
     "tolerance": [-1.0, float("nan")],
     "top": [0, 10**6],
     "top_k": [*NOT_COUNTS, 10**6],
+    "traced": NOT_COUNTS,
     "traces": [[]],
     "window": NOT_COUNTS,
     "windows": [[], [0]],
@@ -423,6 +444,7 @@ RESULTS = {
     "EditHealth",
     "KeyCovariance",
     "KnowledgeNeurons",
+    "LayerRecommendation",
     "MemitTargets",
     "Prediction",
     "State",
@@ -433,6 +455,7 @@ MEANT = [
     ("Explorer", "prompts", []),
     ("Explorer", "target", ""),
     ("Explorer", "target", " "),
+    ("load_published_covariance", "layer", 99),
 ]
 
 

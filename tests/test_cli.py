@@ -55,3 +55,16 @@ def test_what_names_no_analysis_or_several_is_refused_with_the_candidates(name, 
         run(name, monkeypatch=monkeypatch)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_presets_are_shown_with_their_source(capsys, monkeypatch):
+    run("presets", "--model", "gpt-j", "--method", "memit", monkeypatch=monkeypatch)
+    shown = capsys.readouterr().out
+    assert "GPT-J 6B" in shown
+    assert "3-8" in shown
+    assert "published" in shown
+    assert "kmeng01/memit" in shown
+    assert "Llama" not in shown
+    with pytest.raises(SystemExit):
+        run("presets", "--model", "nothing", monkeypatch=monkeypatch)
+    assert "--model is 'nothing', expected the beginning of one of GPT-2 medium, " in capsys.readouterr().err

@@ -15,7 +15,7 @@ BASE = {"data", "engine", "errors", "intervals", "models", "storage", "version"}
 MAY_IMPORT = {
     "locate": BASE | {"plots"},
     "edit": BASE,
-    "evaluate": BASE | {"edit", "plots"},
+    "evaluate": BASE | {"edit", "locate", "plots"},
     "explorer": BASE | {"edit", "evaluate", "locate", "plots"},
     "plots": {"errors", "storage"},
     "data": {"errors", "models", "storage"},
@@ -70,7 +70,7 @@ FLAT = [
     "CausalTrace", "Edit", "EditRecord", "EditRequest", "Explorer", "Fact", "GaussianNoise", "KeyCovariance",
     "MemitConfig", "Model", "RomeConfig", "TraceConfig", "__version__", "average_effects", "causal_trace",
     "collect_covariance", "compare_models", "edit_sequence", "load_builtin_records", "load_counterfact",
-    "load_model", "memit", "rome", "score_edits", "summarize", "trace_facts",
+    "load_model", "memit", "recommend_layers", "rome", "score_edits", "summarize", "trace_facts",
 ]
 # fmt: on
 """What nearly every user needs. All else is in the rooms."""

@@ -8,6 +8,7 @@ from rome_lens.edit.covariance.collect import collect_covariance
 from rome_lens.edit.covariance.corpora import Texts, texts_from_dataset, texts_from_file, texts_from_model
 from rome_lens.edit.covariance.diagnostics import CovarianceReport
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
+from rome_lens.edit.covariance.published import load_published_covariance
 from rome_lens.edit.methods.alphaedit import AlphaEditConfig, alphaedit
 from rome_lens.edit.methods.emmet import EmmetConfig, emmet
 from rome_lens.edit.methods.finetune import FinetuneConfig, finetune
@@ -18,6 +19,7 @@ from rome_lens.edit.methods.mend.editor import MendEditor, mend
 from rome_lens.edit.methods.mend.training import train_mend
 from rome_lens.edit.methods.rome import RomeConfig, rome
 from rome_lens.edit.presets.layers import suggested_layer
+from rome_lens.edit.presets.table import Preset, find_preset, list_presets
 from rome_lens.edit.search.contexts import sample_contexts
 from rome_lens.edit.search.settings import BatchConfig, SearchConfig
 from rome_lens.edit.search.targets import MemitTargets, memit_targets
@@ -38,6 +40,7 @@ __all__ = [
     "MemitTargets",
     "MendConfig",
     "MendEditor",
+    "Preset",
     "RomeConfig",
     "SearchConfig",
     "Texts",
@@ -46,9 +49,12 @@ __all__ = [
     "applied_edits",
     "collect_covariance",
     "emmet",
+    "find_preset",
     "finetune",
     "kn",
     "knowledge_neurons",
+    "list_presets",
+    "load_published_covariance",
     "memit",
     "memit_targets",
     "mend",

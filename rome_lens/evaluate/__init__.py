@@ -1,6 +1,7 @@
 """What did an edit change? Scores before and after (paper sections 3.3 and 3.4), side effects, sequences."""
 
 from rome_lens.evaluate.harness.tasks import run_harness
+from rome_lens.evaluate.layers.recommending import LayerRecommendation, recommend_layers
 from rome_lens.evaluate.likelihood import Prediction, locality_predictions
 from rome_lens.evaluate.scorers.counterfact import score_record
 from rome_lens.evaluate.scorers.generation import ReferenceTexts, generate_texts, score_generation
@@ -17,6 +18,7 @@ from rome_lens.evaluate.summary import summarize
 
 __all__ = [
     "EditSequence",
+    "LayerRecommendation",
     "Method",
     "ModelComparison",
     "Prediction",
@@ -33,6 +35,7 @@ __all__ = [
     "locality_predictions",
     "neighborhood_log_probabilities",
     "perplexity",
+    "recommend_layers",
     "recover_updates",
     "run_harness",
     "score_edits",

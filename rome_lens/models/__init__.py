@@ -4,7 +4,13 @@ The rest of the package asks it in the field's words (residual state, MLP output
 """
 
 from rome_lens.models.hook_points import EMBEDDING, Hook, HookList, Kind, hooked, input_name, key_name, state_name
-from rome_lens.models.identity import architecture_digest, fingerprint_cosine, fingerprint_keys, model_identity
+from rome_lens.models.identity import (
+    architecture_digest,
+    fingerprint_cosine,
+    fingerprint_keys,
+    model_family,
+    model_identity,
+)
 from rome_lens.models.kinds import EditableModel, Model, name_of
 from rome_lens.models.loading.layout import optimize_layout
 from rome_lens.models.loading.load import load_model
@@ -70,6 +76,7 @@ __all__ = [
     "mlp_contribution",
     "mlp_keys",
     "mlp_output",
+    "model_family",
     "model_identity",
     "name_of",
     "norms_mlp_output",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import torch
 from jaxtyping import Float, Int
@@ -29,13 +30,21 @@ def fingerprint_cosine(model: Model, layer: int, fingerprint: Float[Tensor, "tok
     return torch.cosine_similarity(fingerprint_keys(model, layer).flatten(), fingerprint.flatten(), dim=0).item()
 
 
+def model_family(model: Model) -> str:
+    """The family by Hugging Face's name for its architecture: "GPT2", "Llama", "Qwen2"; "" if the model names none."""
+    return re.sub("(For|LMHead).*", "", _architecture(model) or "")
+
+
 def architecture_digest(model: Model) -> str:
     """SHA-256 of the model's sizes and family: the same for every fine-tuned, folded or half-precision copy."""
     cfg = model.cfg
     sizes = [cfg.n_layers, cfg.d_model, cfg.d_mlp, cfg.n_heads, cfg.n_key_value_heads, cfg.d_head, cfg.d_vocab]
-    architecture = cfg.architecture if is_bridge(model) else cfg.original_architecture
-    kinds = [architecture, cfg.act_fn, cfg.gated_mlp, cfg.parallel_attn_mlp]
+    kinds = [_architecture(model), cfg.act_fn, cfg.gated_mlp, cfg.parallel_attn_mlp]
     return hashlib.sha256(json.dumps([sizes, kinds]).encode()).hexdigest()
+
+
+def _architecture(model: Model) -> str | None:
+    return model.cfg.architecture if is_bridge(model) else model.cfg.original_architecture
 
 
 def model_identity(model: Model) -> dict[str, str]:

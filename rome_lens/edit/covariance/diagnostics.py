@@ -36,6 +36,15 @@ class CovarianceReport:
     half_cosine: float | None
     shrinkage: float
 
+    @property
+    def expected_error(self) -> float | None:
+        """About how far ROME's direction C^-1 k is from what endless text of that kind would give: 1 - cosine.
+
+        A quarter of the distance between the halves: each is off by its own error, and their mean by half of one. None
+        where that distance is not known.
+        """
+        return None if self.half_cosine is None else (1 - self.half_cosine) / 4
+
 
 def factor(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"] | None:
     """Cholesky factor in float64; None if the matrix is singular."""

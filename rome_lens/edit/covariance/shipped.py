@@ -5,7 +5,7 @@ from functools import cache
 from importlib import resources
 
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
-from rome_lens.edit.presets.layers import find_suggestion
+from rome_lens.edit.presets.table import nearest_preset
 from rome_lens.models import Model
 
 SHIPPED_COVARIANCES = {"smollm2-135m": "smollm2-135m.covariance.safetensors"}
@@ -20,11 +20,11 @@ def shipped_covariance(model: Model) -> KeyCovariance:
     """
     name = SHIPPED_COVARIANCES.get(str(model.cfg.model_name))
     if name is None:
-        suggested = find_suggestion(model)
+        preset = nearest_preset(model, "rome")
         raise ValueError(
             f"No covariance was given, and none ships for {model.cfg.model_name} (there is one for "
             f"{', '.join(SHIPPED_COVARIANCES)}). Collect one: collect_covariance(model, "
-            f"layers=[{'layer' if suggested is None else suggested}], texts=...)."
+            f"layers=[{'layer' if preset is None else preset.layers[-1]}], texts=...)."
         )
     return _read_shipped(name)
 

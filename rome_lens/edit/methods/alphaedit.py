@@ -28,6 +28,7 @@ class AlphaEditConfig(BatchConfig):
         ridge: weight of the update's norm, in the same unit (L2: 10 for both).
     """
 
+    _method = "alphaedit"
     null_space_threshold: float = 2e-2
     ridge: float = 10.0
 

@@ -24,6 +24,8 @@ class EmmetConfig(BatchConfig):
     by 10,000. That relaxes the equality: it is MEMIT with `covariance_weight=1000`.
     """
 
+    _method = "emmet"
+
 
 @checked
 def emmet(

@@ -12,6 +12,7 @@ from rome_lens.edit.artifact.edit import Edit, as_json
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.artifact.written import keeping
 from rome_lens.edit.methods.requests import Requests, as_requests
+from rome_lens.edit.presets.table import preset_to_use
 from rome_lens.edit.search.settings import check_positive
 from rome_lens.errors import EditError
 from rome_lens.models import Model, find_output_matrix, frozen, requiring_grad
@@ -53,6 +54,16 @@ class FinetuneConfig:
         rewrites them with its defaults.
         """
         return cls(layers=layers, max_change=max_change)
+
+    @classmethod
+    def for_model(cls, model: Model) -> "FinetuneConfig":
+        """The numbers known for a model of this family and shape; `find_preset` tells where they come from.
+
+        Raises:
+            ValueError: none are known for its family.
+        """
+        preset = preset_to_use(model, "finetune")
+        return cls(layers=preset.layers, **preset.numbers)
 
 
 @checked

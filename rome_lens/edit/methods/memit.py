@@ -31,6 +31,7 @@ class MemitConfig(BatchConfig):
             width, so that this share is the same in a model of any width.
     """
 
+    _method = "memit"
     covariance_weight: float | None = None
 
     def __post_init__(self) -> None:

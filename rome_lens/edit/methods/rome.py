@@ -13,6 +13,7 @@ from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_probl
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import shipped_covariance
 from rome_lens.edit.methods.requests import Requests, only_request
+from rome_lens.edit.presets.table import preset_to_use
 from rome_lens.edit.search.key import subject_keys
 from rome_lens.edit.search.settings import SearchConfig
 from rome_lens.edit.search.value import optimise_value, search_figures
@@ -47,6 +48,16 @@ class RomeConfig(SearchConfig):
     def reference(cls, layer: int | None = None, *, contexts: Sequence[str] | None = None) -> "RomeConfig":
         """The authors' released code, step for step (kmeng01/rome@0874014, rome/)."""
         return cls(layer=layer, contexts=contexts, context_lengths=((5, 10), (10, 10)), consistent=False)
+
+    @classmethod
+    def for_model(cls, model: Model) -> "RomeConfig":
+        """The numbers known for a model of this family and shape; `find_preset` tells where they come from.
+
+        Raises:
+            ValueError: none are known for its family.
+        """
+        preset = preset_to_use(model, "rome")
+        return cls(layer=preset.layers[-1], **preset.numbers)
 
 
 @checked

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
 from rome_lens.checking import check_seed
+from rome_lens.edit.presets.table import Method, preset_to_use
 from rome_lens.edit.search.contexts import EditedToken, check_contexts, check_lengths, check_token, sample_contexts
 from rome_lens.models import Model
+
+Batch = TypeVar("Batch", bound="BatchConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,7 @@ class BatchConfig(SearchConfig):
         layers: blocks to edit; None: those of the covariances. The search is for the state after the last one.
     """
 
+    _method: ClassVar[Method]
     layers: Sequence[int] | None = None
     steps: int = 25
     clamp_norm_factor: float = 0.75
@@ -72,6 +77,16 @@ class BatchConfig(SearchConfig):
         super().__post_init__()
         if self.layers is not None:
             check_ascending(self.layers)
+
+    @classmethod
+    def for_model(cls: type[Batch], model: Model) -> Batch:
+        """The numbers known for a model of this family and shape; `find_preset` tells where they come from.
+
+        Raises:
+            ValueError: none are known for its family.
+        """
+        preset = preset_to_use(model, cls._method)
+        return cls(layers=preset.layers, **preset.numbers)
 
 
 def check_ascending(layers: Sequence[int]) -> None:

@@ -1,0 +1,57 @@
+"""The evidence for a layer to edit."""
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from rome_lens.checking import checked
+from rome_lens.plots.style import LAYOUT, LEGEND_ABOVE, METHOD_COLOURS, PANEL_TITLE, check_columns
+
+_EFFECT = ["effect", "effect_low", "effect_high"]
+
+
+@checked
+def plot_layers(table: pd.DataFrame) -> go.Figure:
+    """What tracing says of each layer, and above it how well the edits at some layers did, with 95 % intervals.
+
+    Args:
+        table: the `table` of `recommend_layers`.
+
+    Raises:
+        ValueError: the frame lacks a column.
+    """
+    scores = ["S", "ES", "PS", "NS"]
+    ends = [f"{score}_{end}" for score in scores for end in ("low", "high")]
+    check_columns(table, ["layer", *_EFFECT, "n", *scores, *ends], "recommend_layers()")
+    figure = make_subplots(
+        rows=2, shared_xaxes=True, vertical_spacing=0.12, subplot_titles=["scores of edits", "traced effect"]
+    )
+    figure.update_annotations(**PANEL_TITLE)
+    edited = table[table["S"].notna()]
+    for score, colour in zip(scores, METHOD_COLOURS[1:], strict=False):
+        _points(figure, edited, score, colour, row=1)
+    _points(figure, table, "effect", METHOD_COLOURS[0], row=2)
+    figure.update_xaxes(title="layer", row=2)
+    figure.update_yaxes(range=[0, 1.05], row=1)
+    return figure.update_layout(**LAYOUT, height=520, legend=LEGEND_ABOVE)
+
+
+def _points(figure: go.Figure, table: pd.DataFrame, column: str, colour: str, *, row: int) -> None:
+    figure.add_scatter(
+        x=table["layer"],
+        y=table[column],
+        name=column,
+        mode="lines+markers",
+        line={"color": colour, "width": 2},
+        showlegend=row == 1,
+        error_y={
+            "array": table[f"{column}_high"] - table[column],
+            "arrayminus": table[column] - table[f"{column}_low"],
+            "thickness": 1,
+            "width": 2,
+        },
+        customdata=table["n"],
+        hovertemplate=f"{column}, layer %{{x}}: %{{y:.3f}}" + (", n = %{customdata}" if row == 1 else ""),
+        row=row,
+        col=1,
+    )
