@@ -15,6 +15,8 @@ LEAST_KEY_SHARE = 0.1
 MOST_RELATIVE_NORM = 0.5
 LEAST_TARGET_PROBABILITY = 0.5
 MOST_ESSENCE_KL = 1.0
+MOST_PRESERVE_GROWTH = 3.0
+LEAST_PROMPT_SHARE = 0.5
 MOST_CONDITION_NUMBER = 1 / torch.finfo(torch.float32).eps
 
 
@@ -39,6 +41,11 @@ class EditHealth:
         clamped: whether the last step ran into the bound on |delta|.
         condition_number: of the covariance; beyond 1 / epsilon of float32, in which it is kept, C^-1 is mostly
             rounding (Higham 2002, section 7.2).
+        preserve_growth: the update's norm over that of the same edit with nothing preserved.
+        preserve_condition: the condition number of the keys of requests and preserved prompts, each of length 1: how
+            near they come to depending on each other.
+        prompt_share: how much of the edit the bare prompt's own key gets, where k* is the mean over contexts. Preserved
+            prompts whose keys are like the bare prompt's take it away, and the prompt then does not say the target.
     """
 
     update_norm: float
@@ -52,6 +59,9 @@ class EditHealth:
     steps: int | None = None
     clamped: bool | None = None
     condition_number: float | None = None
+    preserve_growth: float | None = None
+    preserve_condition: float | None = None
+    prompt_share: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -84,6 +94,16 @@ class EditHealth:
             found.append(
                 f"the covariance's condition number is {self.condition_number:.1e} (at most "
                 f"{MOST_CONDITION_NUMBER:.1e}): collect it from more text, or shrink it"
+            )
+        if self.preserve_growth is not None and self.preserve_growth > MOST_PRESERVE_GROWTH:
+            found.append(
+                f"preserving makes the update {self.preserve_growth:.1f} times as large (at most "
+                f"{MOST_PRESERVE_GROWTH}): some of what is to be preserved is too much like what is edited"
+            )
+        if self.prompt_share is not None and self.prompt_share < LEAST_PROMPT_SHARE:
+            found.append(
+                f"the prompt itself gets {self.prompt_share:.2f} of the edit (at least {LEAST_PROMPT_SHARE}), since "
+                "near kin of its subject are preserved: leave some of them out"
             )
         return found
 

@@ -17,6 +17,14 @@ from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_probl
 from rome_lens.edit.artifact.update import Update
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import covariances_for
+from rome_lens.edit.methods.near import auto_prompts
+from rome_lens.edit.methods.preserve import (
+    Preserve,
+    PreservedPrompts,
+    preserve_figures,
+    preserved_prompts,
+    worst_figures,
+)
 from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.search.key import subject_activations
 from rome_lens.edit.search.settings import BatchConfig
@@ -25,8 +33,8 @@ from rome_lens.edit.search.value import search_figures
 from rome_lens.errors import CovarianceError, EditError
 from rome_lens.models import Model, key_name, norms_mlp_output, output_matrix
 
-ClosedForm = Callable[[Float[Tensor, "request d_mlp"], KeyCovariance], Float[Tensor, "d_mlp request"]]
-"""From keys and C to the left factor of an update; see closed_forms.py."""
+ClosedForm = Callable[..., Float[Tensor, "d_mlp request"]]
+"""From keys, C and `preserved` keys to the left factor of an update; see closed_forms.py."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class BatchProblem:
     requests: Requests
     covariances: Mapping[int, KeyCovariance] | None
     config: BatchConfig
+    preserve: Preserve = None
 
 
 def write_batch(
@@ -53,18 +62,24 @@ def write_batch(
     check_requests(requests)
     layers = sorted(covariances) if asked.config.layers is None else list(asked.config.layers)
     _check_layers(model, layers, covariances)
+    preserve = asked.preserve
+    if preserve == "auto":
+        chosen = {layer: covariances[layer] for layer in layers}
+        preserve = auto_prompts(model, requests, chosen, asked.form, asked.config.token)
+    preserved = preserved_prompts(model, preserve, requests, layers, token=asked.config.token)
     if targets is None:
         targets = memit_targets(model, requests, layer=layers[-1], config=asked.config, progress=progress)
     else:
         targets.check_use(requests, layers[-1], asked.config)
         targets.check_model(model)
-    factors = spread(model, targets, layers, covariances, asked.form, method=asked.method, progress=progress)
+    factors, costs = spread(model, targets, layers, covariances, asked.form, preserved, asked.method, progress)
     health = EditHealth(
         **update_norms((left @ right, output_matrix(model, layer)) for layer, (left, right) in factors.items()),
         **search_figures(targets.values),
         condition_number=max(covariances[layer].condition_number for layer in layers) if asked.inverts else None,
+        **worst_figures(costs),
     )
-    used = as_json(replace(asked.config, layers=layers, contexts=targets.contexts))
+    used = as_json(replace(asked.config, layers=layers, contexts=targets.contexts)) | preserved.as_json()
     edit = Edit.of(model, requests, factors, method=asked.method, config=used, health=health)
     report_problems(health, on_unhealthy, edit=edit)
     return edit
@@ -98,39 +113,45 @@ def spread(
     layers: Sequence[int],
     covariances: Mapping[int, KeyCovariance],
     form: ClosedForm,
-    *,
+    preserved: PreservedPrompts,
     method: str,
     progress: bool,
-) -> Factors:
+) -> tuple[Factors, list[dict[str, float]]]:
     """The updates (left, right) by which the layers, ascending, bring the subjects' states to the targets.
 
     Each layer's keys, and what is still missing after the last one, are measured with the updates before it in the
-    weights; afterwards these are bit for bit what they were.
+    weights; afterwards these are bit for bit what they were. Besides, of each layer, what preserving costs.
 
     Raises:
-        EditError: an update is not finite.
+        EditError: an update is not finite; and as `form`.
         CovarianceError: as `form`.
     """
     sought = torch.stack([value.vector for value in targets.values]).to(model.cfg.device)
     factors: Factors = {}
+    costs = []
     for done, layer in enumerate(tqdm(layers, desc=method, unit="layer", disable=not progress)):
         so_far = Edit(tuple(Update(edited, *pair) for edited, pair in factors.items()), targets.requests)
         with so_far.applied(model):
-            keys = mean_keys(model, layer, targets)
+            in_contexts = context_keys(model, layer, targets).cpu().double()
+            kept = preserved.keys(model, layer)
             missing = sought - subject_states(model, layers[-1], targets.requests, token=targets.search["token"])
         share = (missing / (len(layers) - done)).cpu()
-        factor = form(keys.cpu().double(), covariances[layer]).float()
+        keys = in_contexts.mean(1)
+        factor = form(keys, covariances[layer], preserved=kept).float()
         if not (factor.isfinite().all() and share.isfinite().all()):
             raise EditError(
                 f"The update of layer {layer} is not finite. No weight was changed. Use other contexts, or covariances "
                 "from more text."
             )
         factors[layer] = factor, share
-    return factors
+        if kept is not None:
+            without = form(keys, covariances[layer]).float()
+            costs.append(preserve_figures((factor, share), (without, share), keys, in_contexts[:, 0], kept))
+    return factors, costs
 
 
-def mean_keys(model: Model, layer: int, targets: MemitTargets) -> Float[Tensor, "request d_mlp"]:
-    """k* of each request: its key's mean over the contexts."""
+def context_keys(model: Model, layer: int, targets: MemitTargets) -> Float[Tensor, "request context d_mlp"]:
+    """Each request's key in each context, the bare prompt's first. Their mean is k*."""
     asked = [(request, context) for request in targets.requests for context in targets.contexts]
     keys = subject_activations(model, key_name(layer), layer, asked, token=targets.search["token"])
-    return keys.unflatten(0, (len(targets.requests), -1)).mean(1)
+    return keys.unflatten(0, (len(targets.requests), -1))
