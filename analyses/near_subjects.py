@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = summary(frame)
     write_csv(frame, options.out / "near_subjects.csv")
     write_csv(table, options.out / "table.csv")
-    write_figure(plot_near_subjects(frame), options.out / "near_subjects.html", columns=1)
+    write_figure(plot_near_subjects(frame), options.out / "near_subjects", columns=1)
     write_manifest(options, model)
     print(table.round(3).to_string(index=False))
 

@@ -5,6 +5,7 @@ from rome_lens.data.readers.counterfact import load_counterfact
 from rome_lens.data.readers.knowedit import load_knowedit
 from rome_lens.data.readers.known_facts import load_known_facts
 from rome_lens.data.readers.snippets import AttributeSnippets, load_attribute_snippets
+from rome_lens.data.readers.subjects import load_subjects
 from rome_lens.data.readers.zsre import load_zsre
 from rome_lens.data.records import Continuation, EditRecord, EditRequest, Fact, QuestionRecord
 
@@ -20,5 +21,6 @@ __all__ = [
     "load_counterfact",
     "load_knowedit",
     "load_known_facts",
+    "load_subjects",
     "load_zsre",
 ]

@@ -19,7 +19,7 @@ from rome_lens.edit.methods.closed_forms import emmet_factor
 from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.search.contexts import EditedToken
 from rome_lens.edit.search.key import subject_activations
-from rome_lens.errors import FormatError, UnavailableError
+from rome_lens.errors import FormatError
 from rome_lens.models import Model, key_name, key_width, model_identity
 from rome_lens.models.tokens import tokenize
 from rome_lens.storage import load_tensors, plain, save_tensors
@@ -135,7 +135,7 @@ def kept_bank_keys(model: Model, layer: int, subjects: Sequence[Fact]) -> Float[
         return kept
     asked = [(EditRequest(fact.prompt, fact.subject, "-"), PLACE) for fact in subjects]
     keys = subject_activations(model, key_name(layer), layer, asked).cpu()
-    with suppress(UnavailableError):  # a cache that cannot be written to only costs time
+    with suppress(OSError):  # a cache that cannot be written to only costs time
         save_tensors(path, {"keys": keys}, kind=_KIND, facts={"identity": identity}, overwrite=True)
     return keys
 

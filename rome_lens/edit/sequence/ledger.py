@@ -51,6 +51,7 @@ _SAVED_AT_ONCE = 4  # facts whose search a kill may lose
 MOST_OF_THE_RANK = 0.8
 
 
+@checked
 @dataclass(frozen=True)
 class LedgerRoom:
     """How full a ledger is.

@@ -41,7 +41,7 @@ def test_the_share_of_each_is_what_the_forecast_says(tiny):
     config = rl.RomeConfig(contexts=["{}"], steps=3)
     options = {"covariance": covariance_of(tiny), "config": config, "on_unhealthy": "ignore", "progress": False}
     edit = rl.rome(tiny, REQUEST, **options)
-    forecast = rl.forecast_bleed_over(tiny, edit, list(frame["prompt"]))
+    forecast = rl.evaluate.forecast_bleed_over(tiny, edit, list(frame["prompt"]))
     for row in frame.to_dict("records"):
         assert row["prompt"] == f"{row['subject']} is located in the city of"
         last = len(tiny.to_tokens(row["subject"])[0]) - 1
@@ -80,8 +80,7 @@ def test_keys_are_computed_once_for_a_model_and_kept(tiny, tiny_model, towers, m
 
 
 @pytest.mark.parametrize("name", ["rome", *METHODS])
-def test_auto_preserves_the_nearest(tiny, monkeypatch, name):
-    monkeypatch.setattr(near, "LEAST_SHARE", 0.0)
+def test_auto_preserves_the_nearest(tiny, name):
     options = {"on_unhealthy": "ignore", "progress": False, "preserve": "auto"}
     if name == "rome":
         edit = rl.rome(
@@ -92,9 +91,9 @@ def test_auto_preserves_the_nearest(tiny, monkeypatch, name):
         method, config = METHODS[name]
         config = type(config)(contexts=CONTEXTS, steps=2)
         edit = method(tiny, REQUEST, covariances=covariances_of(tiny), config=config, **options)
-    prompt = edit.config.get("preserve", [])
-    assert all("Tower is located in the city of" in text for text in prompt)
-    assert prompt or edit.health.preserve_growth is None
+    assert edit.config["preserve"]
+    assert all("Tower is located in the city of" in text for text in edit.config["preserve"])
+    assert edit.health.preserve_growth > 1
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(tiny, towers):

@@ -93,7 +93,9 @@ def test_a_key_in_the_span_of_the_preserved_is_refused_and_the_most_similar_name
     kept = torch.cat([KEPT, KEYS[2:3] + 0.1 * KEPT[:1]])
     numbers = {memit_factor: (WEIGHT,), alphaedit_factor: (THRESHOLD, RIDGE)}.get(form, ())
     covariance_ = covariance(rank=5) if form is alphaedit_factor else covariance()
-    with pytest.raises(rl.EditError, match=r"not in the span of the 4 preserved keys .*most similar is of 'prompt 3'"):
+    with pytest.raises(
+        rl.errors.EditError, match=r"not in the span of the 4 preserved keys .*most similar is of 'prompt 3'"
+    ):
         form(KEYS, covariance_, *numbers, preserved(kept))
 
 
@@ -149,7 +151,7 @@ def test_batch_methods_preserve_in_every_layer(tiny, name):
 def test_facts_requests_and_records_stand_for_their_prompts(tiny):
     fact = rl.Fact("{} is located in the city of", "The Space Needle")
     request = rl.EditRequest("One, two, {} is owned by", "Beats Music", target="Honda")
-    for other in (request, rl.EditRecord(request, "Apple"), rl.QuestionRecord(request)):
+    for other in (request, rl.EditRecord(request, "Apple"), rl.data.QuestionRecord(request)):
         edit = rome_of(tiny, preserve=[fact, other])
         assert edit.config["preserve"] == PROMPTS
         assert torch.equal(edit.updates[0].left, rome_of(tiny).updates[0].left)
@@ -173,10 +175,10 @@ def test_health_tells_what_preserving_costs_and_foresees_what_the_prompt_loses(t
 
 def test_health_names_what_preserving_spoils():
     healthy = {"update_norm": 1.0, "relative_update_norm": 0.1}
-    assert rl.EditHealth(**healthy, preserve_growth=1.3, prompt_share=0.9).problems == []
-    (problem,) = rl.EditHealth(**healthy, preserve_growth=7.0).problems
+    assert rl.edit.EditHealth(**healthy, preserve_growth=1.3, prompt_share=0.9).problems == []
+    (problem,) = rl.edit.EditHealth(**healthy, preserve_growth=7.0).problems
     assert "preserving makes the update 7.0 times as large (at most 3.0)" in problem
-    (problem,) = rl.EditHealth(**healthy, prompt_share=0.2).problems
+    (problem,) = rl.edit.EditHealth(**healthy, prompt_share=0.2).problems
     assert "the prompt itself gets 0.20 of the edit" in problem
 
 
@@ -192,7 +194,7 @@ def test_what_cannot_be_preserved_is_named_before_any_work(tiny, monkeypatch, we
     before = weights_of(tiny)
     no_search(monkeypatch)
     monkeypatch.setattr("rome_lens.edit.methods.rome.optimise_value", None)
-    with pytest.raises(rl.EditError, match=says):
+    with pytest.raises(rl.errors.EditError, match=says):
         if method == "rome":
             rome_of(tiny, preserve=preserve)
         else:
@@ -200,7 +202,7 @@ def test_what_cannot_be_preserved_is_named_before_any_work(tiny, monkeypatch, we
     assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
 
 
-@pytest.mark.parametrize(("preserve", "error"), [("The Louvre", TypeError), ([" "], ValueError), ([3], TypeError)])
-def test_what_is_no_list_of_prompts_is_refused(tiny, preserve, error):
-    with pytest.raises(error, match=r"preserve"):
+@pytest.mark.parametrize("preserve", ["The Louvre", [" "], [3]])
+def test_what_is_no_list_of_prompts_is_refused(tiny, preserve):
+    with pytest.raises(ValueError, match=r"preserve"):
         rome_of(tiny, preserve=preserve)

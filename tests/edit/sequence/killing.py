@@ -20,13 +20,13 @@ from tests.edit.sequence.test_ledger import REQUESTS, ledger_of
 def main() -> None:
     folder, work, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     model = rl.load_model(folder, device="cpu")
-    warnings.simplefilter("ignore", rl.EditWarning)
+    warnings.simplefilter("ignore", rl.errors.EditWarning)
 
     def run(out: Path) -> None:
         ledger = ledger_of(model, out)
-        for start in range(0, 24, 4):
+        for start in range(0, 12, 4):
             ledger.add(REQUESTS[start : start + 4], progress=False)
-        for request in REQUESTS[:24:3]:
+        for request in REQUESTS[:12:3]:
             if request in ledger.facts:
                 ledger.withdraw(request)
 

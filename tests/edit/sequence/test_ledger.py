@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import rome_lens as rl
+from rome_lens.edit.methods.preserve import preserved_prompts
 from rome_lens.edit.search.value import Value, optimise_values
 from rome_lens.edit.sequence.ledger import EditLedger
 from tests import tiny as tiny_models
@@ -45,9 +46,10 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """A tiny model whose MLPs have 512 dimensions: more than there are facts."""
-    config = tiny_models.CONFIGS["gpt2"]
+    config = tiny_models.CONFIGS["llama"]()
+    config.intermediate_size = 512
     patch = pytest.MonkeyPatch()
-    patch.setitem(tiny_models.CONFIGS, "wide", lambda: type(config())(**config().to_dict() | {"n_inner": 512}))
+    patch.setitem(tiny_models.CONFIGS, "wide", lambda: config)
     folder = tiny_models.save_model(tmp_path_factory.mktemp("model") / "wide", "wide")
     patch.undo()
     return rl.load_model(folder, device="cpu")
@@ -127,16 +129,16 @@ def test_what_is_kept_is_gone_on_with(tiny, tmp_path):
 @pytest.mark.parametrize("changes", [{"layer": 2}, {"config": replace(QUICK, steps=3)}])
 def test_a_ledger_of_something_else_is_refused(tiny, tmp_path, changes):
     ledger_of(tiny, tmp_path / "ledger").add(REQUESTS[0], progress=False)
-    with pytest.raises(rl.FormatError, match="was begun with"):
+    with pytest.raises(rl.errors.FormatError, match="was begun with"):
         ledger_of(tiny, tmp_path / "ledger", **changes)
 
 
 def test_a_ledger_of_another_model_or_covariance_is_refused(tiny_model, tmp_path):
     ledger_of(tiny_model("gpt2"), tmp_path / "ledger")
     ledger_of(tiny_model("gpt2"), tmp_path / "ledger").add(REQUESTS[0], progress=False)
-    with pytest.raises(rl.FormatError, match="was begun with .*weights"):
+    with pytest.raises(rl.errors.FormatError, match="was begun with .*weights"):
         ledger_of(tiny_model("gpt2", seed=1), tmp_path / "ledger")
-    with pytest.raises(rl.FormatError, match="was begun with .*covariance"):
+    with pytest.raises(rl.errors.FormatError, match="was begun with .*covariance"):
         other = {1: covariance_of(tiny_model("gpt2")).shrunk(0.5)}
         EditLedger(tiny_model("gpt2"), covariances=other, config=QUICK, out=tmp_path / "ledger")
 
@@ -147,9 +149,14 @@ def test_what_contradicts_or_has_no_room_is_named_before_any_search(tiny, monkey
     monkeypatch.setattr("rome_lens.edit.sequence.ledger.optimise_values", None)
     cases = [
         (replace(REQUEST, target="Honda"), None, ValueError, "is to be 'Rome' and 'Honda'"),
-        (replace(REQUEST, prompt="{} is made of"), None, rl.EditError, "have one key: up to the edited token"),
-        (REQUESTS[0], ["The Eiffel Tower is tall"], rl.EditError, "cannot be preserved while 'The Eiffel Tower is loc"),
-        (REQUESTS[:128], None, rl.EditError, "and 129 more are to be edited, but layer 1 .* has 128 dimensions"),
+        (replace(REQUEST, prompt="{} is made of"), None, rl.errors.EditError, "have one key: up to the edited token"),
+        (
+            REQUESTS[0],
+            ["The Eiffel Tower is tall"],
+            rl.errors.EditError,
+            "cannot be preserved while 'The Eiffel Tower is loc",
+        ),
+        (REQUESTS[:128], None, rl.errors.EditError, "and 129 more are to be edited, but layer 1 .* has 128 dimensions"),
         ([], None, ValueError, "requests is empty"),
     ]
     for requests, preserve, error, says in cases:
@@ -168,14 +175,20 @@ def test_a_model_that_was_changed_meanwhile_is_refused(tiny):
     ledger = ledger_of(tiny)
     ledger.add(REQUEST, progress=False)
     edit = ledger.edit(on_unhealthy="ignore")
-    with edit.applied(tiny), pytest.raises(rl.EditError, match=r"layer 1 is not what it was .* Revert the edits"):
+    with (
+        edit.applied(tiny),
+        pytest.raises(rl.errors.EditError, match=r"layer 1 is not what it was .* Revert the edits"),
+    ):
         ledger.add(REQUESTS[0], progress=False)
 
 
 def test_a_nearly_full_ledger_warns(tiny):
-    long = [f"One, two, {number} is owned by" for number in ("Rome", "Italy", "Paris", "Dante", "Hugo", "Apple")]
-    long += [f"The capital of {name} is located in the city of" for name in NAMES]
-    with pytest.warns(rl.EditWarning, match=r"nearly full: \d+ of 128 dimensions of layer 1 are used"):
+    long: list[str] = []
+    for name in NAMES:
+        long.append(f"The capital of {name} is owned by")
+        if len(preserved_prompts(tiny, long, [REQUEST], [1], token="subject_last").places) > 103:
+            break
+    with pytest.warns(rl.errors.EditWarning, match=r"nearly full: \d+ of 128 dimensions of layer 1 are used"):
         ledger_of(tiny).add(REQUEST, preserve=long, progress=False)
 
 
