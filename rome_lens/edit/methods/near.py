@@ -64,7 +64,7 @@ def near_subjects(
     covariances = covariances_for(model, covariances)
     for layer, covariance in covariances.items():
         covariance.check(model, layer)
-    return reached_most(model, as_requests(requests), covariances, emmet_factor, "subject_last", exclude, most, least)
+    return reached_most(model, as_requests(requests), covariances, emmet_factor, exclude, most, least)
 
 
 def auto_prompts(
@@ -74,8 +74,17 @@ def auto_prompts(
     form: Callable[..., Float[Tensor, "d_mlp request"]],
     token: EditedToken,
 ) -> list[str]:
-    """What `preserve="auto"` stands for: the prompts of `near_subjects`, by the method's own closed form."""
-    return list(reached_most(model, requests, covariances, form, token)["prompt"])
+    """What `preserve="auto"` stands for: the prompts of `near_subjects`, by the method's own closed form.
+
+    Raises:
+        ValueError: another token than the subject's last is edited.
+    """
+    if token != "subject_last":
+        raise ValueError(
+            f"preserve is 'auto' and token is {token!r}, expected 'subject_last', whose keys the bank holds. List the "
+            "prompts to preserve."
+        )
+    return list(reached_most(model, requests, covariances, form)["prompt"])
 
 
 def reached_most(
@@ -83,19 +92,16 @@ def reached_most(
     requests: Sequence[EditRequest],
     covariances: Mapping[int, KeyCovariance],
     form: Callable[..., Float[Tensor, "d_mlp request"]],
-    token: EditedToken,
     exclude: Sequence[str] = (),
     most: int = MOST_SUBJECTS,
     least: float = LEAST_SHARE,
 ) -> pd.DataFrame:
-    """`near_subjects` for a method and an edited token. In several layers, and for several requests, the largest share
-    counts.
-    """
+    """`near_subjects` by a closed form. Of several layers, and of several requests, the largest share counts."""
     subjects = load_subjects()
     shares = torch.zeros(len(requests), len(subjects), dtype=torch.float64)
     for layer, covariance in covariances.items():
         asked = [(request, PLACE) for request in requests]
-        keys = subject_activations(model, key_name(layer), layer, asked, token=token).cpu().double()
+        keys = subject_activations(model, key_name(layer), layer, asked).cpu().double()
         left = form(keys, covariance)
         here = kept_bank_keys(model, layer, subjects).double() @ left / (keys * left.T).sum(-1)
         shares = torch.maximum(shares, here.T.abs())

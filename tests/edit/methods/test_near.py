@@ -96,6 +96,12 @@ def test_auto_preserves_the_nearest(tiny, name):
     assert edit.health.preserve_growth > 1
 
 
+def test_auto_at_another_token_is_refused(tiny):
+    config = rl.RomeConfig(contexts=CONTEXTS, token="last")
+    with pytest.raises(ValueError, match=r"preserve is 'auto' and token is 'last', expected 'subject_last'"):
+        rl.rome(tiny, REQUEST, covariance=covariance_of(tiny), config=config, preserve="auto", progress=False)
+
+
 def test_a_cache_that_cannot_be_written_only_costs_time(tiny, towers):
     towers.parent.mkdir(parents=True)
     towers.write_text("in the way")
