@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 
 import rome_lens as rl
 from rome_lens.data.records import Continuation
-from rome_lens.evaluate.likelihood import divergence, mean_log_probabilities, next_token_log_probabilities
+from rome_lens.evaluate.likelihood import mean_log_probabilities
 from rome_lens.models import Model
+from rome_lens.models.prediction import divergence, next_token_log_probabilities
 from rome_lens.storage import open_journal, plain
 
 from .common.figures import write_figure

@@ -15,8 +15,7 @@ import torch
 import rome_lens as rl
 from rome_lens.edit.search.key import subject_keys
 from rome_lens.evaluate.likelihood import mean_log_probabilities
-from rome_lens.models import Model, mlp_output, pad
-from rome_lens.models.running import mlp_keys
+from rome_lens.models import Model, mlp_keys, mlp_output, pad
 from rome_lens.models.tokens import tokenize
 
 from .common.figures import write_figure

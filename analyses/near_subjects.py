@@ -22,8 +22,8 @@ from rome_lens.edit.methods.near import near_subjects
 from rome_lens.edit.methods.preserve import Prompts
 from rome_lens.edit.methods.rome import rome_with
 from rome_lens.edit.search.value import Value, optimise_value
-from rome_lens.evaluate.likelihood import divergence, next_token_log_probabilities
 from rome_lens.models import Model, model_identity
+from rome_lens.models.prediction import divergence, next_token_log_probabilities
 from rome_lens.models.tokens import tokenize_continuation
 from rome_lens.storage import open_journal, plain
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import get_colorscale, sample_colorscale
@@ -108,7 +109,8 @@ def plot_effect_maps(frame: pd.DataFrame) -> go.Figure:
 
 def _around_zero(name: str, grid: pd.DataFrame) -> dict[str, Any]:
     """A scale of colours above 0 and greys below, as dark for as much."""
-    most, least = max(grid.max(axis=None), 1e-6), min(grid.min(axis=None), 0.0)
+    values = grid.to_numpy(dtype=float)
+    most, least = max(float(np.nanmax(values)), 1e-6), min(float(np.nanmin(values)), 0.0)
     zero = -least / (most - least)
     above = [(zero + (1 - zero) * at, colour) for at, colour in get_colorscale(name)]
     below = [(0.0, sample_colorscale("Greys", min(zero / (1 - zero), 1.0))[0])] if least < 0 else []

@@ -15,10 +15,10 @@ class Update:
     """W_out[layer] += left @ right.
 
     Attributes:
-        layer: the block.
+        layer: number of the block.
         left: [d_mlp, rank], float32, on the CPU.
         right: [rank, d_model], float32, on the CPU.
-        made_for: SHA-256 of the matrix's entries that it was computed for; "" if not known.
+        made_for: SHA-256 of the matrix that it was computed for; "" if unknown.
     """
 
     layer: int
@@ -30,7 +30,7 @@ class Update:
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or not isinstance(self.made_for, str):
             raise TypeError(f"An update of layer {self.layer!r} made for {self.made_for!r}: expected an int and a str.")
         if self.layer < 0:
-            raise ValueError(f"An update of layer {self.layer}: layers are counted from 0 on.")
+            raise ValueError(f"An update of layer {self.layer}: layers are counted from 0.")
         factors = (self.left, self.right)
         if not all(isinstance(factor, Tensor) for factor in factors):
             found = " and ".join(type(factor).__name__ for factor in factors)
@@ -60,20 +60,20 @@ class Update:
             return (weight.float() + change).to(weight.dtype)
 
     def negated(self) -> "Update":
-        """What takes this update away again, up to rounding."""
+        """The update that undoes this one, up to rounding."""
         return Update(self.layer, -self.left, self.right)
 
     def joined(self, later: "Update") -> "Update":
-        """Both updates of one matrix as one, of the sum of their ranks, made for what this one was made for."""
+        """Two updates of one matrix as one whose rank is their sum, with the `made_for` of this one."""
         left, right = torch.cat([self.left, later.left], dim=1), torch.cat([self.right, later.right])
         return Update(self.layer, left, right, self.made_for)
 
 
 def one_for_each_layer(updates: Iterable[Update]) -> tuple[Update, ...]:
-    """The updates in their order, those of one layer joined into one.
+    """The updates in their order, with those of one layer joined.
 
     Raises:
-        EditError: they are for matrices of different shapes.
+        EditError: their shapes differ.
     """
     by_layer: dict[int, Update] = {}
     shapes: dict[tuple[int, int], int] = {}

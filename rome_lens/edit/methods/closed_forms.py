@@ -1,11 +1,15 @@
-"""The closed forms by which MEMIT, EMMET and AlphaEdit write several keys at once into one matrix.
+"""Closed forms of MEMIT, EMMET and AlphaEdit for writing several keys into one matrix.
 
-Each finds D for W_out += D, given the requests' keys K and what each is to answer more than it does, R. All three are
-D = M KT (K M KT + ridge I)^-1 R, with rows of K as keys; they differ in M, which says where writing is cheap, and in
-the ridge. The functions give the left factor, all before R. With one key, M = C^-1 and no ridge, it is ROME's Eq. 2.
+Given the requests' keys K (as rows) and the residuals R, by which the outputs are to change, each finds the update D of
+W_out += D. All three are
 
-Keys P may be preserved: D is then the one that minimises the same among those with P D = 0. That is the same form with
-M - M PT (P M PT)^+ P M in M's place, which writes nothing to P.
+    D = M K^T (K M K^T + ridge I)^-1 R
+
+and differ in M, the metric in which D is small, and in the ridge. The functions return the left factor, all before R.
+With one key, M = C^-1 and no ridge, this is ROME's Eq. 2.
+
+Keys P may be preserved: the minimum is then sought among the D with P D = 0. That is the same form with
+M - M P^T (P M P^T)^+ P M in place of M, which writes nothing to P.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +50,7 @@ def sparing(
     metric: Callable[[Float[Tensor, "n d_mlp"]], Float[Tensor, "n d_mlp"]],
     preserved: PreservedKeys | None,
 ) -> Float[Tensor, "request d_mlp"]:
-    """K M' for M' = M - M PT (P M PT)^+ P M, given K and `metric`, which multiplies rows with M.
+    """K M' for M' = M - M P^T (P M P^T)^+ P M, given K and `metric`, which multiplies rows with M.
 
     Preserved keys may depend on each other: all are to get nothing, so they cannot contradict each other.
 
@@ -62,7 +66,7 @@ def sparing(
     scale = torch.where(squares > _ROUNDING * squares.max(), squares.rsqrt(), 0.0)  # 0: M writes nothing there anyway
     values, vectors = torch.linalg.eigh(gram * scale * scale[:, None])
     kept = values > _ROUNDING * values[-1]
-    basis = (vectors[:, kept] * values[kept].rsqrt()).T * scale  # of P M PT: basis gram basisT = I
+    basis = (vectors[:, kept] * values[kept].rsqrt()).T * scale  # of P M P^T: basis gram basis^T = I
     found = before
     for _ in range(2):  # the second takes away what rounding has left
         found = found - (found @ others.T @ basis.T) @ (basis @ moved)
@@ -88,10 +92,11 @@ def memit_factor(
     weight: float,
     preserved: PreservedKeys | None = None,
 ) -> Float[Tensor, "d_mlp request"]:
-    """Of the D that makes weight * tr(DT C D) + |K D - R|^2 least (Meng et al. 2023, arXiv 2210.07229, Eq. 14).
+    """Left factor of the D that minimises weight * tr(D^T C D) + |K D - R|^2 (MEMIT, Meng et al. 2023, arXiv
+    2210.07229, Eq. 14).
 
-    There D = (weight C + KT K)^-1 KT R, which is the same as M = C^-1 with the weight as the ridge (Woodbury), and then
-    only a matrix as large as the batch is solved with besides C.
+    D = (weight C + K^T K)^-1 K^T R. By the Woodbury identity that is M = C^-1 with the weight as ridge, so besides C
+    only a matrix of the batch's size has to be solved with.
     """
     return _factor(keys, sparing(keys, covariance.solve, preserved), weight)
 
@@ -99,10 +104,10 @@ def memit_factor(
 def emmet_factor(
     keys: Float[Tensor, "request d_mlp"], covariance: KeyCovariance, preserved: PreservedKeys | None = None
 ) -> Float[Tensor, "d_mlp request"]:
-    """Of the D that makes tr(DT C D) least among those with K D = R (Gupta et al. 2024, arXiv 2403.14236).
+    """Left factor of the D that minimises tr(D^T C D) subject to K D = R (EMMET, Gupta et al. 2024, arXiv 2403.14236).
 
     Raises:
-        EditError: the keys depend on each other, so that not every R can be answered.
+        EditError: the keys are linearly dependent, so that K D = R has no solution for some R.
     """
     solved = sparing(keys, covariance.solve, preserved)
     gram = keys @ solved.T
@@ -125,10 +130,10 @@ def alphaedit_factor(
     ridge: float,
     preserved: PreservedKeys | None = None,
 ) -> Float[Tensor, "d_mlp request"]:
-    """Of the D that makes ridge * |D|^2 + |K D - R|^2 least among the D = P D, which write nothing to keys outside of
-    P's range (Fang et al. 2024, arXiv 2410.02355, section 3).
+    """Left factor of the D that minimises ridge * |D|^2 + |K D - R|^2 subject to D = P D (AlphaEdit, Fang et al. 2024,
+    arXiv 2410.02355, section 3).
 
-    P projects on the eigenvectors of C with eigenvalues below the threshold.
+    P projects on the eigenvectors of C with eigenvalues below the threshold; keys orthogonal to these are unaffected.
 
     Raises:
         CovarianceError: there is no such eigenvector.
@@ -146,6 +151,6 @@ def alphaedit_factor(
 def _factor(
     keys: Float[Tensor, "request d_mlp"], transformed: Float[Tensor, "request d_mlp"], ridge: float
 ) -> Float[Tensor, "d_mlp request"]:
-    """M KT (K M KT + ridge I)^-1, given K and K M, for a symmetric M."""
+    """M K^T (K M K^T + ridge I)^-1 from K and K M, for a symmetric M."""
     gram = keys @ transformed.T
     return torch.linalg.solve(gram + ridge * torch.eye(len(keys)).to(gram), transformed).T

@@ -20,7 +20,7 @@ from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.search.contexts import EditedToken
 from rome_lens.edit.search.key import subject_activations
 from rome_lens.errors import FormatError
-from rome_lens.models import Model, key_name, key_width, model_identity
+from rome_lens.models import Model, key_name, model_identity, output_matrix
 from rome_lens.models.tokens import tokenize
 from rome_lens.storage import load_tensors, plain, save_tensors
 
@@ -110,7 +110,7 @@ def reached_most(
         if any(_same(fact.subject, other) for other in others):
             shares[:, i] = 0.0
     best = shares.max(0)
-    room = min(key_width(model, layer) for layer in covariances) // _PART_OF_RANK
+    room = min(len(output_matrix(model, layer)) for layer in covariances) // _PART_OF_RANK
     rows, places = [], set[tuple[int, ...]]()
     for i in best.values.argsort(descending=True).tolist():
         share, prompt = best.values[i].item(), fill(requests[int(best.indices[i])].prompt, subjects[i].subject)

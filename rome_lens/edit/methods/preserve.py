@@ -12,9 +12,8 @@ from rome_lens.data.records import PLACE, EditRecord, EditRequest, Fact, Questio
 from rome_lens.edit.methods.closed_forms import PreservedKeys
 from rome_lens.edit.search.contexts import EditedToken, in_context
 from rome_lens.errors import EditError
-from rome_lens.models import Model, key_width, pad
-from rome_lens.models.memory import tokens_that_fit
-from rome_lens.models.running import mlp_keys
+from rome_lens.models import Model, output_matrix, pad, tokens_that_fit
+from rome_lens.models.running.forward import mlp_keys
 from rome_lens.models.tokens import batches, tokenize
 
 Prompts: TypeAlias = Sequence[str | Fact | EditRequest | EditRecord | QuestionRecord]
@@ -112,7 +111,7 @@ def _check_apart(
 
 def check_room(model: Model, layer: int, preserved: int, requests: int) -> None:
     """Raises EditError if there are more keys than the layer has dimensions."""
-    width = key_width(model, layer)
+    width = len(output_matrix(model, layer))
     if preserved + requests > width:
         raise EditError(
             f"The prompts to preserve have {preserved} keys, and {requests} more are to be edited, but layer {layer} "

@@ -205,16 +205,15 @@ class EditLedger:
         kept = preserved.keys(self._model, self.layer)
         keys, right = self._keys_and_missing(facts)
         left = emmet_factor(keys, self._covariance, kept).float()
-        weight = finite_matrix(self._model, self.layer).cpu()
+        factors = {self.layer: (left, right)}
         health = EditHealth(
-            **update_norms([(left @ right, weight)]),
+            **update_norms(self._model, factors),
             **search_figures([fact.value for fact in facts]),
             condition_number=self._covariance.condition_number,
             **self._cost(facts, left, kept),
         )
         used = as_json(self._config) | preserved.as_json()
         requests = [fact.request for fact in facts]
-        factors = {self.layer: (left, right)}
         edit = Edit.of(self._model, requests, factors, method="ledger", config=used, health=health)
         report_problems(health, on_unhealthy, edit=edit)
         return edit

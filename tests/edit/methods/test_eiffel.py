@@ -5,7 +5,7 @@ import torch
 
 import rome_lens as rl
 from rome_lens.edit.search.value import optimise_value
-from rome_lens.evaluate.likelihood import divergence, next_token_log_probabilities
+from rome_lens.models.prediction import divergence, next_token_log_probabilities
 
 REQUEST = rl.EditRequest("{} is located in the city of", "The Eiffel Tower", target="Rome")
 PRESERVED = ("Tokyo", "CN", "Willis", "Blackpool", "Shanghai", "Trump", "Berlin TV", "Sydney")

@@ -1,17 +1,16 @@
 """Where models of Hugging Face's classes keep their MLP output matrices."""
 
-from typing import TypeAlias
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 from rome_lens.errors import EditError
-from rome_lens.models.kinds import Model
-from rome_lens.models.mlp import PLAIN, OutputMatrix, find_output_matrix
+from rome_lens.models.kinds import name_of
 
-EditableModel: TypeAlias = Model | PreTrainedModel
+PLAIN = (nn.Linear, FalconLinear, Conv1D)
+"""Modules that multiply by their weight as it is. Their subclasses (quantized, adapted) do not."""
 
 _MODULES = {
     "transformer.h.{}.mlp.c_proj": ("gpt2", "gpt_bigcode", "gpt_neo"),
@@ -30,29 +29,16 @@ _MODULES = {
     ),
 }
 MODULE_OF = {model_type: path for path, model_types in _MODULES.items() for model_type in model_types}
-"""The module that answers to keys, by Hugging Face's model_type; {} is the layer's number."""
+"""The module with the MLP output matrix, by Hugging Face's model_type; {} is the layer's number."""
 
 
-def output_matrix_of(model: EditableModel, layer: int) -> OutputMatrix:
-    """Finds a layer's MLP output matrix.
+def output_module(model: PreTrainedModel, layer: int) -> tuple[str, nn.Module]:
+    """The dotted name of the module with a layer's MLP output matrix, and the module.
 
     Raises:
-        ValueError: no such layer, or none with a single matrix.
-        EditError: a Hugging Face model of a family that is not known here, or one whose matrix is packed.
+        ValueError: no such layer.
+        EditError: the family is not known here, or the matrix is packed.
     """
-    if isinstance(model, PreTrainedModel):
-        return _in_hugging_face(model, layer)
-    return find_output_matrix(model, layer)
-
-
-def name_of(model: EditableModel) -> str:
-    """What the model is called."""
-    if isinstance(model, PreTrainedModel):
-        return model.name_or_path or type(model).__name__
-    return str(model.cfg.model_name)
-
-
-def _in_hugging_face(model: PreTrainedModel, layer: int) -> OutputMatrix:
     kind = model.config.model_type
     if kind not in MODULE_OF:
         raise EditError(
@@ -73,4 +59,4 @@ def _in_hugging_face(model: PreTrainedModel, layer: int) -> OutputMatrix:
         )
     if not torch.is_floating_point(weight):
         raise EditError(f"{path} of {name_of(model)} holds {weight.dtype}, expected floats. Load it unquantized.")
-    return OutputMatrix(weight, transposed=type(module) is not Conv1D, module=path)
+    return path, module
