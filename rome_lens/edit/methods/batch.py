@@ -133,7 +133,7 @@ def spread_over_layers(
     """
     wanted = torch.stack([value.vector for value in targets.values]).to(model.cfg.device)
     factors: Factors = {}
-    costs = []
+    costs: list[dict[str, float]] = []
     for done, layer in enumerate(tqdm(layers, desc=method, unit="layer", disable=not progress)):
         so_far = Edit(tuple(Update(edited, *pair) for edited, pair in factors.items()), targets.requests)
         with so_far.applied(model):

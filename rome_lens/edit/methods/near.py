@@ -133,8 +133,9 @@ def kept_bank_keys(model: Model, layer: int, subjects: Sequence[Fact]) -> Float[
     """The key at each subject's last token, in float32, on the CPU. They are computed once for a model, as it is now,
     and a layer, and kept in the user's cache.
     """
-    identity = model_identity(model) | {"layer": layer, "subjects": plain([fact.text for fact in subjects])}
-    name = f"{identity['weights'][:32]}-{layer}-{len(subjects)}.safetensors"
+    known = model_identity(model)
+    identity = known | {"layer": layer, "subjects": plain([fact.text for fact in subjects])}
+    name = f"{known['weights'][:32]}-{layer}-{len(subjects)}.safetensors"
     path = platformdirs.user_cache_path("rome_lens") / "keys" / name
     kept = _read(path, identity)
     if kept is not None:

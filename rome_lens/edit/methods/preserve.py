@@ -143,5 +143,9 @@ def preserve_figures(
 
 def worst_figures(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Of several layers' `preserve_figures` the worst of each; {} if nothing was preserved."""
-    worst = {"preserve_growth": max, "preserve_condition": max, "prompt_share": min}
+    worst: dict[str, Callable[[Iterable[float]], float]] = {
+        "preserve_growth": max,
+        "preserve_condition": max,
+        "prompt_share": min,
+    }
     return {name: pick(each[name] for each in figures) for name, pick in worst.items()} if figures else {}

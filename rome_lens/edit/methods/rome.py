@@ -132,7 +132,7 @@ def rome_with(
             "a covariance from more text."
         )
     factors = {layer: (left[:, None], right[None])}
-    cost = {}
+    cost: dict[str, Any] = {}
     if kept is not None:
         plain = covariance.solve(mean_key)
         without = plain[:, None] / (key @ plain), right[None] * divisor

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -99,7 +100,7 @@ class EditLedger:
             raise ValueError("RomeConfig.consistent is False, expected True: a ledger answers each fact at one key.")
         covariances = covariances_for(model, covariances)
         layer = next(iter(covariances)) if config.layer is None and len(covariances) == 1 else config.layer
-        if layer not in covariances:
+        if layer is None or layer not in covariances:
             raise ValueError(
                 f"The ledger's layer is {layer}, expected one of the covariances' {sorted(covariances)}. Choose it: "
                 "config=RomeConfig(layer=...)."
@@ -110,12 +111,12 @@ class EditLedger:
         self._model, self._covariance, self._out = model, covariances[layer], out
         self._config = replace(config, layer=layer, contexts=config.contexts_for(model))
         self._weights = digest(finite_matrix(model, layer))
-        self._identity = {} if out is None else model_identity(model) | self._made_with()
+        self._identity: dict[str, Any] = {} if out is None else model_identity(model) | self._made_with()
         self._facts: list[LedgerFact] = []
         with self._opened():
             pass
 
-    def _made_with(self) -> dict[str, object]:
+    def _made_with(self) -> dict[str, Any]:
         asked = as_json(self._config)
         return {"layer": self.layer, "covariance": plain(self._covariance.second_moment), "config": plain(asked)}
 

@@ -53,8 +53,8 @@ def from_parts(path: object, tensors: Mapping[str, Tensor], kept: Mapping[str, A
         facts = []
         for i, entry in enumerate(kept["entries"]):
             value = Value(tensors["vector"][i], tensors["initial"][i], **entry["end"])
-            keys = [tensors[name][i] for name in _VECTORS]
-            facts.append(LedgerFact(EditRequest(**entry["request"]), *keys, value, tuple(entry["preserve"])))
+            request, preserve = EditRequest(**entry["request"]), tuple(entry["preserve"])
+            facts.append(LedgerFact(request, tensors["key"][i], tensors["bare_key"][i], value, preserve))
         if any(len(tensor) != len(facts) for tensor in tensors.values()):
             raise ValueError(f"arrays of other lengths than {len(facts)}")
     except (KeyError, TypeError, ValueError, IndexError) as error:
