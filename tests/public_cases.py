@@ -63,6 +63,7 @@ class World:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # of this process, which makes calls and ends
         (folder / "garbage").write_bytes(b'{"a": [1, 2')
         (folder / "text").write_text(CORPUS)
 
@@ -164,6 +165,11 @@ CASES: dict[str, Any] = {
     "CovarianceReport": lambda w: asdict(w.covariances[1].report()),
     "Edit": lambda w: {"updates": w.edit.updates, "requests": (REQUEST,)},
     "EditHealth": lambda w: {"update_norm": 1.0, "relative_update_norm": 0.1},
+    "EditLedger": lambda w: {
+        "model": w.model,
+        "covariances": w.covariances,
+        "config": rl.RomeConfig(layer=1, **w.search),
+    },
     "EditRecord": lambda w: {"request": REQUEST, "target_true": "Paris"},
     "EditRequest": lambda w: {"prompt": FACT.prompt, "subject": FACT.subject, "target": "Rome"},
     "EditSequence": lambda w: {"edits": SUMMARY, "checkpoints": SUMMARY},
@@ -180,6 +186,7 @@ CASES: dict[str, Any] = {
         "neurons": ((0, 1),),
     },
     "KnowledgeNeuronsConfig": lambda w: {"steps": 2},
+    "LedgerRoom": lambda w: {"rank_used": 3, "width": 128, "relative_norm": 0.1},
     "MemitConfig": lambda w: {"layers": [1], **w.search},
     "MemitTargets": lambda w: {"layer": 1, "contexts": ("{}",), "search": {}, "requests": (), "values": ()},
     "MendEditor": lambda w: {
@@ -264,6 +271,7 @@ CASES: dict[str, Any] = {
     "load_model": lambda w: {"name": w.folder / "gpt2", "device": w.model and "cpu"},
     "load_sequence": lambda w: {"folder": w.sequence},
     "load_traces": lambda w: {"folder": w.traces},
+    "load_subjects": lambda w: {"word": "Tower"},
     "load_zsre": lambda w: {"path": w.data("zsre")},
     "locality_predictions": lambda w: {"model": w.model, "record": w.question},
     "memit": lambda w: {
@@ -281,6 +289,7 @@ CASES: dict[str, Any] = {
         **QUIET,
     },
     "mend": lambda w: {"model": w.model, "request": REQUEST, "editor": w.editor, "on_unhealthy": "ignore"},
+    "near_subjects": lambda w: {"model": w.model, "requests": [REQUEST], "covariances": w.covariances},
     "neighborhood_log_probabilities": lambda w: {"model": w.model, "record": w.record},
     "optimize_layout": lambda w: {"model": w.model},
     "perplexity": lambda w: {"model": w.model, "text": CORPUS, "tokens": 50, **QUIET},
@@ -445,6 +454,7 @@ RESULTS = {
     "KeyCovariance",
     "KnowledgeNeurons",
     "LayerRecommendation",
+    "LedgerRoom",
     "MemitTargets",
     "Prediction",
     "State",

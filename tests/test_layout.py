@@ -67,8 +67,9 @@ def test_no_module_of_the_package_imports_scripts_or_tests(path):
 
 # fmt: off
 FLAT = [
-    "CausalTrace", "Edit", "EditRecord", "EditRequest", "Explorer", "Fact", "GaussianNoise", "KeyCovariance",
-    "MemitConfig", "Model", "RomeConfig", "TraceConfig", "__version__", "average_effects", "causal_trace",
+    "CausalTrace", "Edit", "EditLedger", "EditRecord", "EditRequest", "Explorer", "Fact", "GaussianNoise",
+    "KeyCovariance", "MemitConfig", "Model", "RomeConfig", "TraceConfig", "__version__", "average_effects",
+    "causal_trace",
     "collect_covariance", "compare_models", "edit_sequence", "load_builtin_records", "load_counterfact",
     "load_model", "memit", "recommend_layers", "rome", "score_edits", "summarize", "trace_facts",
 ]

@@ -203,3 +203,31 @@ def plot_layers_and_tokens(summary: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(range=[0, 1.05])
     figure.update_layout(**LAYOUT, height=380, legend={"orientation": "h", "y": -0.26, "yanchor": "top", "x": 0})
     return figure
+
+
+def plot_near_subjects(frame: pd.DataFrame) -> go.Figure:
+    """A point for each edit: how far the next token moved at subjects near the edited one, on the average, by method.
+
+    Args:
+        frame: what `rome-lens near_subjects` writes.
+
+    Raises:
+        ValueError: the frame lacks a column.
+    """
+    check_columns(frame, ["case_id", "method", "near_kl", "edited"], "`rome-lens near_subjects`")
+    figure = go.Figure()
+    for i, (method, part) in enumerate(frame.groupby("method", sort=False)):
+        edits = part.groupby("case_id").agg(near_kl=("near_kl", "mean"), edited=("edited", "first"))
+        figure.add_trace(
+            go.Box(
+                y=edits["near_kl"],
+                name=str(method),
+                boxpoints="all",
+                marker={"color": METHOD_COLOURS[i % len(METHOD_COLOURS)], "size": 5},
+                text=[plain(name) for name in edits["edited"]],
+                hovertemplate="%{text}: %{y:.3g}<extra></extra>",
+            )
+        )
+    title = "KL at near subjects (nats)"
+    figure.update_layout(**LAYOUT, height=360, showlegend=False, yaxis={"title": title, "type": "log"})
+    return figure

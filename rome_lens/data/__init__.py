@@ -6,6 +6,7 @@ from rome_lens.data.readers.knowedit import load_knowedit
 from rome_lens.data.readers.known_facts import load_known_facts
 from rome_lens.data.readers.question_bank import load_question_bank
 from rome_lens.data.readers.snippets import AttributeSnippets, load_attribute_snippets
+from rome_lens.data.readers.subjects import load_subjects
 from rome_lens.data.readers.zsre import load_zsre
 from rome_lens.data.records import Continuation, EditRecord, EditRequest, Fact, QuestionRecord
 
@@ -22,5 +23,6 @@ __all__ = [
     "load_knowedit",
     "load_known_facts",
     "load_question_bank",
+    "load_subjects",
     "load_zsre",
 ]

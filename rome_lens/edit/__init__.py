@@ -17,12 +17,14 @@ from rome_lens.edit.methods.memit import MemitConfig, memit
 from rome_lens.edit.methods.mend.config import MendConfig
 from rome_lens.edit.methods.mend.editor import MendEditor, mend
 from rome_lens.edit.methods.mend.training import train_mend
+from rome_lens.edit.methods.near import near_subjects
 from rome_lens.edit.methods.rome import RomeConfig, rome
 from rome_lens.edit.presets.layers import suggested_layer
 from rome_lens.edit.presets.table import Preset, find_preset, list_presets
 from rome_lens.edit.search.contexts import sample_contexts
 from rome_lens.edit.search.settings import BatchConfig, SearchConfig
 from rome_lens.edit.search.targets import MemitTargets, memit_targets
+from rome_lens.edit.sequence.ledger import EditLedger, LedgerRoom
 
 __all__ = [
     "AlphaEditConfig",
@@ -31,11 +33,13 @@ __all__ = [
     "CovarianceReport",
     "Edit",
     "EditHealth",
+    "EditLedger",
     "EmmetConfig",
     "FinetuneConfig",
     "KeyCovariance",
     "KnowledgeNeurons",
     "KnowledgeNeuronsConfig",
+    "LedgerRoom",
     "MemitConfig",
     "MemitTargets",
     "MendConfig",
@@ -58,6 +62,7 @@ __all__ = [
     "memit",
     "memit_targets",
     "mend",
+    "near_subjects",
     "revert_edits",
     "rome",
     "sample_contexts",

@@ -10,6 +10,7 @@ from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.methods.batch import BatchProblem, write_batch
 from rome_lens.edit.methods.closed_forms import alphaedit_factor
+from rome_lens.edit.methods.preserve import Preserve
 from rome_lens.edit.methods.requests import Requests
 from rome_lens.edit.search.settings import BatchConfig, check_positive
 from rome_lens.edit.search.targets import MemitTargets
@@ -45,6 +46,7 @@ def alphaedit(
     covariances: Mapping[int, KeyCovariance] | None = None,
     config: AlphaEditConfig | None = None,
     targets: MemitTargets | None = None,
+    preserve: Preserve = None,
     on_unhealthy: OnUnhealthy = "warn",
     progress: bool = True,
 ) -> Edit:
@@ -59,5 +61,5 @@ def alphaedit(
     """
     config = AlphaEditConfig() if config is None else config
     form = partial(alphaedit_factor, threshold=config.null_space_threshold, ridge=config.ridge)
-    problem = BatchProblem("alphaedit", form, False, requests, covariances, config)
+    problem = BatchProblem("alphaedit", form, False, requests, covariances, config, preserve)
     return write_batch(model, problem, targets, on_unhealthy, progress)

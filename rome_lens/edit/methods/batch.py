@@ -18,6 +18,14 @@ from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_probl
 from rome_lens.edit.artifact.update import Update
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import covariances_for
+from rome_lens.edit.methods.near import auto_prompts
+from rome_lens.edit.methods.preserve import (
+    Preserve,
+    PreservedPrompts,
+    preserve_figures,
+    preserved_prompts,
+    worst_figures,
+)
 from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.search.key import subject_activations
 from rome_lens.edit.search.settings import BatchConfig
@@ -26,8 +34,8 @@ from rome_lens.edit.search.value import search_figures
 from rome_lens.errors import CovarianceError, EditError
 from rome_lens.models import Model, key_name, norms_mlp_output
 
-ClosedForm = Callable[[Float[Tensor, "request d_mlp"], KeyCovariance], Float[Tensor, "d_mlp request"]]
-"""Maps keys and C to the left factor of an update; see closed_forms.py."""
+ClosedForm = Callable[..., Float[Tensor, "d_mlp request"]]
+"""Maps keys, C and `preserved` keys to the left factor of an update; see closed_forms.py."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class BatchProblem:
     requests: Requests
     covariances: Mapping[int, KeyCovariance] | None
     config: BatchConfig
+    preserve: Preserve = None
 
 
 def write_batch(
@@ -54,20 +63,26 @@ def write_batch(
     check_requests(requests)
     layers = sorted(covariances) if problem.config.layers is None else list(problem.config.layers)
     _check_layers(model, layers, covariances)
+    preserve = problem.preserve
+    if preserve == "auto":
+        edited = {layer: covariances[layer] for layer in layers}
+        preserve = auto_prompts(model, requests, edited, problem.form, problem.config.token)
+    preserved = preserved_prompts(model, preserve, requests, layers, token=problem.config.token)
     if targets is None:
         targets = memit_targets(model, requests, layer=layers[-1], config=problem.config, progress=progress)
     else:
         targets.check_use(requests, layers[-1], problem.config)
         targets.check_model(model)
-    factors = spread_over_layers(
-        model, targets, layers, covariances, problem.form, method=problem.method, progress=progress
+    factors, costs = spread_over_layers(
+        model, targets, layers, covariances, problem.form, preserved, method=problem.method, progress=progress
     )
     health = EditHealth(
         **update_norms(model, factors),
         **search_figures(targets.values),
         condition_number=max(covariances[layer].condition_number for layer in layers) if problem.inverts else None,
+        **worst_figures(costs),
     )
-    used = as_json(replace(problem.config, layers=layers, contexts=targets.contexts))
+    used = as_json(replace(problem.config, layers=layers, contexts=targets.contexts)) | preserved.as_json()
     edit = Edit.of(model, requests, factors, method=problem.method, config=used, health=health)
     report_problems(health, on_unhealthy, edit=edit)
     return edit
@@ -101,39 +116,46 @@ def spread_over_layers(
     layers: Sequence[int],
     covariances: Mapping[int, KeyCovariance],
     form: ClosedForm,
+    preserved: PreservedPrompts,
     *,
     method: str,
     progress: bool,
-) -> Factors:
+) -> tuple[Factors, list[dict[str, float]]]:
     """The updates (left, right) of the layers, ascending, that together move the subjects' states to the targets.
 
     Each layer takes an equal share of the residuals that are left. Its keys and these residuals are measured with the
-    updates of earlier layers applied; afterwards the weights are bit for bit what they were.
+    updates of earlier layers applied; afterwards the weights are bit for bit what they were. Returns, besides the
+    factors by layer, what preserving costs in each (`preserve_figures`).
 
     Raises:
-        EditError: an update is not finite.
+        EditError: an update is not finite; and as `form`.
         CovarianceError: as `form`.
     """
     wanted = torch.stack([value.vector for value in targets.values]).to(model.cfg.device)
     factors: Factors = {}
+    costs: list[dict[str, float]] = []
     for done, layer in enumerate(tqdm(layers, desc=method, unit="layer", disable=not progress)):
         so_far = Edit(tuple(Update(edited, *pair) for edited, pair in factors.items()), targets.requests)
         with so_far.applied(model):
-            keys = mean_keys(model, layer, targets)
+            in_contexts, kept = context_keys(model, layer, targets).cpu().double(), preserved.keys(model, layer)
             residuals = wanted - subject_states(model, layers[-1], targets.requests, token=targets.search["token"])
         share = (residuals / (len(layers) - done)).cpu()
-        factor = form(keys.cpu().double(), covariances[layer]).float()
+        keys = in_contexts.mean(1)
+        factor = form(keys, covariances[layer], preserved=kept).float()
         if not (factor.isfinite().all() and share.isfinite().all()):
             raise EditError(
                 f"The update of layer {layer} is not finite. No weight was changed. Use other contexts, or covariances "
                 "from more text."
             )
         factors[layer] = factor, share
-    return factors
+        if kept is not None:
+            plain = form(keys, covariances[layer]).float()
+            costs.append(preserve_figures(factors[layer], (plain, share), keys, in_contexts[:, 0], kept))
+    return factors, costs
 
 
-def mean_keys(model: Model, layer: int, targets: MemitTargets) -> Float[Tensor, "request d_mlp"]:
-    """k* of each request: the mean of its key over contexts."""
+def context_keys(model: Model, layer: int, targets: MemitTargets) -> Float[Tensor, "request context d_mlp"]:
+    """The key of each request in each context, the bare prompt first. The mean over contexts is k*."""
     prompts = [(request, context) for request in targets.requests for context in targets.contexts]
     keys = subject_activations(model, key_name(layer), layer, prompts, token=targets.search["token"])
-    return keys.unflatten(0, (len(targets.requests), -1)).mean(1)
+    return keys.unflatten(0, (len(targets.requests), -1))

@@ -7,7 +7,13 @@ W_out += D. All three are
 
 and differ in M, the metric in which D is small, and in the ridge. The functions return the left factor, all before R.
 With one key, M = C^-1 and no ridge, this is ROME's Eq. 2.
+
+Keys P may be preserved: the minimum is then sought among the D with P D = 0. That is the same form with
+M - M P^T (P M P^T)^+ P M in place of M, which writes nothing to P.
 """
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -17,10 +23,74 @@ from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.errors import CovarianceError, EditError
 
 LEAST_INDEPENDENCE = 1e-6
+_ROUNDING = 1e-12  # of squared lengths: preserved keys that differ by less count as one
+
+
+@dataclass(frozen=True)
+class PreservedKeys:
+    """Keys whose answers have to stay.
+
+    Attributes:
+        keys: one a row, in float64.
+        prompts: the text that each is of.
+    """
+
+    keys: Float[Tensor, "preserved d_mlp"]
+    prompts: Sequence[str]
+
+    @property
+    def directions(self) -> Float[Tensor, "preserved d_mlp"]:
+        """The keys with length 1; a key of zeros, as padding tokens have in some models, stays what it is."""
+        lengths = self.keys.norm(dim=-1, keepdim=True)
+        return self.keys / torch.where(lengths > 0, lengths, 1.0)
+
+
+def sparing(
+    keys: Float[Tensor, "request d_mlp"],
+    metric: Callable[[Float[Tensor, "n d_mlp"]], Float[Tensor, "n d_mlp"]],
+    preserved: PreservedKeys | None,
+) -> Float[Tensor, "request d_mlp"]:
+    """K M' for M' = M - M P^T (P M P^T)^+ P M, given K and `metric`, which multiplies rows with M.
+
+    Preserved keys may depend on each other: all are to get nothing, so they cannot contradict each other.
+
+    Raises:
+        EditError: a request's key is one of those to preserve, or made of them.
+    """
+    if preserved is None:
+        return metric(keys)
+    keys, others = keys.to(preserved.keys), preserved.directions
+    before, moved = metric(keys), metric(others)
+    gram = moved @ others.T
+    squares = gram.diagonal()
+    scale = torch.where(squares > _ROUNDING * squares.max(), squares.rsqrt(), 0.0)  # 0: M writes nothing there anyway
+    values, vectors = torch.linalg.eigh(gram * scale * scale[:, None])
+    kept = values > _ROUNDING * values[-1]
+    basis = (vectors[:, kept] * values[kept].rsqrt()).T * scale  # of P M P^T: basis gram basis^T = I
+    found = before
+    for _ in range(2):  # the second takes away what rounding has left
+        found = found - (found @ others.T @ basis.T) @ (basis @ moved)
+    shares = (found * keys).sum(-1) / (before * keys).sum(-1)
+    if not (shares > LEAST_INDEPENDENCE).all():
+        _refuse(before[shares.argmin()] @ others.T * scale, shares.min().item(), preserved)
+    return found
+
+
+def _refuse(alike: Float[Tensor, " preserved"], share: float, preserved: PreservedKeys) -> None:
+    """Raises EditError that names the preserved prompt with the most similar key."""
+    raise EditError(
+        f"What is to be changed is made of what is to be preserved: of a request's key, {share:.0e} is not in the span "
+        f"of the {len(alike)} preserved keys (expected above {LEAST_INDEPENDENCE}). The most similar is of "
+        f"{preserved.prompts[int(alike.abs().argmax())]!r}. Take it off the list, or preserve fewer prompts. No weight "
+        "was changed."
+    )
 
 
 def memit_factor(
-    keys: Float[Tensor, "request d_mlp"], covariance: KeyCovariance, weight: float
+    keys: Float[Tensor, "request d_mlp"],
+    covariance: KeyCovariance,
+    weight: float,
+    preserved: PreservedKeys | None = None,
 ) -> Float[Tensor, "d_mlp request"]:
     """Left factor of the D that minimises weight * tr(D^T C D) + |K D - R|^2 (MEMIT, Meng et al. 2023, arXiv
     2210.07229, Eq. 14).
@@ -28,16 +98,18 @@ def memit_factor(
     D = (weight C + K^T K)^-1 K^T R. By the Woodbury identity that is M = C^-1 with the weight as ridge, so besides C
     only a matrix of the batch's size has to be solved with.
     """
-    return _factor(keys, covariance.solve(keys), weight)
+    return _factor(keys, sparing(keys, covariance.solve, preserved), weight)
 
 
-def emmet_factor(keys: Float[Tensor, "request d_mlp"], covariance: KeyCovariance) -> Float[Tensor, "d_mlp request"]:
+def emmet_factor(
+    keys: Float[Tensor, "request d_mlp"], covariance: KeyCovariance, preserved: PreservedKeys | None = None
+) -> Float[Tensor, "d_mlp request"]:
     """Left factor of the D that minimises tr(D^T C D) subject to K D = R (EMMET, Gupta et al. 2024, arXiv 2403.14236).
 
     Raises:
         EditError: the keys are linearly dependent, so that K D = R has no solution for some R.
     """
-    solved = covariance.solve(keys)
+    solved = sparing(keys, covariance.solve, preserved)
     gram = keys @ solved.T
     scale = gram.diagonal().rsqrt()
     independence = torch.linalg.eigvalsh(gram * scale * scale[:, None])[0].item()
@@ -52,7 +124,11 @@ def emmet_factor(keys: Float[Tensor, "request d_mlp"], covariance: KeyCovariance
 
 
 def alphaedit_factor(
-    keys: Float[Tensor, "request d_mlp"], covariance: KeyCovariance, threshold: float, ridge: float
+    keys: Float[Tensor, "request d_mlp"],
+    covariance: KeyCovariance,
+    threshold: float,
+    ridge: float,
+    preserved: PreservedKeys | None = None,
 ) -> Float[Tensor, "d_mlp request"]:
     """Left factor of the D that minimises ridge * |D|^2 + |K D - R|^2 subject to D = P D (AlphaEdit, Fang et al. 2024,
     arXiv 2410.02355, section 3).
@@ -69,7 +145,7 @@ def alphaedit_factor(
             f"No eigenvalue of the covariance of layer {covariance.layer} is below null_space_threshold={threshold} "
             f"(the least is {values[0].item():.2e}, the median {values.median().item():.2e}). Raise the threshold."
         )
-    return _factor(keys, keys @ free @ free.T, ridge)
+    return _factor(keys, sparing(keys, lambda rows: rows @ free.to(rows) @ free.to(rows).T, preserved), ridge)
 
 
 def _factor(

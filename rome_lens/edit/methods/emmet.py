@@ -9,6 +9,7 @@ from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.methods.batch import BatchProblem, write_batch
 from rome_lens.edit.methods.closed_forms import emmet_factor
+from rome_lens.edit.methods.preserve import Preserve
 from rome_lens.edit.methods.requests import Requests
 from rome_lens.edit.search.settings import BatchConfig
 from rome_lens.edit.search.targets import MemitTargets
@@ -35,6 +36,7 @@ def emmet(
     covariances: Mapping[int, KeyCovariance] | None = None,
     config: EmmetConfig | None = None,
     targets: MemitTargets | None = None,
+    preserve: Preserve = None,
     on_unhealthy: OnUnhealthy = "warn",
     progress: bool = True,
 ) -> Edit:
@@ -47,5 +49,5 @@ def emmet(
         CovarianceError, ValueError: as `memit`.
     """
     config = EmmetConfig() if config is None else config
-    problem = BatchProblem("emmet", emmet_factor, True, requests, covariances, config)
+    problem = BatchProblem("emmet", emmet_factor, True, requests, covariances, config, preserve)
     return write_batch(model, problem, targets, on_unhealthy, progress)

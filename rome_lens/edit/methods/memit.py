@@ -11,6 +11,7 @@ from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import covariances_for
 from rome_lens.edit.methods.batch import BatchProblem, write_batch
 from rome_lens.edit.methods.closed_forms import memit_factor
+from rome_lens.edit.methods.preserve import Preserve
 from rome_lens.edit.methods.requests import Requests
 from rome_lens.edit.search.settings import BatchConfig, check_positive
 from rome_lens.edit.search.targets import MemitTargets
@@ -52,6 +53,7 @@ def memit(
     covariances: Mapping[int, KeyCovariance] | None = None,
     config: MemitConfig | None = None,
     targets: MemitTargets | None = None,
+    preserve: Preserve = None,
     on_unhealthy: OnUnhealthy = "warn",
     progress: bool = True,
 ) -> Edit:
@@ -71,6 +73,9 @@ def memit(
         config: Hyper-parameters; None: `MemitConfig()`, which edits the layers of the covariances.
         targets: Targets z, from `memit_targets`, whose contexts are used for the keys too; None: they are searched,
             which is most of the work.
+        preserve: Prompts whose answers stay exactly as they are, up to rounding: texts, or Facts, EditRequests or
+            records, whose prompt (for records, the request's) counts. Each layer's update is then the minimum among
+            those that add nothing at any of their tokens. "auto": the prompts of `near_subjects`.
         on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
         progress: Show bars.
 
@@ -81,7 +86,8 @@ def memit(
     Raises:
         CovarianceError: a layer's covariance is missing, singular, or of another layer or model.
         EditError: a weight, loss or update is not finite, the targets are of another model, or the edit is unhealthy
-            and `on_unhealthy` is "raise". No weight is changed.
+            and `on_unhealthy` is "raise"; or what is to be preserved is what is to be changed, or does not fit into a
+            layer's rank. No weight is changed.
         ValueError: no or contradicting requests, an invalid layer, targets of another edit, or a model that norms its
             MLPs' outputs.
     """
@@ -89,5 +95,5 @@ def memit(
     covariances = covariances_for(model, covariances)
     weight = config.weight(max((len(each.second_moment) for each in covariances.values()), default=0))
     config, form = replace(config, covariance_weight=weight), partial(memit_factor, weight=weight)
-    problem = BatchProblem("memit", form, True, requests, covariances, config)
+    problem = BatchProblem("memit", form, True, requests, covariances, config, preserve)
     return write_batch(model, problem, targets, on_unhealthy, progress)

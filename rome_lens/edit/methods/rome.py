@@ -4,19 +4,23 @@ Eq. 3 gives the key k* of the subject (`search/key.py`), Eq. 4 the value v* that
 (`search/value.py`), and Eq. 2 the update with which the matrix maps k* to v* (`rome`, below).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rome_lens.checking import check_whole, checked
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import shipped_covariance
+from rome_lens.edit.methods.closed_forms import emmet_factor, sparing
+from rome_lens.edit.methods.near import auto_prompts
+from rome_lens.edit.methods.preserve import Preserve, preserve_figures, preserved_prompts
 from rome_lens.edit.methods.requests import Requests, only_request
 from rome_lens.edit.presets.table import preset_to_use
 from rome_lens.edit.search.key import subject_keys
 from rome_lens.edit.search.settings import SearchConfig
-from rome_lens.edit.search.value import optimise_value, search_figures
+from rome_lens.edit.search.value import Value, optimise_value, search_figures
 from rome_lens.errors import EditError
 from rome_lens.models import Model, mlp_output
 
@@ -67,6 +71,7 @@ def rome(
     *,
     covariance: KeyCovariance | None = None,
     config: RomeConfig | None = None,
+    preserve: Preserve = None,
     on_unhealthy: OnUnhealthy = "warn",
     progress: bool = True,
 ) -> Edit:
@@ -79,6 +84,10 @@ def rome(
         request: What to write: an EditRequest, or a list of one.
         covariance: Covariance of the keys of the edited layer; None: the one that ships for this model.
         config: Hyper-parameters; None: `RomeConfig()`.
+        preserve: Prompts whose answers stay exactly as they are, up to rounding: texts, or Facts, EditRequests or
+            records, whose prompt (for records, the request's) counts. Among the updates with W_hat k* = v* that add
+            nothing at any of their tokens, this is then the one that is least in the norm of C. "auto": the prompts of
+            `near_subjects`. None: Eq. 2 as it stands.
         on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
         progress: Show a bar.
 
@@ -88,22 +97,43 @@ def rome(
     Raises:
         CovarianceError: the covariance is of another layer or model, or singular.
         EditError: a weight or the loss is not finite, k* . u is 0, or the edit is unhealthy and `on_unhealthy` is
-            "raise". No weight is changed.
+            "raise"; or what is to be preserved is what is to be changed, or does not fit into the layer's rank. No
+            weight is changed.
         ValueError: several requests, an invalid layer, or a prompt that exceeds the model's context.
     """
+
+    def find_value(*given: Any) -> Value:
+        return optimise_value(*given, progress=progress)
+
+    return rome_with(find_value, model, request, covariance, config, preserve, on_unhealthy)
+
+
+def rome_with(
+    find_value: Callable[..., Value],
+    model: Model,
+    request: Requests,
+    covariance: KeyCovariance | None = None,
+    config: RomeConfig | None = None,
+    preserve: Preserve = None,
+    on_unhealthy: OnUnhealthy = "warn",
+) -> Edit:
+    """`rome` with another search for v*: `find_value` gets the arguments of `optimise_value`."""
     request = only_request(request, "rome")
     config = RomeConfig() if config is None else config
     covariance = shipped_covariance(model) if covariance is None else covariance
     layer = covariance.layer if config.layer is None else config.layer
     finite_matrix(model, layer)
     covariance.check(model, layer)
+    if preserve == "auto":
+        preserve = auto_prompts(model, [request], {layer: covariance}, emmet_factor, config.token)
+    preserved = preserved_prompts(model, preserve, [request], [layer], token=config.token)
     contexts = config.contexts_for(model)
 
-    keys = subject_keys(model, layer, request, contexts, token=config.token)
+    keys, kept = subject_keys(model, layer, request, contexts, token=config.token), preserved.keys(model, layer)
     mean_key = keys.mean(0)  # k* (Eq. 3)
-    direction = covariance.solve(mean_key)
+    direction = sparing(mean_key[None], covariance.solve, kept)[0].to(mean_key)
     left = direction / direction.norm()
-    value = optimise_value(model, layer, request, contexts, config, progress=progress)  # v* (Eq. 4)
+    value = find_value(model, layer, request, contexts, config)  # v* (Eq. 4)
     key = mean_key if config.consistent else keys[0]
     divisor = key @ left
     right = (value.vector - mlp_output(model, layer, key)) / divisor  # Lambda of Eq. 2, for left = u
@@ -113,14 +143,20 @@ def rome(
             "a covariance from more text."
         )
     factors = {layer: (left[:, None], right[None])}
+    cost: dict[str, Any] = {}
+    if kept is not None:
+        plain = covariance.solve(mean_key)
+        without = plain[:, None] / (key @ plain), right[None] * divisor
+        cost = preserve_figures(factors[layer], without, key[None], keys[:1], kept)
     health = EditHealth(
         **update_norms(model, factors),
         **search_figures([value]),
         key_share=(divisor / (mean_key @ left)).item(),
         key_dot_u=(divisor / key.norm()).item(),
         condition_number=covariance.condition_number,
+        **cost,
     )
-    used = as_json(replace(config, layer=layer, contexts=contexts))
+    used = as_json(replace(config, layer=layer, contexts=contexts)) | preserved.as_json()
     edit = Edit.of(model, [request], factors, method="rome", config=used, health=health)
     report_problems(health, on_unhealthy, edit=edit)
     return edit

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rome_lens as rl
-from rome_lens.edit.methods.batch import mean_keys
+from rome_lens.edit.methods.batch import context_keys
 from rome_lens.edit.search.key import subject_keys
 from rome_lens.edit.search.targets import subject_states
 from tests.edit.methods.test_rome import CONTEXTS, FAMILIES, covariance_of
@@ -229,6 +229,6 @@ def test_memit_weighs_the_covariance_by_the_width_unless_told(tiny):
 
 def test_keys_are_means_over_all_contexts(tiny):
     targets = found(tiny)
-    keys = mean_keys(tiny, 1, targets)
+    keys = context_keys(tiny, 1, targets).mean(1)
     each = [subject_keys(tiny, 1, request, CONTEXTS).mean(0) for request in REQUESTS]
     assert torch.allclose(keys, torch.stack(each), atol=1e-5)

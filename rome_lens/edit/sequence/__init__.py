@@ -1,0 +1,1 @@
+"""Many facts over time."""
