@@ -12,8 +12,10 @@ from rome_lens.models.kv_cache import PastState
 from rome_lens.models.loading.converting import converted, is_pickled, known_names, official_name
 from rome_lens.models.mlp import (
     PLAIN,
+    MlpMatrix,
     OutputMatrix,
     contribution_change,
+    find_matrix,
     find_output_matrix,
     key_width,
     mlp_contribution,
@@ -22,6 +24,7 @@ from rome_lens.models.mlp import (
     output_matrix,
     output_matrix_name,
 )
+from rome_lens.models.mlp_input import preactivation_name, read_mlp_input
 from rome_lens.models.parameters import (
     asking,
     bos_token,
@@ -53,6 +56,7 @@ __all__ = [
     "Hook",
     "HookList",
     "Kind",
+    "MlpMatrix",
     "Model",
     "OutputMatrix",
     "PastState",
@@ -69,6 +73,7 @@ __all__ = [
     "converted",
     "embed",
     "embeddings",
+    "find_matrix",
     "find_output_matrix",
     "frozen",
     "input_name",
@@ -86,6 +91,8 @@ __all__ = [
     "output_matrix",
     "output_matrix_name",
     "pad",
+    "preactivation_name",
+    "read_mlp_input",
     "run",
     "run_and_read",
     "run_block",

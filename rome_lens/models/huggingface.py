@@ -1,4 +1,4 @@
-"""Where models of Hugging Face's classes keep their MLP output matrices."""
+"""Where models of Hugging Face's classes keep their MLPs' matrices."""
 
 from typing import TypeAlias
 
@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rome_lens.errors import EditError
 from rome_lens.models.kinds import Model
-from rome_lens.models.mlp import PLAIN, OutputMatrix, find_output_matrix
+from rome_lens.models.mlp import PLAIN, MlpMatrix, OutputMatrix, find_matrix
 
 EditableModel: TypeAlias = Model | PreTrainedModel
 
@@ -32,17 +32,26 @@ _MODULES = {
 MODULE_OF = {model_type: path for path, model_types in _MODULES.items() for model_type in model_types}
 """The module that answers to keys, by Hugging Face's model_type; {} is the layer's number."""
 
+_INPUTS = {
+    "c_proj": "c_fc",
+    "fc_out": "fc_in",
+    "dense_4h_to_h": "dense_h_to_4h",
+    "fc2": "fc1",
+    "down_proj": "up_proj",
+}
+"""The module that makes the keys (in a gated MLP, with `gate_proj`), by the name of the one that answers to them."""
 
-def output_matrix_of(model: EditableModel, layer: int) -> OutputMatrix:
-    """Finds a layer's MLP output matrix.
+
+def output_matrix_of(model: EditableModel, layer: int, matrix: MlpMatrix = "out") -> OutputMatrix:
+    """Finds a matrix of a layer's MLP.
 
     Raises:
         ValueError: no such layer, or none with a single matrix.
         EditError: a Hugging Face model of a family that is not known here, or one whose matrix is packed.
     """
     if isinstance(model, PreTrainedModel):
-        return _in_hugging_face(model, layer)
-    return find_output_matrix(model, layer)
+        return _in_hugging_face(model, layer, matrix)
+    return find_matrix(model, layer, matrix)
 
 
 def name_of(model: EditableModel) -> str:
@@ -52,7 +61,7 @@ def name_of(model: EditableModel) -> str:
     return str(model.cfg.model_name)
 
 
-def _in_hugging_face(model: PreTrainedModel, layer: int) -> OutputMatrix:
+def _in_hugging_face(model: PreTrainedModel, layer: int, matrix: MlpMatrix) -> OutputMatrix:
     kind = model.config.model_type
     if kind not in MODULE_OF:
         raise EditError(
@@ -63,8 +72,9 @@ def _in_hugging_face(model: PreTrainedModel, layer: int) -> OutputMatrix:
     layers = model.config.num_hidden_layers
     if not 0 <= layer < layers:
         raise ValueError(f"layer is {layer}, but {name_of(model)} has layers 0 to {layers - 1}.")
-    path = MODULE_OF[kind].format(layer)
-    module = model.get_submodule(path)
+    parent, _, name = MODULE_OF[kind].format(layer).rpartition(".")
+    name = {"in": _INPUTS[name], "gate": "gate_proj", "out": name}[matrix]
+    path, module = f"{parent}.{name}", getattr(model.get_submodule(parent), name, None)
     weight = getattr(module, "weight", None)
     if type(module) not in PLAIN or not isinstance(weight, nn.Parameter) or weight.ndim != 2:
         raise EditError(

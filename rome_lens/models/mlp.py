@@ -1,7 +1,7 @@
 """The MLP output matrices, which edits change, and what they answer to keys."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,17 +12,20 @@ from transformers.pytorch_utils import Conv1D
 from rome_lens.models.kinds import Model, is_bridge
 from rome_lens.models.parameters import check_layer
 
+MlpMatrix = Literal["in", "gate", "out"]
+"""A matrix of an MLP: W_in (up_proj), W_gate (gate_proj, of gated MLPs), W_out (down_proj)."""
+
 PLAIN = (nn.Linear, FalconLinear, Conv1D)
 """Modules that multiply with their weight as it is. Their subclasses (quantized, adapted) do not."""
 
 
 @dataclass(frozen=True, eq=False)
 class OutputMatrix:
-    """The MLP output matrix of a layer, wherever it is kept.
+    """A matrix of a layer's MLP, wherever it is kept: as a rule, the output matrix.
 
     Attributes:
         parameter: the model's own parameter.
-        transposed: whether that is [d_model, d_mlp].
+        transposed: whether that is [d_out, d_in].
         module: the dotted name of its module in a Hugging Face model; "" elsewhere.
     """
 
@@ -31,12 +34,12 @@ class OutputMatrix:
     module: str = ""
 
     @property
-    def values(self) -> Float[Tensor, "d_mlp d_model"]:
+    def values(self) -> Float[Tensor, "d_in d_out"]:
         """A view of the entries, without gradient: what is written into it is in the model."""
         return self.oriented(self.parameter.detach())
 
     def oriented(self, values: Float[Tensor, "row column"]) -> Float[Tensor, "_ _"]:
-        """A view: [d_mlp, d_model] of what is kept as the parameter is (its gradient), and the other way round."""
+        """A view: [d_in, d_out] of what is kept as the parameter is (its gradient), and the other way round."""
         return values.T if self.transposed else values
 
 
@@ -57,16 +60,51 @@ def find_output_matrix(model: Model, layer: int) -> OutputMatrix:
     return found
 
 
-def _in_hooked(mlp: Any) -> OutputMatrix | None:
-    weight = getattr(mlp, "W_out", None)
+def find_matrix(model: Model, layer: int, matrix: MlpMatrix) -> OutputMatrix:
+    """Where a matrix of a layer's MLP is kept: a parameter itself, not a stacked copy.
+
+    Raises:
+        ValueError: no such layer, the block has no single matrix of this name (no gate, a mixture of experts), or it
+            holds the gain of the norm before it.
+    """
+    if matrix == "out":
+        return find_output_matrix(model, layer)
+    check_layer(model, layer)
+    mlp = getattr(model.blocks[layer], "mlp", None)
+    found = _in_bridge(mlp, matrix) if is_bridge(model) else _in_hooked(mlp, matrix)
+    if found is None or found.values.ndim != 2 or found.values.shape[0] != model.cfg.d_model:
+        raise ValueError(
+            f"Layer {layer} of {model.cfg.model_name} has no single matrix {matrix!r} [d_model, d_mlp] in its MLP (an "
+            "MLP without a gate, one that keeps both in one matrix, a mixture of experts or a quantized model). "
+            "Choose another matrix, such as 'out'."
+        )
+    if _is_folded(model):
+        raise ValueError(
+            f"The norms of {model.cfg.model_name} are folded into its MLPs' matrix {matrix!r}, so that a change of it "
+            "means something else than in the model as it was trained. Load it with load_model, which folds nothing, "
+            "or choose the matrix 'out'."
+        )
+    return found
+
+
+def _is_folded(model: Model) -> bool:
+    """Whether the norms' gains are in the matrices that read from them."""
+    if is_bridge(model):
+        return bool(model.compatibility_mode)
+    return str(model.cfg.normalization_type).endswith("Pre")
+
+
+def _in_hooked(mlp: Any, matrix: MlpMatrix = "out") -> OutputMatrix | None:
+    weight = getattr(mlp, f"W_{matrix}", None)
     return OutputMatrix(weight) if isinstance(weight, nn.Parameter) else None
 
 
-def _in_bridge(mlp: Any) -> OutputMatrix | None:
-    module: Any = getattr(getattr(mlp, "out", None), "original_component", None)
+def _in_bridge(mlp: Any, matrix: MlpMatrix = "out") -> OutputMatrix | None:
+    module: Any = getattr(getattr(mlp, matrix, None), "original_component", None)
     if type(module) not in PLAIN or not module.weight.is_floating_point():
         return None
-    return OutputMatrix(_read_by(mlp, module.weight), transposed=type(module) is not Conv1D)
+    weight = _read_by(mlp, module.weight) if matrix == "out" else module.weight
+    return OutputMatrix(weight, transposed=type(module) is not Conv1D)
 
 
 def _read_by(mlp: Any, parameter: nn.Parameter) -> Tensor:

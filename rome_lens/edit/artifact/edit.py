@@ -1,4 +1,4 @@
-"""Edits as data: low-rank updates of MLP output matrices that can be applied, reverted, composed, saved and loaded."""
+"""Edits as data: low-rank updates of MLP matrices that can be applied, reverted, composed, saved and loaded."""
 
 import json
 import os
@@ -20,10 +20,10 @@ from rome_lens.edit.artifact.file import load_fields, save_fields
 from rome_lens.edit.artifact.health import EditHealth
 from rome_lens.edit.artifact.hooks import update_hooks
 from rome_lens.edit.artifact.matrix import matrix_for, state_dict_delta
-from rome_lens.edit.artifact.update import Update, one_for_each_layer
+from rome_lens.edit.artifact.update import Update, one_for_each_matrix
 from rome_lens.edit.artifact.written import Place, Temporarily, digests_so_far, take_out
 from rome_lens.errors import EditError, EditWarning, warn
-from rome_lens.models import Hook, Model, architecture_digest, output_matrix
+from rome_lens.models import Hook, MlpMatrix, Model, architecture_digest, find_matrix
 from rome_lens.models.huggingface import EditableModel, name_of, output_matrix_of
 from rome_lens.storage import digest
 
@@ -45,7 +45,7 @@ class Edit:
     made for no weights in particular and has no health. `a - b` is `a + -b`; `sum([a, b])` is `a + b`.
 
     Attributes:
-        updates: one for each edited layer; several of one layer are joined when the edit is made.
+        updates: one for each edited matrix; several of one matrix are joined when the edit is made.
         requests: the facts that are written.
         method: "rome", "memit", ...
         model: name of the model it was computed on.
@@ -63,23 +63,27 @@ class Edit:
     health: EditHealth | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "updates", one_for_each_layer(self.updates))
+        object.__setattr__(self, "updates", one_for_each_matrix(self.updates))
 
     @classmethod
     def of(
         cls,
         model: Model,
         requests: Sequence[EditRequest],
-        factors: Mapping[int, tuple[Float[Tensor, "d_mlp rank"], Float[Tensor, "rank d_model"]]],
+        factors: Mapping[int | tuple[int, MlpMatrix], tuple[Float[Tensor, "d_in rank"], Float[Tensor, "rank d_out"]]],
         *,
         method: str,
         config: Mapping[str, Any],
         health: EditHealth,
     ) -> "Edit":
-        """An edit computed on `model` as it is now: (left, right) by layer, with a note of what it was computed for."""
+        """An edit computed on `model` as it is now, with a note of what it was computed for.
+
+        `factors` holds (left, right) by layer, or by (layer, matrix).
+        """
+        places = [each if isinstance(each, tuple) else (each, "out") for each in factors]
         updates = tuple(
-            Update(layer, left.cpu(), right.cpu(), digest(output_matrix(model, layer)))
-            for layer, (left, right) in factors.items()
+            Update(layer, left.cpu(), right.cpu(), digest(find_matrix(model, layer, matrix).values), matrix)
+            for (layer, matrix), (left, right) in zip(places, factors.values(), strict=True)
         )
         name, architecture = str(model.cfg.model_name), architecture_digest(model)
         return cls(updates, tuple(requests), method, name, architecture, config, health)
@@ -215,11 +219,11 @@ class Edit:
         present = any(self._has_updates_of(edit) for edit in applied_edits(model))
         differences = []
         for update in self.updates:
-            matrix = output_matrix_of(model, update.layer)
+            matrix = output_matrix_of(model, update.layer, update.matrix)
             found = digest(matrix.values) if update.made_for else ""
             explained = not strict and not present and update.made_for in digests_so_far(matrix.parameter)
             if found != update.made_for and not explained:
-                differences.append(f"layer {update.layer} was {update.made_for[:12]} and is {found[:12]}")
+                differences.append(f"{update.place} was {update.made_for[:12]} and is {found[:12]}")
         known = self.architecture and isinstance(model, Model)
         if known and self.architecture != architecture_digest(model):
             differences.insert(0, f"the architecture of {self.model} was another than that of {name_of(model)}")
@@ -239,7 +243,9 @@ class Edit:
     def _has_updates_of(self, other: "Edit") -> bool:
         """Whether it adds the same to the same layers."""
         return len(self.updates) == len(other.updates) > 0 and all(
-            ours.layer == theirs.layer and torch.equal(ours.left, theirs.left) and torch.equal(ours.right, theirs.right)
+            (ours.layer, ours.matrix) == (theirs.layer, theirs.matrix)
+            and torch.equal(ours.left, theirs.left)
+            and torch.equal(ours.right, theirs.right)
             for ours, theirs in zip(self.updates, other.updates, strict=True)
         )
 
@@ -267,22 +273,23 @@ class Edit:
         return cls(**load_fields(path, max_bytes=max_bytes))
 
     def __str__(self) -> str:
-        layers = ", ".join(str(update.layer) for update in self.updates)
+        layers = ", ".join(str(layer) for layer in dict.fromkeys(update.layer for update in self.updates))
         more = f" and {len(self.requests) - 1} more" if len(self.requests) > 1 else ""
         wrote = "; ".join(f"{request.text!r} -> {request.target!r}" for request in self.requests[:1])
         return f"Edit of {self.model}, layer {layers}: {wrote}{more}"
 
 
-def finite_matrix(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-    """The matrix that an edit of a layer changes, as `output_matrix` gives it.
+def finite_matrix(model: Model, layer: int, matrix: MlpMatrix = "out") -> Float[Tensor, "d_in d_out"]:
+    """The entries of the matrix that an edit of a layer changes, without gradient.
 
     Raises:
         EditError: it has NaN or infinite entries.
         ValueError: there is no such matrix.
     """
-    weight = output_matrix(model, layer)
+    weight = find_matrix(model, layer, matrix).values
     if not weight.isfinite().all():
-        raise EditError(f"The MLP output matrix of layer {layer} has NaN or infinite entries. Load the model again.")
+        name = "output matrix" if matrix == "out" else f"matrix {matrix!r}"
+        raise EditError(f"The MLP {name} of layer {layer} has NaN or infinite entries. Load the model again.")
     return weight
 
 

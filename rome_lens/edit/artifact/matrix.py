@@ -16,10 +16,10 @@ def matrix_for(model: EditableModel, update: Update) -> OutputMatrix:
     Raises:
         EditError: it has another shape; and as `output_matrix_of`.
     """
-    matrix = output_matrix_of(model, update.layer)
+    matrix = output_matrix_of(model, update.layer, update.matrix)
     if update.shape != tuple(matrix.values.shape):
         raise EditError(
-            f"The edit is for matrices of the shape {update.shape}, but layer {update.layer} of {name_of(model)} has "
+            f"The edit is for matrices of the shape {update.shape}, but {update.place} of {name_of(model)} has "
             f"{tuple(matrix.values.shape)}. Apply it to the model it was made on."
         )
     return matrix

@@ -43,13 +43,18 @@ def forecast_bleed_over(
         edit is of several requests, the request with the largest |share| is compared with.
 
     Raises:
-        EditError: an update does not fit the model.
+        EditError: an update does not fit the model, or changes another matrix than the MLP's output matrix.
         ValueError: no prompts; a prompt is blank or too long; the edit adds nothing at its own prompt.
     """
     check_prompts(prompts)
     check_whole(tokens_per_batch=tokens_per_batch)
     for update in edit.updates:
         matrix_for(model, update)  # raises unless the update fits
+        if update.matrix != "out":
+            raise EditError(
+                f"The edit changes {update.place}, expected output matrices alone: what others add to the residual "
+                "stream is not linear in what they read. Compare the models: compare_models."
+            )
     texts = {text.ids: text for text in (tokenize(model, prompt) for prompt in prompts)}
     layers = list(dict.fromkeys(update.layer for update in edit.updates))
     there = {layer: _at_edited_prompts(model, edit, layer) for layer in layers}
