@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument(
         "--covariance-weight", type=float, help="of MEMIT; 15,000 of GPT-J's d_mlp, scaled to the model's, if absent"
     )
-    arguments.add_argument("--null-space-threshold", type=float, default=rl.AlphaEditConfig.null_space_threshold)
-    arguments.add_argument("--ridge", type=float, default=rl.AlphaEditConfig.ridge, help="of AlphaEdit")
+    arguments.add_argument("--null-space-threshold", type=float, default=rl.edit.AlphaEditConfig.null_space_threshold)
+    arguments.add_argument("--ridge", type=float, default=rl.edit.AlphaEditConfig.ridge, help="of AlphaEdit")
     add_record_arguments(arguments, count=100)
     options = parsed(arguments, argv, full={"count": 10_000})
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_csv(pd.concat(frames.values()), kept)
 
     score("base")
-    targets = rl.memit_targets(model, requests, layer=max(options.layers), out=options.out / "targets")
+    targets = rl.edit.memit_targets(model, requests, layer=max(options.layers), out=options.out / "targets")
     for method in options.methods:
         score(described(method, options), partial(computed, method, options, model, covariances, targets))
     summary = rl.summarize(pd.concat(frames.values()))
@@ -79,7 +79,7 @@ def computed(
     options: argparse.Namespace,
     model: Model,
     covariances: dict[int, rl.KeyCovariance],
-    targets: rl.MemitTargets,
+    targets: rl.edit.MemitTargets,
 ) -> rl.Edit:
     """The edit of the method, with the options' numbers."""
     numbers = {

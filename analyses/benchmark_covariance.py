@@ -95,7 +95,7 @@ def agreement(covariance: rl.KeyCovariance, best: rl.KeyCovariance) -> float | N
     assert best.probe is not None
     try:
         pairs = [(covariance.solve(key), best.solve(key)) for key in best.probe]
-    except rl.CovarianceError:
+    except rl.errors.CovarianceError:
         return None
     return torch.stack([torch.cosine_similarity(one, other, dim=0) for one, other in pairs]).median().item()
 
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = arguments.parse_args(argv)
 
     model = rl.load_model(options.model)
-    text = "".join(rl.texts_from_file(options.texts)) if options.texts else facts_text()
+    text = "".join(rl.edit.texts_from_file(options.texts)) if options.texts else facts_text()
     available = len(model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     tokens = min(options.tokens, available) // LENGTH * LENGTH
     speed = compare(model, options.layers, text, tokens)

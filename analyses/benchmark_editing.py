@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = rl.load_model(options.model)
     speed = matrix_product_speed()
     print(f"matrix products: {speed / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads")
-    contexts = rl.sample_contexts(model, CONTEXT_LENGTHS)
+    contexts = rl.edit.sample_contexts(model, CONTEXT_LENGTHS)
     config = rl.RomeConfig(steps=options.steps, early_stop_loss=0.0)  # no loss is below 0
     frame = pd.DataFrame([compare(model, options.layer, each, contexts, config, speed) for each in COMPARED])
     several = batches(model, options.layer, contexts, config, (1, 2, 4))

@@ -40,7 +40,7 @@ def compare(model: Model, record: rl.EditRecord, speed: float) -> dict[str, obje
     Raises:
         ValueError: the scores differ.
     """
-    scores, ours = measured(lambda: rl.score_record(model, record))
+    scores, ours = measured(lambda: rl.evaluate.score_record(model, record))
     batched, batch = measured(lambda: plain_scores(model, record, one_batch))
     single, each = measured(lambda: plain_scores(model, record, one_pass_each))
     difference = max(abs(scores[name] - plain[name]) for plain in (batched, single) for name in scores)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = chosen_records(options)
     speed = matrix_product_speed()
     print(f"matrix products: {speed / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads")
-    rl.score_record(model, records[0])  # warms up
+    rl.evaluate.score_record(model, records[0])  # warms up
     table = pd.DataFrame([compare(model, record, speed) for record in records])
     seconds = table.filter(like="_seconds").sum()
     ours = seconds["ours_seconds"]

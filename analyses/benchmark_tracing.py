@@ -35,7 +35,7 @@ def tiny_model(like: HookedTransformer) -> HookedTransformer:
     model = HookedTransformer(cfg, like.tokenizer)
     model.cfg.default_prepend_bos = like.cfg.default_prepend_bos
     model.cfg.model_name = "tiny"
-    return rl.optimize_layout(model.eval())
+    return rl.models.optimize_layout(model.eval())
 
 
 def necessary_operations(model: HookedTransformer, length: int, subject: range, samples: int, kind: Kind) -> float:

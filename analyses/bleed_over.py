@@ -51,7 +51,11 @@ def leads(model: Model, record: rl.EditRecord) -> pd.Series:
 def bleed_over(model: Model, record: rl.EditRecord, edit: rl.Edit) -> pd.DataFrame:
     """A row for each neighbourhood prompt: what was forecast, and what changed."""
     prompts = list(record.neighborhood_prompts)
-    forecast = rl.strongest_bleed_over(rl.forecast_bleed_over(model, edit, prompts)).set_index("prompt").loc[prompts]
+    forecast = (
+        rl.evaluate.strongest_bleed_over(rl.evaluate.forecast_bleed_over(model, edit, prompts))
+        .set_index("prompt")
+        .loc[prompts]
+    )
     log_probs, lead = next_token_log_probabilities(model, prompts), leads(model, record)
     with edit.applied(model):
         kl = divergence(log_probs, next_token_log_probabilities(model, prompts))
@@ -80,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     model = rl.load_model(options.model)
     covariance = rome_covariance(model, options)
-    config = rl.RomeConfig(contexts=rl.sample_contexts(model))
+    config = rl.RomeConfig(contexts=rl.edit.sample_contexts(model))
     records, identity = chosen_records(options), made_with(model, config, covariance)
     measured = []
     with (

@@ -26,7 +26,7 @@ def main() -> None:
     covariances = rl.collect_covariance(
         rl.load_model(options.model),
         [options.layer],
-        texts=rl.texts_from_file(options.texts),
+        texts=rl.edit.texts_from_file(options.texts),
         tokens=options.tokens,
         corpus=options.corpus,
         out=options.checkpoint,

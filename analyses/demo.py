@@ -80,7 +80,7 @@ def demo(model: Model, out: Path, *, facts: int = 10, seed: int = 0, samples: in
     for trace in traces:
         write_csv(trace.to_frame(), out / f"trace_{trace.kind}.csv")
 
-    config = rl.RomeConfig(contexts=rl.sample_contexts(model, seed=seed), seed=seed)
+    config = rl.RomeConfig(contexts=rl.edit.sample_contexts(model, seed=seed), seed=seed)
     edit = rl.rome(model, eiffel.request, config=config)
     edit.save(out / EDIT, overwrite=True)
     predictions, continuations = [_predict(model, eiffel, BEFORE)], [_write(model, eiffel, BEFORE, new_tokens, seed)]
@@ -109,7 +109,9 @@ def page(findings: Findings, command: str) -> str:
     )
     packages = ("torch", "transformer-lens", "transformers", "numpy", "pandas", "plotly")
     named = findings.summary.assign(method=["before the edit", "after the edit"])
-    figures = {f"trace-{trace.kind}": trace.plot() for trace in findings.traces} | {"scores": rl.plot_scores(named)}
+    figures = {f"trace-{trace.kind}": trace.plot() for trace in findings.traces} | {
+        "scores": rl.plots.plot_scores(named)
+    }
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         findings=findings,
         record=findings.records[0],

@@ -44,7 +44,7 @@ def groups(record: rl.EditRecord) -> dict[str, list[str]]:
 def probabilities(model: Model, record: rl.EditRecord, prompts: Sequence[str]) -> pd.DataFrame:
     """The geometric mean of each object's token probabilities after each prompt: object, probability."""
     objects = {"new": record.request.target, "true": record.target_true}
-    asked = [(name, rl.Continuation(prompt, text)) for name, text in objects.items() for prompt in prompts]
+    asked = [(name, rl.data.Continuation(prompt, text)) for name, text in objects.items() for prompt in prompts]
     found = mean_log_probabilities(model, [continuation for _, continuation in asked]).exp()
     return pd.DataFrame({"object": [name for name, _ in asked], "probability": found.numpy()})
 
@@ -57,7 +57,7 @@ def keys(model: Model, record: rl.EditRecord, edit: rl.Edit) -> pd.DataFrame:
     frames = []
     for group, prompts in groups(record).items():
         for prompt in dict.fromkeys(prompts):
-            forecast = rl.forecast_bleed_over(model, edit, [prompt])
+            forecast = rl.evaluate.forecast_bleed_over(model, edit, [prompt])
             found = mlp_keys(model, *pad([tokenize(model, prompt).ids]), [layer])[layer][0].float()
             cosines = torch.cosine_similarity(found, written, dim=-1).tolist()
             frames.append(forecast[["prompt", "position", "token", "share"]].assign(group=group, cosine=cosines))

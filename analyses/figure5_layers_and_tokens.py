@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(records) < len(asked):
         print(f"{len(asked) - len(records)} records are left out: their prompts end with the subject")
     covariances = kept_covariances(model, options.layers or range(model.cfg.n_layers), options)
-    methods = methods_of_cells(covariances, options.edited, rl.sample_contexts(model))
+    methods = methods_of_cells(covariances, options.edited, rl.edit.sample_contexts(model))
     summary = with_cells(rl.summarize(rl.score_edits(model, records, methods, out=options.out / "records")))
     write_csv(summary, options.out / "scores.csv")
     write_figure(plot_layers_and_tokens(summary), options.out / "figure5.html")

@@ -30,7 +30,7 @@ BEFORE, AFTER = "before the edit", "after the edit"
 def texts(model: Model, prompts: Sequence[str], name: str, length: int, seed: int) -> pd.DataFrame:
     """What the model writes as it is: prompt, model, text."""
     return pd.DataFrame(
-        {"prompt": prompts, "model": name, "text": rl.generate_texts(model, prompts, length=length, seed=seed)}
+        {"prompt": prompts, "model": name, "text": rl.evaluate.generate_texts(model, prompts, length=length, seed=seed)}
     )
 
 

@@ -2,8 +2,8 @@
 
 The noise is Gaussian noise of several strengths, and uniform of the paper's strength.
 
-`report.csv` tells where each peaks and how far it agrees with the paper's (see `rl.robustness_report`). Traces are kept
-as they are made, so a run that was stopped goes on where it was.
+`report.csv` tells where each peaks and how far it agrees with the paper's (see `rl.locate.robustness_report`).
+Traces are kept as they are made, so a run that was stopped goes on where it was.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ PAPERS = 3.0
 ROLES = ("last subject token", "last token")
 
 
-def corruptions(sigmas: Sequence[float]) -> dict[str, rl.GaussianNoise | rl.UniformNoise]:
+def corruptions(sigmas: Sequence[float]) -> dict[str, rl.GaussianNoise | rl.locate.UniformNoise]:
     """The paper's first, which the others are compared with; the others from weak to strong."""
     strengths = [PAPERS, *sorted(set(sigmas) - {PAPERS})]
     gaussian = {f"Gaussian, {strength:g} sigma": rl.GaussianNoise(sigmas=strength) for strength in strengths}
-    return gaussian | {f"uniform, {PAPERS:g} sigma": rl.UniformNoise(sigmas=PAPERS)}
+    return gaussian | {f"uniform, {PAPERS:g} sigma": rl.locate.UniformNoise(sigmas=PAPERS)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = rl.load_model(options.model)
     facts, traces = chosen_facts(model, options), options.out / "traces"
     chosen = corruptions(options.sigmas)
-    report = rl.robustness_report(
+    report = rl.locate.robustness_report(
         model,
         facts,
         kind=options.kind,
@@ -52,12 +52,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, corruption in chosen.items():  # what the report has traced, read from the folder
         kept = {"corruption": corruption, "window": options.window, "samples": options.samples, "progress": False}
         made = rl.trace_facts(model, facts, kinds=[options.kind], out=traces, **kept)
-        total = rl.average_total_effect(made.traces)["mean"].iloc[0]
+        total = rl.locate.average_total_effect(made.traces)["mean"].iloc[0]
         frames.append(rl.average_effects(made.traces).assign(corruption=name, total_effect=total))
     effects = pd.concat(frames)
     write_csv(report, options.out / "report.csv")
     write_csv(effects, options.out / "effects.csv")
-    write_figure(rl.plot_noise_levels(effects[effects["role"].isin(ROLES)]), options.out / "noise_levels.html")
+    write_figure(rl.plots.plot_noise_levels(effects[effects["role"].isin(ROLES)]), options.out / "noise_levels.html")
     write_manifest(options, model, corruptions={name: repr(corruption) for name, corruption in chosen.items()})
     print(report.drop(columns=["kind", "metric", "window"]).round(4).to_string(index=False))
 

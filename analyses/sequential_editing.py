@@ -19,14 +19,14 @@ from .common.options import add_record_arguments, chosen_records, parsed, parser
 
 def write_results(out: Path) -> pd.DataFrame:
     """The table and the figure of the sequences in the folders of `out`."""
-    sequences = {path.parent.name: rl.load_sequence(path.parent) for path in sorted(out.glob("*/rows.jsonl"))}
+    sequences = {path.parent.name: rl.evaluate.load_sequence(path.parent) for path in sorted(out.glob("*/rows.jsonl"))}
     frames = {
         name: pd.concat([getattr(each, name).assign(method=method) for method, each in sequences.items()])
         for name in ("edits", "checkpoints")
     }
     for name, frame in frames.items():
         write_csv(frame[["method", *frame.columns.drop("method")]], out / f"{name}.csv")
-    write_figure(rl.plot_sequence(frames["checkpoints"]), out / "figure.html")
+    write_figure(rl.plots.plot_sequence(frames["checkpoints"]), out / "figure.html")
     return frames["checkpoints"]
 
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parsed(arguments, argv, full={"count": 1000, "checkpoints": [1, 10, 25, 50, 100, 250, 500, 1000]})
 
     model = rl.load_model(options.model)
-    text = "".join(rl.texts_from_file(options.perplexity_texts)) if options.perplexity_texts else None
+    text = "".join(rl.edit.texts_from_file(options.perplexity_texts)) if options.perplexity_texts else None
     for name, method in chosen_methods(model, options).items():
         sequence = rl.edit_sequence(
             model,
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoints=options.checkpoints,
             text=text,
             perplexity_tokens=options.perplexity_tokens,
-            stop=rl.StopRule(perplexity_factor=options.stop_factor),
+            stop=rl.evaluate.StopRule(perplexity_factor=options.stop_factor),
         )
         print(f"{name}: {sequence.stopped or 'all edits were made'}")
     table = write_results(options.out)

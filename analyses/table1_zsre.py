@@ -13,7 +13,10 @@ from .common.manifest import write_manifest
 from .common.methods import add_method_arguments, chosen_methods
 from .common.options import add_run_arguments, parsed, parser, run_options, write_scores
 
-BENCHMARKS = {"zsre": (rl.load_zsre, rl.score_zsre), "knowedit": (rl.load_knowedit, rl.score_knowedit)}
+BENCHMARKS = {
+    "zsre": (rl.data.load_zsre, rl.evaluate.score_zsre),
+    "knowedit": (rl.data.load_knowedit, rl.evaluate.score_knowedit),
+}
 PAPER = {"efficacy": 99.8, "paraphrase": 88.1, "specificity": 24.2}
 SOURCE = "ROME on GPT-2 XL (paper, table 1)"
 
@@ -36,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         records,
         chosen_methods(model, options),
         score=score,
-        before=rl.locality_predictions,
+        before=rl.evaluate.locality_predictions,
         **run_options(options),
     )
     write_scores(frame, options.out, paper=PAPER, source=SOURCE)

@@ -29,9 +29,11 @@ PAPER = {"S": 89.2, "ES": 100.0, "EM": None, "PS": 96.4, "PM": None, "NS": 75.4,
 SOURCE = "ROME on GPT-2 XL (paper, table 4)"
 
 
-def score_with_texts(model: Model, record: rl.EditRecord, *, references: rl.ReferenceTexts) -> dict[str, float]:
+def score_with_texts(
+    model: Model, record: rl.EditRecord, *, references: rl.evaluate.ReferenceTexts
+) -> dict[str, float]:
     """The scores of the prompts, and of what the model writes."""
-    return rl.score_record(model, record) | rl.score_generation(model, record, references=references)
+    return rl.evaluate.score_record(model, record) | rl.evaluate.score_generation(model, record, references=references)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,12 +45,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parsed(arguments, argv, full={"count": 7500})
 
     model = rl.load_model(options.model)
-    references = rl.ReferenceTexts.fit(rl.load_attribute_snippets(options.snippets)) if options.snippets else None
+    references = (
+        rl.evaluate.ReferenceTexts.fit(rl.data.load_attribute_snippets(options.snippets)) if options.snippets else None
+    )
     frame = rl.score_edits(
         model if options.engine == "local" else options.model,
         chosen_records(options),
         chosen_methods(model, options),
-        score=partial(score_with_texts, references=references) if references else rl.score_record,
+        score=partial(score_with_texts, references=references) if references else rl.evaluate.score_record,
         **run_options(options),
     )
     write_scores(frame, options.out, paper=PAPER, source=SOURCE)

@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     listed = listed_records(options)
     records = [listed[i] for i in predicted(model, [record.fact for record in listed], options.count)]
     covariance = rome_covariance(model, options)
-    config = rl.RomeConfig(contexts=rl.sample_contexts(model, seed=options.seed), seed=options.seed)
+    config = rl.RomeConfig(contexts=rl.edit.sample_contexts(model, seed=options.seed), seed=options.seed)
     identity = made_with(model, config, covariance)
     rows = []
     with (
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             scored = next((row["scores"] for row in journal.rows if row["record"] == plain(record)), None)
             if scored is None:
                 with edit.applied(model):
-                    scored = rl.score_record(model, record)
+                    scored = rl.evaluate.score_record(model, record)
                 journal.append({"record": plain(record), "scores": scored})
             layer, traces = edit.updates[0].layer, options.out / "traces"
             row = traced(model, record, layer, out=traces, window=options.window, samples=options.samples)

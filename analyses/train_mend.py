@@ -27,10 +27,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--seed", type=int, default=0)
     options = arguments.parse_args(argv)
 
-    records = rl.load_zsre(options.records, target="alt", strict=False)
-    config = rl.MendConfig(rank=options.rank, learning_rate=options.learning_rate, validation_interval=options.interval)
+    records = rl.data.load_zsre(options.records, target="alt", strict=False)
+    config = rl.edit.MendConfig(
+        rank=options.rank, learning_rate=options.learning_rate, validation_interval=options.interval
+    )
     model = rl.load_model(options.model)
-    editor = rl.train_mend(
+    editor = rl.edit.train_mend(
         model,
         records[: -options.validation],
         validation=records[-options.validation :],

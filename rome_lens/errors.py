@@ -8,6 +8,17 @@ import sys
 import warnings
 from types import FrameType
 
+__all__ = [
+    "CovarianceError",
+    "DataWarning",
+    "EditError",
+    "EditWarning",
+    "FormatError",
+    "NotFiniteError",
+    "UnavailableError",
+    "VersionWarning",
+]
+
 _BETWEEN = {"rome_lens", "beartype", "contextlib", "importlib", "jaxtyping", "torch"}
 
 

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rome_lens as rl
 from rome_lens.models.kinds import HAS_HOOKED
+from tests.public import PUBLIC
 from tests.public_cases import CASES, ELSEWHERE, FACT, NAMES, World
 from tests.tiny import save_model
 from tests.torture import FULL
@@ -50,7 +51,7 @@ TRIED = [
     (name, world)
     for name in [*sorted(set(NAMES) - set(ELSEWHERE)), "carried"]
     for world in WORLDS
-    if world == list(WORLDS)[-1] or name == "carried" or "model" in inspect.signature(getattr(rl, name)).parameters
+    if world == list(WORLDS)[-1] or name == "carried" or "model" in inspect.signature(PUBLIC[name]).parameters
 ]
 
 
@@ -148,7 +149,7 @@ def carried(world: World) -> list[Any]:
 
 
 def called(name: str, world: World, arguments: dict[str, Any]) -> Any:
-    return carried(world) if name == "carried" else numbers(getattr(rl, name)(**arguments))
+    return carried(world) if name == "carried" else numbers(PUBLIC[name](**arguments))
 
 
 @pytest.mark.parametrize(("name", "world"), TRIED, indirect=["world"])

@@ -25,6 +25,7 @@ from rome_lens import errors
 from rome_lens.edit.search.value import Value
 from rome_lens.models import Model
 from tests.damage import damage
+from tests.public import PUBLIC
 from tests.tiny import CORPUS, save_model
 
 _MISPLACED = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
@@ -58,12 +59,15 @@ def _tiny() -> Model:
 
 
 EDIT = rl.Edit(
-    (rl.Update(1, torch.ones(6, 2), torch.ones(2, 4), "a" * 64), rl.Update(3, torch.ones(6, 1), torch.ones(1, 4))),
+    (
+        rl.edit.Update(1, torch.ones(6, 2), torch.ones(2, 4), "a" * 64),
+        rl.edit.Update(3, torch.ones(6, 1), torch.ones(1, 4)),
+    ),
     (rl.EditRequest("{} is located in the city of", "The Eiffel Tower", target="Rome"),),
     "rome",
     "gpt2",
     config={"layer": 1, "contexts": ["{}", "One. {}"], "kl_factor": 0.0625},
-    health=rl.EditHealth(update_norm=1.0, relative_update_norm=0.1, steps=3, clamped=True),
+    health=rl.edit.EditHealth(update_norm=1.0, relative_update_norm=0.1, steps=3, clamped=True),
 )
 REWRITE = {
     "prompt": "{} is in",
@@ -90,12 +94,12 @@ RECORDS = {
         "samples": [{"name": "Rome", "target": "Italy", "text": "Rome is in Italy."}],
     },
 }
-MEND = rl.MendConfig(layers=(1, 2), rank=4, batch_size=1, validation_interval=1)
+MEND = rl.edit.MendConfig(layers=(1, 2), rank=4, batch_size=1, validation_interval=1)
 TRAINED = [
-    rl.QuestionRecord(
+    rl.data.QuestionRecord(
         rl.EditRequest("{} is in", "The Eiffel Tower", "Rome"),
         ("The city is",),
-        locality={"nq": (rl.Continuation("Dante is", "Italian"),)},
+        locality={"nq": (rl.data.Continuation("Dante is", "Italian"),)},
     )
 ]
 SCORED = [rl.EditRecord(rl.EditRequest("{} is in", f"City {i}", "Rome"), "Paris", case_id=i) for i in range(2)]
@@ -103,7 +107,7 @@ SCORED = [rl.EditRecord(rl.EditRequest("{} is in", f"City {i}", "Rome"), "Paris"
 
 def _noise(model: Model, request: rl.EditRequest) -> rl.Edit:
     factors = {1: (torch.ones(model.cfg.d_mlp, 1), torch.full((1, model.cfg.d_model), 0.01))}
-    health = rl.EditHealth(1.0, 0.5)
+    health = rl.edit.EditHealth(1.0, 0.5)
     return rl.Edit.of(model, [request], factors, method="noise", config={}, health=health)
 
 
@@ -112,7 +116,7 @@ def _targets(file: Path) -> None:
 
     value = Value(torch.ones(4), torch.ones(4), 3, 0.5, 0.1, 0.01, False)
     numbers = search_numbers(rl.RomeConfig(layer=1))
-    rl.MemitTargets(2, ("{}",), numbers, EDIT.requests, (value,)).save(file)
+    rl.edit.MemitTargets(2, ("{}",), numbers, EDIT.requests, (value,)).save(file)
 
 
 def _traces(folder: Path) -> None:
@@ -127,7 +131,7 @@ def _collect(folder: Path) -> Any:
 
 
 def _train(folder: Path) -> Any:
-    return rl.train_mend(_tiny(), TRAINED, steps=2, config=MEND, out=folder, progress=False)
+    return rl.edit.train_mend(_tiny(), TRAINED, steps=2, config=MEND, out=folder, progress=False)
 
 
 def _sequence(folder: Path) -> None:
@@ -154,7 +158,7 @@ def _load_model(path: Path) -> Any:
 
 def _read_text(path: Path) -> int:
     """Not all of it: a file that grew to 4 GB is no damage to a reader of blocks."""
-    return sum(len(block) for block, _ in zip(rl.texts_from_file(path), range(20), strict=False))
+    return sum(len(block) for block, _ in zip(rl.edit.texts_from_file(path), range(20), strict=False))
 
 
 def _covariance(file: Path) -> None:
@@ -165,7 +169,7 @@ def _records(name: str) -> Reader:
     def make(file: Path) -> None:
         file.write_text(json.dumps([RECORDS[name], RECORDS[name] | {"case_id": 2}]), encoding="utf-8")
 
-    return Reader(name, make, getattr(rl, name))
+    return Reader(name, make, PUBLIC[name])
 
 
 READERS = [
@@ -173,13 +177,15 @@ READERS = [
     Reader("KeyCovariance.load", _covariance, rl.KeyCovariance.load),
     Reader("covariance checkpoint", _collect, _collect, whole_folder=True),
     Reader(
-        "MendEditor.load", lambda file: rl.MendEditor.untrained(_tiny(), config=MEND).save(file), rl.MendEditor.load
+        "MendEditor.load",
+        lambda file: rl.edit.MendEditor.untrained(_tiny(), config=MEND).save(file),
+        rl.edit.MendEditor.load,
     ),
     Reader("MEND checkpoint", _train, _train, whole_folder=True, share=1),
-    Reader("MemitTargets.load", _targets, rl.MemitTargets.load),
-    Reader("load_traces", _traces, rl.load_traces, whole_folder=True),
-    Reader("load_scores", _evaluation, rl.load_scores, whole_folder=True),
-    Reader("load_sequence", _sequence, rl.load_sequence, whole_folder=True),
+    Reader("MemitTargets.load", _targets, rl.edit.MemitTargets.load),
+    Reader("load_traces", _traces, rl.locate.load_traces, whole_folder=True),
+    Reader("load_scores", _evaluation, rl.evaluate.load_scores, whole_folder=True),
+    Reader("load_sequence", _sequence, rl.evaluate.load_sequence, whole_folder=True),
     *(_records(name) for name in RECORDS),
     Reader("texts_from_file", _text, _read_text, share=1),
     Reader("load_model(folder)", lambda folder: save_model(folder, "gpt2"), _load_model, whole_folder=True, share=3),

@@ -27,9 +27,10 @@ from hypothesis import strategies as st
 import rome_lens as rl
 import rome_lens.plots
 from rome_lens.edit.methods.mend.network import EditorNetwork
+from tests.public import PUBLIC
 from tests.tiny import CORPUS, save_model
 
-ACCEPTED = (ValueError, TypeError, rl.EditError, rl.UnavailableError, FileNotFoundError, FileExistsError)
+ACCEPTED = (ValueError, TypeError, rl.errors.EditError, rl.errors.UnavailableError, FileNotFoundError, FileExistsError)
 ACCEPTED = (*ACCEPTED, NotADirectoryError)
 SETTINGS = settings(
     max_examples=25,
@@ -46,11 +47,15 @@ WARNS_NOT = {"on_unhealthy": "ignore", **QUIET}
 
 
 def is_public(thing: object) -> bool:
-    """Whether it can be called, and is more than an error's name."""
-    return callable(thing) and not (isinstance(thing, type) and issubclass(thing, BaseException))
+    """Whether it can be called, and is more than an error's name or a type for annotations."""
+    if not isinstance(thing, type):
+        return inspect.isfunction(thing)
+    return not issubclass(thing, BaseException) and not getattr(thing, "_is_protocol", False)
 
 
-NAMES = sorted(name for name in rl.__all__ if is_public(getattr(rl, name)))
+GIVEN = {"BatchConfig", "SearchConfig", "TracedPrompt"}
+"""Classes that others are made of, or that a user's own function is handed: users do not call them."""
+NAMES = sorted(name for name, thing in PUBLIC.items() if is_public(thing) and name not in GIVEN)
 
 
 class World:
@@ -70,9 +75,9 @@ class World:
         return rl.EditRecord(REQUEST, "Paris", ("Where is it?",), ("The Louvre is in",), (), ("It is",))
 
     @cached_property
-    def question(self) -> rl.QuestionRecord:
-        locality = {"nq": (rl.Continuation("Dante is", "Italian"),)}
-        return rl.QuestionRecord(REQUEST, ("Where is it?",), {}, locality, 3)
+    def question(self) -> rl.data.QuestionRecord:
+        locality = {"nq": (rl.data.Continuation("Dante is", "Italian"),)}
+        return rl.data.QuestionRecord(REQUEST, ("Where is it?",), {}, locality, 3)
 
     @cached_property
     def covariances(self) -> dict[int, rl.KeyCovariance]:
@@ -86,16 +91,16 @@ class World:
     @cached_property
     def edit(self) -> rl.Edit:
         generator = torch.Generator().manual_seed(0)
-        left, right = (torch.randn(size, generator=generator) for size in ((128, 1), (1, 32)))
-        return rl.Edit((rl.Update(1, left, 0.01 * right),), (REQUEST,), "rome")
+        left, right = (torch.randn(size, generator=generator, dtype=torch.float32) for size in ((128, 1), (1, 32)))
+        return rl.Edit((rl.edit.Update(1, left, 0.01 * right),), (REQUEST,), "rome")
 
     @cached_property
     def trace(self) -> rl.CausalTrace:
         return rl.causal_trace(self.model, FACT, samples=2, **QUIET)
 
     @cached_property
-    def editor(self) -> rl.MendEditor:
-        return rl.MendEditor.untrained(self.model, config=rl.MendConfig(layers=[2], rank=4))
+    def editor(self) -> rl.edit.MendEditor:
+        return rl.edit.MendEditor.untrained(self.model, config=rl.edit.MendConfig(layers=[2], rank=4))
 
     @cached_property
     def traces(self) -> Path:
@@ -116,7 +121,7 @@ class World:
         return folder
 
     @cached_property
-    def comparison(self) -> rl.ModelComparison:
+    def comparison(self) -> rl.evaluate.ModelComparison:
         return rl.compare_models(self.model, self.edit, [FACT.text], **QUIET)
 
     def data(self, kind: str) -> Path:
@@ -174,7 +179,7 @@ CASES: dict[str, Any] = {
     "MendEditor": lambda w: {
         "layers": (2,),
         "network": EditorNetwork((128, 32), 1, rank=4, hidden_layers=1, step_size=0.1, seed=0),
-        "config": rl.MendConfig(layers=[2]),
+        "config": rl.edit.MendConfig(layers=[2]),
         "model": "gpt2",
         "architecture": "",
     },
@@ -183,7 +188,7 @@ CASES: dict[str, Any] = {
     "MultivariateGaussianNoise": lambda w: {"scale": 1.0},
     "Prediction": lambda w: {"wanted": (1, 2), "predicted": (1, 3)},
     "QuestionRecord": lambda w: {"request": REQUEST},
-    "ReferenceTexts": lambda w: {"snippets": rl.AttributeSnippets({}), "vectorizer": None},
+    "ReferenceTexts": lambda w: {"snippets": rl.data.AttributeSnippets({}), "vectorizer": None},
     "RomeConfig": lambda w: {"layer": 1, **w.search},
     "State": lambda w: {"kind": "mlp", "position": 3, "layer": 1},
     "StopRule": lambda w: {"perplexity_factor": 2.0},
@@ -198,7 +203,7 @@ CASES: dict[str, Any] = {
         "model": w.model,
         "requests": [REQUEST],
         "covariances": w.covariances,
-        "config": rl.AlphaEditConfig(null_space_threshold=100.0, **w.search),
+        "config": rl.edit.AlphaEditConfig(null_space_threshold=100.0, **w.search),
         **WARNS_NOT,
     },
     "applied_edits": lambda w: {"model": w.model},
@@ -211,13 +216,13 @@ CASES: dict[str, Any] = {
         "model": w.model,
         "requests": [REQUEST],
         "covariances": w.covariances,
-        "config": rl.EmmetConfig(**w.search),
+        "config": rl.edit.EmmetConfig(**w.search),
         **WARNS_NOT,
     },
     "finetune": lambda w: {
         "model": w.model,
         "requests": REQUEST,
-        "config": rl.FinetuneConfig(layers=[2], steps=1),
+        "config": rl.edit.FinetuneConfig(layers=[2], steps=1),
         **WARNS_NOT,
     },
     "forecast_bleed_over": lambda w: {"model": w.model, "edit": w.edit, "prompts": [FACT.text]},
@@ -225,13 +230,13 @@ CASES: dict[str, Any] = {
     "kn": lambda w: {
         "model": w.model,
         "request": REQUEST,
-        "config": rl.KnowledgeNeuronsConfig(steps=2),
+        "config": rl.edit.KnowledgeNeuronsConfig(steps=2),
         **WARNS_NOT,
     },
     "knowledge_neurons": lambda w: {
         "model": w.model,
         "fact": FACT,
-        "config": rl.KnowledgeNeuronsConfig(steps=2),
+        "config": rl.edit.KnowledgeNeuronsConfig(steps=2),
         **QUIET,
     },
     "load_attribute_snippets": lambda w: {"path": w.data("snippets")},
@@ -275,9 +280,19 @@ CASES: dict[str, Any] = {
     "plot_severed": lambda w: {"frame": EFFECTS},
     "plot_trace": lambda w: {"frame": w.trace.to_frame()},
     "plot_traces": lambda w: {"frame": w.trace.to_frame()},
-    "predict_restored": lambda w: {"model": w.model, "fact": FACT, "states": [rl.State("mlp", 5, 1)], "samples": 2},
+    "predict_restored": lambda w: {
+        "model": w.model,
+        "fact": FACT,
+        "states": [rl.locate.State("mlp", 5, 1)],
+        "samples": 2,
+    },
     "recover_updates": lambda w: {"original": w.model, "suspect": w.model, **QUIET},
-    "restore_states": lambda w: {"model": w.model, "fact": FACT, "states": [rl.State("mlp", 5, 1)], "samples": 2},
+    "restore_states": lambda w: {
+        "model": w.model,
+        "fact": FACT,
+        "states": [rl.locate.State("mlp", 5, 1)],
+        "samples": 2,
+    },
     "revert_edits": lambda w: {"model": w.model},
     "robustness_report": lambda w: {
         "model": w.model,
@@ -316,8 +331,8 @@ CASES: dict[str, Any] = {
     "score_record": lambda w: {"model": w.model, "record": w.record},
     "score_specificity": lambda w: {"model": w.model, "record": w.record},
     "score_zsre": lambda w: {"model": w.model, "record": w.question},
-    "strongest_bleed_over": lambda w: {"forecast": rl.forecast_bleed_over(w.model, w.edit, [FACT.text])},
-    "summarize": lambda w: {"frame": rl.load_scores(w.evaluation)},
+    "strongest_bleed_over": lambda w: {"forecast": rl.evaluate.forecast_bleed_over(w.model, w.edit, [FACT.text])},
+    "summarize": lambda w: {"frame": rl.evaluate.load_scores(w.evaluation)},
     "texts_from_file": lambda w: {"path": w.folder / "text"},
     "texts_from_model": lambda w: {"model": w.model, "new_tokens": 3},
     "trace_facts": lambda w: {"model": w.model, "facts": [FACT], "kinds": ["mlp"], "samples": 1, **QUIET},
@@ -325,7 +340,7 @@ CASES: dict[str, Any] = {
         "model": w.model,
         "records": [w.question],
         "steps": 1,
-        "config": rl.MendConfig(layers=[2], rank=4, batch_size=1),
+        "config": rl.edit.MendConfig(layers=[2], rank=4, batch_size=1),
         **QUIET,
     },
     "weight_changes": lambda w: {"original": w.model, "suspect": w.model},
@@ -435,7 +450,7 @@ def test_every_public_name_is_tried():
 @pytest.mark.parametrize("name", NAMES)
 def test_everything_public_is_checked(name):
     """By its decorator, in the module where it is."""
-    thing = getattr(rl, name)
+    thing = PUBLIC[name]
     checks = getattr(thing.__init__ if isinstance(thing, type) else thing, "is_checked", False)
     assert checks or name in BY_THEMSELVES
 
@@ -444,18 +459,18 @@ def test_everything_public_is_checked(name):
 def test_what_it_can_use_works(world, name):
     arguments = CASES[name](world)
     before = kept(world)
-    getattr(rl, name)(**arguments)
+    PUBLIC[name](**arguments)
     assert unchanged(world, before)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_it_cannot_use_is_refused(world, name):
-    parameters = inspect.signature(getattr(rl, name)).parameters
+    parameters = inspect.signature(PUBLIC[name]).parameters
     arguments = CASES[name](world)
     before = kept(world)
     for parameter in parameters:
         for value in () if name in RESULTS else REFUSED.get(parameter, ()):
-            if (name, parameter, value) in MEANT or (isinstance(getattr(rl, name), type) and value in (99, [99])):
+            if (name, parameter, value) in MEANT or (isinstance(PUBLIC[name], type) and value in (99, [99])):
                 continue  # whether there is such a layer is seen when there is a model
             error = outcome(name, {**arguments, parameter: value})
             assert error is not None, f"{name}({parameter}={value!r}) was accepted"
@@ -481,9 +496,15 @@ VALUES = st.one_of(
     st.binary(max_size=3),
     st.sampled_from([object(), len, int, 1j, SimpleNamespace(cfg=SimpleNamespace(n_layers=3)), np.zeros(2)]),
     st.builds(torch.ones, st.lists(st.integers(0, 3), max_size=3)),
-    st.sampled_from([FACT, REQUEST, rl.State("mlp", 99, 1), rl.State("head", 5, 99), rl.RomeConfig(layer=99)]),
-    st.sampled_from([rl.MemitConfig(layers=[99]), rl.FinetuneConfig(layers=[99]), rl.MendConfig(layers=[99])]),
-    st.sampled_from([rl.GaussianNoise(), rl.TokenReplacement("Rome"), pd.DataFrame(), Path("none"), Path(os.devnull)]),
+    st.sampled_from(
+        [FACT, REQUEST, rl.locate.State("mlp", 99, 1), rl.locate.State("head", 5, 99), rl.RomeConfig(layer=99)]
+    ),
+    st.sampled_from(
+        [rl.MemitConfig(layers=[99]), rl.edit.FinetuneConfig(layers=[99]), rl.edit.MendConfig(layers=[99])]
+    ),
+    st.sampled_from(
+        [rl.GaussianNoise(), rl.locate.TokenReplacement("Rome"), pd.DataFrame(), Path("none"), Path(os.devnull)]
+    ),
 )
 HASHABLE = st.one_of(st.none(), st.integers(-3, 130), st.text("ab{}", max_size=3))
 WRONG = st.one_of(
@@ -494,10 +515,10 @@ WRONG = st.one_of(
 )
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if inspect.signature(getattr(rl, name)).parameters])
+@pytest.mark.parametrize("name", [name for name in NAMES if inspect.signature(PUBLIC[name]).parameters])
 def test_anything_is_used_or_refused(world, name):
     """Errors are of the kinds that the documentation names, from this package, and say what was received."""
-    parameters = inspect.signature(getattr(rl, name)).parameters
+    parameters = inspect.signature(PUBLIC[name]).parameters
     arguments = CASES[name](world)
     before = kept(world)
     tower = BeartypeConf(is_pep484_tower=True)
@@ -531,7 +552,7 @@ def costly(name: str, parameter: str, value: Any) -> bool:
 def outcome(name: str, arguments: dict[str, Any]) -> BaseException | None:
     """The error of a call; None if there was none. What a public function promises about errors holds."""
     try:
-        getattr(rl, name)(**arguments)
+        PUBLIC[name](**arguments)
     except ACCEPTED as error:
         frames = list(traceback.walk_tb(error.__traceback__))
         raised_by = frames[-1][0].f_globals["__name__"].partition(".")[0]

@@ -75,8 +75,8 @@ def test_damaged_files_are_read_whole_or_refused(worker):
 def test_a_mend_file_is_not_built_larger_than_its_numbers(tmp_path, tiny, name, number):
     """A file of a few kilobytes took minutes and all memory."""
     path = tmp_path / "mend.safetensors"
-    rl.MendEditor.untrained(tiny, config=rl.MendConfig(layers=(1,), rank=4)).save(path)
+    rl.edit.MendEditor.untrained(tiny, config=rl.edit.MendConfig(layers=(1,), rank=4)).save(path)
     facts = facts_of(path.read_bytes())
     path.write_bytes(with_facts(path.read_bytes(), facts | {"config": facts["config"] | {name: number}}))
-    with pytest.raises(rl.FormatError, match="holds no whole editor"):
-        rl.MendEditor.load(path)
+    with pytest.raises(rl.errors.FormatError, match="holds no whole editor"):
+        rl.edit.MendEditor.load(path)

@@ -66,7 +66,7 @@ def test_in_this_process_items_are_done_in_turn(tiny):
 
 def test_workers_that_cannot_be_had_are_told(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(rl.UnavailableError, match=r"pip install 'rome-lens\[distributed\]'"):
+    with pytest.raises(rl.errors.UnavailableError, match=r"pip install 'rome-lens\[distributed\]'"):
         run(tiny, RECORDS, {"noise": noise}, out=tmp_path, engine="ray", workers=2)
     assert not any(tmp_path.iterdir())
 
@@ -109,7 +109,7 @@ def test_facts_traced_on_two_workers_are_those_traced_in_this_process(tiny, tmp_
     assert [trace.to_dict() for trace in there.traces] == [trace.to_dict() for trace in here.traces]
     pd.testing.assert_frame_equal(there.not_predicted, here.not_predicted)
     assert len(there.not_predicted) == 1
-    assert len(rl.load_traces(tmp_path / "traces")) == len(here.traces) == 6
+    assert len(rl.locate.load_traces(tmp_path / "traces")) == len(here.traces) == 6
 
 
 @pytest.mark.usefixtures("cluster", "one_thread")

@@ -28,9 +28,9 @@ def test_it_traces_the_fact_that_stands_in_the_widget(tiny, explorer):
 def test_a_cell_shows_what_restoring_its_state_does(tiny, explorer):
     trace = explorer.run_trace()
     found = explorer.restore(2, 1)
-    expected = rl.predict_restored(tiny, FACT, [rl.State("resid", 2, 1)], samples=2)
+    expected = rl.locate.predict_restored(tiny, FACT, [rl.locate.State("resid", 2, 1)], samples=2)
     pd.testing.assert_frame_equal(found, expected)
-    of_answer = rl.restore_states(tiny, FACT, [rl.State("resid", 2, 1)], samples=2)
+    of_answer = rl.locate.restore_states(tiny, FACT, [rl.locate.State("resid", 2, 1)], samples=2)
     assert trace.restored[2, 1].item() == pytest.approx(of_answer, abs=1e-5)
     assert repr(trace.tokens[2]) in explorer._restored.value.replace("&#x27;", "'")
 
@@ -69,4 +69,4 @@ def test_a_cell_cannot_be_restored_before_a_trace(explorer):
 @pytest.mark.parametrize("top", [0, 10_000])
 def test_predictions_are_asked_for_within_the_vocabulary(tiny, top):
     with pytest.raises(ValueError, match=f"top is {top}, expected a number from 1 to"):
-        rl.predict_restored(tiny, FACT, [], top=top)
+        rl.locate.predict_restored(tiny, FACT, [], top=top)

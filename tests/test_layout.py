@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import rome_lens
+from tests.public import OF_MODELS, PUBLIC, ROOMS
 
 PACKAGE = Path(rome_lens.__file__).parent
 BASE = {"data", "engine", "errors", "intervals", "models", "storage", "version"}
@@ -64,19 +65,42 @@ def test_no_module_of_the_package_imports_scripts_or_tests(path):
     assert {name.split(".")[0] for name in imports(path)}.isdisjoint({"analyses", "tests", "notebooks"})
 
 
-def test_the_public_names_are_sorted_and_unique():
-    assert rome_lens.__all__ == sorted(set(rome_lens.__all__))
+# fmt: off
+FLAT = [
+    "CausalTrace", "Edit", "EditRecord", "EditRequest", "Explorer", "Fact", "GaussianNoise", "KeyCovariance",
+    "MemitConfig", "Model", "RomeConfig", "TraceConfig", "__version__", "average_effects", "causal_trace",
+    "collect_covariance", "compare_models", "edit_sequence", "load_builtin_records", "load_counterfact",
+    "load_model", "memit", "rome", "score_edits", "summarize", "trace_facts",
+]
+# fmt: on
+"""What nearly every user needs. All else is in the rooms."""
 
 
-def test_every_imported_name_is_public_and_every_public_name_is_there():
-    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+def test_few_names_are_flat_and_the_others_in_rooms():
+    assert set(rome_lens.__all__) == {*FLAT, "data", "edit", "errors", "evaluate", "locate", "models", "plots"}
+
+
+@pytest.mark.parametrize("room", [rome_lens, *ROOMS], ids=lambda room: room.__name__)
+def test_every_imported_name_is_public_and_every_public_name_is_there(room):
+    assert len(room.__all__) == len(set(room.__all__))
+    tree = ast.parse(Path(room.__file__).read_text(encoding="utf-8"))
     imported = {alias.asname or alias.name for n in tree.body if isinstance(n, ast.ImportFrom) for alias in n.names}
-    assert imported == set(rome_lens.__all__)
+    assert imported == set(room.__all__) or room is rome_lens.errors
 
 
-@pytest.mark.parametrize("name", [name for name in rome_lens.__all__ if not name.startswith("__")])
+def test_a_name_means_one_thing():
+    """A name is in one room only, and flat names are names of rooms."""
+    found = [(name, id(getattr(room, name))) for room in ROOMS for name in room.__all__]
+    assert len(dict(found)) == len(found)
+    inside = {*dict(found), *OF_MODELS, "Explorer", "__version__"}
+    assert set(FLAT) <= inside
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, thing in PUBLIC.items() if inspect.isclass(thing) or inspect.isfunction(thing)]
+)
 def test_every_public_name_and_its_public_methods_have_docstrings(name):
-    value = getattr(rome_lens, name)
+    value = PUBLIC[name]
     assert value.__doc__
     assert not value.__doc__.startswith(f"{name}("), "dataclass' own text, not a docstring"
     if inspect.isclass(value):

@@ -64,7 +64,7 @@ def test_libraries_beyond_what_was_tested_are_named_in_one_warning(monkeypatch):
     versions.warn_of_newer()  # which it is not here, or `make test-newest` lets it pass
     running = {"transformers": "5.25.0.dev0", "torch": "2.13.1+cu126", "pandas": "4.0"}
     monkeypatch.setattr(versions, "version", lambda name: running.get(name) or versions.NEWEST[name])
-    with pytest.warns(rome_lens.VersionWarning) as caught:
+    with pytest.warns(rome_lens.errors.VersionWarning) as caught:
         versions.warn_of_newer()
     (warning,) = caught
     assert "transformers 5.25.0.dev0 (tested up to 5.24), pandas 4.0 (tested up to 3)." in str(warning.message)

@@ -30,7 +30,7 @@ def test_everything_public(cases):
 @pytest.mark.parametrize("call", ["causal_trace", "restore_states"])
 def test_a_warning_points_at_the_line_that_called(tiny, call):
     fact = rl.Fact("{} is located in the city of", "The Eiffel Tower", "Antarctica")
-    states = [[rl.State("mlp", 3, 1)]] if call == "restore_states" else []
+    states = [[rl.locate.State("mlp", 3, 1)]] if call == "restore_states" else []
     with pytest.warns(UserWarning, match="does not predict ' Antarctica'") as caught:
-        getattr(rl, call)(tiny, fact, *states, samples=1)
+        getattr(rl.locate, call)(tiny, fact, *states, samples=1)
     assert [warning.filename for warning in caught] == [__file__]

@@ -14,11 +14,11 @@ from rome_lens.models import Model
 from .options import add_covariance_arguments, kept_covariances, rome_covariance
 
 PRESETS: dict[str, Callable[[], rl.RomeConfig]] = {"rome": rl.RomeConfig, "rome-reference": rl.RomeConfig.reference}
-FINETUNING = {"ft": rl.FinetuneConfig(), "ft+l": rl.FinetuneConfig.constrained(max_change=2e-3)}  # see there
+FINETUNING = {"ft": rl.edit.FinetuneConfig(), "ft+l": rl.edit.FinetuneConfig.constrained(max_change=2e-3)}  # see there
 BATCH: dict[str, tuple[Callable[..., rl.Edit], Callable[..., Any]]] = {
     "memit": (rl.memit, rl.MemitConfig),
-    "emmet": (rl.emmet, rl.EmmetConfig),
-    "alphaedit": (rl.alphaedit, rl.AlphaEditConfig),
+    "emmet": (rl.edit.emmet, rl.edit.EmmetConfig),
+    "alphaedit": (rl.edit.alphaedit, rl.edit.AlphaEditConfig),
 }
 BATCH_LAYERS = [2, 3, 4, 5, 6]  # of SmolLM2-135M
 QUIET: dict[str, Any] = {"on_unhealthy": "ignore", "progress": False}
@@ -44,17 +44,19 @@ def chosen_methods(model: Model, options: argparse.Namespace) -> dict[str, Metho
 
 def _method(name: str, model: Model, options: argparse.Namespace) -> Method:
     if name in FINETUNING:
-        return partial(rl.finetune, config=FINETUNING[name], **QUIET)
+        return partial(rl.edit.finetune, config=FINETUNING[name], **QUIET)
     if name == "kn":
-        return partial(rl.kn, **QUIET)
+        return partial(rl.edit.kn, **QUIET)
     if name == "mend":
         if options.mend_editor is None:
             raise SystemExit("mend needs a trained editor. Train one (`rome-lens train_mend`) and give --mend-editor.")
         return partial(
-            rl.mend, editor=rl.MendEditor.load(options.mend_editor, device=model.cfg.device), on_unhealthy="ignore"
+            rl.edit.mend,
+            editor=rl.edit.MendEditor.load(options.mend_editor, device=model.cfg.device),
+            on_unhealthy="ignore",
         )
     config = PRESETS[name]()  # its contexts are sampled once, before the first edit
-    config = replace(config, contexts=rl.sample_contexts(model, config.context_lengths, seed=config.seed))
+    config = replace(config, contexts=rl.edit.sample_contexts(model, config.context_lengths, seed=config.seed))
     return partial(rl.rome, covariance=rome_covariance(model, options), config=config, **QUIET)
 
 
@@ -63,11 +65,11 @@ class _OneAtATime:
     """The methods for batches, each with a batch of one. What they share is searched for once for a request."""
 
     covariances: Mapping[int, rl.KeyCovariance]
-    last: dict[rl.EditRequest, rl.MemitTargets] = field(default_factory=dict)
+    last: dict[rl.EditRequest, rl.edit.MemitTargets] = field(default_factory=dict)
 
     def __call__(self, name: str, model: Model, request: rl.EditRequest) -> rl.Edit:
         if request not in self.last:
-            self.last = {request: rl.memit_targets(model, [request], layer=max(self.covariances), progress=False)}
+            self.last = {request: rl.edit.memit_targets(model, [request], layer=max(self.covariances), progress=False)}
         edit, config = BATCH[name]
         given = {"covariances": self.covariances, "targets": self.last[request]}
         return edit(model, request, config=config(layers=sorted(self.covariances)), **given, **QUIET)

@@ -128,7 +128,7 @@ def rome_covariance(model: Model, options: argparse.Namespace) -> rl.KeyCovarian
         return rl.KeyCovariance.load(options.covariance)
     if str(model.cfg.model_name) in SHIPPED_COVARIANCES:
         return shipped_covariance(model)
-    layer = rl.suggested_layer(model)
+    layer = rl.edit.suggested_layer(model)
     return kept_covariances(model, [layer], options)[layer]
 
 
@@ -136,7 +136,7 @@ def kept_covariances(model: Model, layers: Iterable[int], options: argparse.Name
     """Those in the folder, and those that it lacks, collected from the text in one pass."""
     paths = {layer: options.covariances / f"layer{layer}.safetensors" for layer in layers}
     if missing := [layer for layer, path in paths.items() if not path.exists()]:
-        texts = rl.texts_from_file(options.texts) if options.texts else rl.texts_from_dataset(*TEXTS)
+        texts = rl.edit.texts_from_file(options.texts) if options.texts else rl.edit.texts_from_dataset(*TEXTS)
         made = rl.collect_covariance(model, missing, texts=texts, tokens=options.tokens)
         for layer in missing:
             made[layer].save(paths[layer])
@@ -152,7 +152,7 @@ def add_fact_arguments(arguments: argparse.ArgumentParser, count: int, samples: 
 
 def facts_of(path: Path | None) -> list[rl.Fact]:
     """The facts of a file in known_1000's schema, or the package's."""
-    return rl.load_known_facts(path) if path else [record.fact for record in rl.load_builtin_records()]
+    return rl.data.load_known_facts(path) if path else [record.fact for record in rl.load_builtin_records()]
 
 
 def chosen_facts(model: Model, options: argparse.Namespace) -> list[rl.Fact]:

@@ -1,1 +1,24 @@
 """What is read: facts, requests and records, the readers of published data sets, and downloads."""
+
+from rome_lens.data.readers.builtin import load_builtin_records
+from rome_lens.data.readers.counterfact import load_counterfact
+from rome_lens.data.readers.knowedit import load_knowedit
+from rome_lens.data.readers.known_facts import load_known_facts
+from rome_lens.data.readers.snippets import AttributeSnippets, load_attribute_snippets
+from rome_lens.data.readers.zsre import load_zsre
+from rome_lens.data.records import Continuation, EditRecord, EditRequest, Fact, QuestionRecord
+
+__all__ = [
+    "AttributeSnippets",
+    "Continuation",
+    "EditRecord",
+    "EditRequest",
+    "Fact",
+    "QuestionRecord",
+    "load_attribute_snippets",
+    "load_builtin_records",
+    "load_counterfact",
+    "load_knowedit",
+    "load_known_facts",
+    "load_zsre",
+]

@@ -1,1 +1,63 @@
-"""What happens if a fact is rewritten? Rank-one edits of an MLP output matrix (paper section 3)."""
+"""What happens if a fact is rewritten? Edits of MLP matrices (paper section 3), by ROME and other methods."""
+
+from rome_lens.edit.artifact.applied import AppliedEdit, applied_edits, revert_edits
+from rome_lens.edit.artifact.edit import Edit
+from rome_lens.edit.artifact.health import EditHealth
+from rome_lens.edit.artifact.update import Update
+from rome_lens.edit.covariance.collect import collect_covariance
+from rome_lens.edit.covariance.corpora import Texts, texts_from_dataset, texts_from_file, texts_from_model
+from rome_lens.edit.covariance.diagnostics import CovarianceReport
+from rome_lens.edit.covariance.key_covariance import KeyCovariance
+from rome_lens.edit.methods.alphaedit import AlphaEditConfig, alphaedit
+from rome_lens.edit.methods.emmet import EmmetConfig, emmet
+from rome_lens.edit.methods.finetune import FinetuneConfig, finetune
+from rome_lens.edit.methods.knowledge_neurons import KnowledgeNeurons, KnowledgeNeuronsConfig, kn, knowledge_neurons
+from rome_lens.edit.methods.memit import MemitConfig, memit
+from rome_lens.edit.methods.mend.config import MendConfig
+from rome_lens.edit.methods.mend.editor import MendEditor, mend
+from rome_lens.edit.methods.mend.training import train_mend
+from rome_lens.edit.methods.rome import RomeConfig, rome
+from rome_lens.edit.presets.layers import suggested_layer
+from rome_lens.edit.search.contexts import sample_contexts
+from rome_lens.edit.search.settings import BatchConfig, SearchConfig
+from rome_lens.edit.search.targets import MemitTargets, memit_targets
+
+__all__ = [
+    "AlphaEditConfig",
+    "AppliedEdit",
+    "BatchConfig",
+    "CovarianceReport",
+    "Edit",
+    "EditHealth",
+    "EmmetConfig",
+    "FinetuneConfig",
+    "KeyCovariance",
+    "KnowledgeNeurons",
+    "KnowledgeNeuronsConfig",
+    "MemitConfig",
+    "MemitTargets",
+    "MendConfig",
+    "MendEditor",
+    "RomeConfig",
+    "SearchConfig",
+    "Texts",
+    "Update",
+    "alphaedit",
+    "applied_edits",
+    "collect_covariance",
+    "emmet",
+    "finetune",
+    "kn",
+    "knowledge_neurons",
+    "memit",
+    "memit_targets",
+    "mend",
+    "revert_edits",
+    "rome",
+    "sample_contexts",
+    "suggested_layer",
+    "texts_from_dataset",
+    "texts_from_file",
+    "texts_from_model",
+    "train_mend",
+]

@@ -28,14 +28,18 @@ class Record(Protocol):
     """A request and its number in a data set."""
 
     @property
-    def case_id(self) -> int: ...
+    def case_id(self) -> int:
+        """Its number, by which rows are kept."""
 
     @property
-    def request(self) -> EditRequest: ...
+    def request(self) -> EditRequest:
+        """What is to be edited."""
 
 
 Scorer = Callable[..., Mapping[str, float]]
+"""A score: `scorer(model, record)` gives its metrics' names and values."""
 Method = Callable[[Model, EditRequest], Edit]
+"""An editing method: `method(model, request)` computes the edit and leaves the model unchanged."""
 Row = tuple[int, str, str, float, str]
 Task: TypeAlias = tuple[Record, Sequence[str]]
 Stored = tuple[int, dict[str, Any], list[Row]]

@@ -10,6 +10,7 @@ from rome_lens.models.identity import architecture_digest, model_identity
 from rome_lens.models.kinds import Model
 from rome_lens.models.kv_cache import PastState
 from rome_lens.models.loading.converting import converted, is_pickled, known_names, official_name
+from rome_lens.models.loading.load import load_model
 from rome_lens.models.mlp import (
     PLAIN,
     MlpMatrix,
@@ -81,6 +82,7 @@ __all__ = [
     "key_name",
     "key_width",
     "known_names",
+    "load_model",
     "logits",
     "mlp_contribution",
     "mlp_output",

@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 Kind = Literal["resid", "mlp", "attn", "head"]
+"""What can be restored: the residual stream after a layer, the output of its MLP, of its attention, or of one head."""
 Hook = Callable[..., Tensor | None]
 HookList = Sequence[tuple[str, Hook]]
 EMBEDDING = "hook_embed"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Model: TypeAlias = "HookedTransformer | TransformerBridge"
 else:
     Model = HookedTransformer | TransformerBridge
+"""A model as TransformerLens has it, of either of its classes; every function takes both."""
 
 
 def is_bridge(model: Model) -> bool:

@@ -15,9 +15,9 @@ def test_the_measured_change_is_that_of_the_scores(tiny):
     record = rl.EditRecord(REQUEST, "Paris", neighborhood_prompts=(*NEIGHBOURS, NEIGHBOURS[0]), case_id=7)
     edit = made_up(tiny)
     frame = bleed_over(tiny, record, edit)
-    before = rl.score_record(tiny, record)["NM"]
+    before = rl.evaluate.score_record(tiny, record)["NM"]
     with edit.applied(tiny):
-        after = rl.score_record(tiny, record)["NM"]
+        after = rl.evaluate.score_record(tiny, record)["NM"]
     assert frame["lead_gain"].mean() == pytest.approx(after - before, abs=1e-6)
     assert list(frame["prompt"]) == list(record.neighborhood_prompts)
     compared = rl.compare_models(tiny, edit, NEIGHBOURS, progress=False).divergence.set_index("prompt")["kl"]

@@ -38,7 +38,7 @@ def test_a_covariance_that_is_given_goes_first(given, tiny, tmp_path, monkeypatc
 
 def test_without_a_text_or_a_network_a_sentence_says_what_to_do(tiny, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(SUGGESTED_LAYERS, "gpt2", (2, "this test"))
-    with pytest.raises(rl.UnavailableError, match="Salesforce/wikitext.*Connect"):
+    with pytest.raises(rl.errors.UnavailableError, match="Salesforce/wikitext.*Connect"):
         rome_covariance(tiny, options("--covariances", str(tmp_path)))
 
 

@@ -115,8 +115,10 @@ def findings() -> demo.Findings:
         )
         for kind in demo.KINDS
     ]
-    health = rl.EditHealth(**{name: 0.00049 for name in rl.EditHealth.__dataclass_fields__ if name not in FLAGS})
-    update = rl.Update(4, torch.ones(3, 1), torch.ones(1, 2))
+    health = rl.edit.EditHealth(
+        **{name: 0.00049 for name in rl.edit.EditHealth.__dataclass_fields__ if name not in FLAGS}
+    )
+    update = rl.edit.Update(4, torch.ones(3, 1), torch.ones(1, 2))
     edit = rl.Edit((update,), (record.request,), "rome", "model", config={"contexts": ["{}"]}, health=health)
     sides = ("before", "after")
     rows = [(0, m, f"{g}{k}", -0.5) for m in ("base", "rome") for g in "EPN" for k in "SM"]

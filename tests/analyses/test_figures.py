@@ -130,13 +130,13 @@ def test_an_edit_of_another_request_model_or_configuration_is_not_taken_for_the_
     record = rl.EditRecord(rl.EditRequest(REQUEST.prompt, REQUEST.subject, "Oslo"), "Paris", case_id=7)
     with kept_edits(tiny, config, folder, covariance) as edit_of:
         made_up(tiny).save(folder / "7.safetensors")
-        with pytest.raises(rl.FormatError, match="begun with .*'Rome'.*, but .*'Oslo'"):
+        with pytest.raises(rl.errors.FormatError, match="begun with .*'Rome'.*, but .*'Oslo'"):
             edit_of(record)
     other = rl.RomeConfig(contexts=["{}"], steps=3)
-    with pytest.raises(rl.FormatError, match="config.steps"), kept_edits(tiny, other, folder, covariance):
+    with pytest.raises(rl.errors.FormatError, match="config.steps"), kept_edits(tiny, other, folder, covariance):
         pass
     edited = made_up(tiny).applied(tiny)
-    with edited, pytest.raises(rl.FormatError, match="weights"), kept_edits(tiny, config, folder, covariance):
+    with edited, pytest.raises(rl.errors.FormatError, match="weights"), kept_edits(tiny, config, folder, covariance):
         pass
 
 
@@ -178,7 +178,7 @@ def test_full_is_the_papers_size_unless_something_else_is_said():
 def test_without_kaleido_the_html_is_written_and_a_sentence_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figures, "find_spec", lambda name: None)
     frame = pd.DataFrame([("base", 1, 0.5, 0.4, 0.6)], columns=["method", "n", "ES", "ES_low", "ES_high"])
-    figures.write_figure(rl.plot_scores(frame), tmp_path / "figure.html")
+    figures.write_figure(rl.plots.plot_scores(frame), tmp_path / "figure.html")
     assert [path.name for path in tmp_path.iterdir()] == ["figure.html"]
     assert "pip install 'rome-lens[figures]'" in capsys.readouterr().out
 
@@ -187,7 +187,7 @@ def test_the_printed_forms_are_as_wide_as_a_column(tmp_path):
     pytest.importorskip("kaleido", reason="needs the extra figures")
     pytest.importorskip("choreographer")
     frame = pd.DataFrame([("base", 1, 0.5, 0.4, 0.6)], columns=["method", "n", "ES", "ES_low", "ES_high"])
-    figures.write_figure(rl.plot_scores(frame), tmp_path / "figure.html", columns=1)
+    figures.write_figure(rl.plots.plot_scores(frame), tmp_path / "figure.html", columns=1)
     if not (tmp_path / "figure.svg").exists():
         pytest.skip("needs a Chromium or Chrome browser")
     width = float((tmp_path / "figure.svg").read_text().partition('width="')[2].partition('"')[0])

@@ -28,7 +28,7 @@ HANDFUL = ["gpt2 n_inner", "bloom post-norm residual", "mpt clipped", "granite m
 def test_the_loaded_model_is_the_function_that_was_saved(tmp_path, name):
     save(tmp_path, name)
     if name in REFUSED:
-        with pytest.raises(rl.FormatError, match="is a \\w+"):
+        with pytest.raises(rl.errors.FormatError, match="is a \\w+"):
             rl.load_model(tmp_path, device="cpu")
         return
     model = rl.load_model(tmp_path, device="cpu")

@@ -25,13 +25,13 @@ def same_numbers(one, other) -> None:
     assert torch.cosine_similarity(*deltas, dim=0) > 0.999
     records = rl.load_builtin_records()[:1]
     found = edit(one)
-    for score in (rl.score_record, rl.score_specificity):
+    for score in (rl.evaluate.score_record, rl.evaluate.score_specificity):
         with found.applied(one), found.applied(other):
             assert score(one, records[0]) == pytest.approx(score(other, records[0]), abs=1e-4)
     prompts = [FACT.text]
     compared = [rl.compare_models(model, found, prompts, progress=False).divergence["kl"] for model in (one, other)]
     assert compared[0].tolist() == pytest.approx(compared[1].tolist(), abs=1e-4)
-    assert rl.generate_texts(one, prompts, length=20) == rl.generate_texts(other, prompts, length=20)
+    assert rl.evaluate.generate_texts(one, prompts, length=20) == rl.evaluate.generate_texts(other, prompts, length=20)
 
 
 @pytest.mark.skipif(gpus < 1, reason="needs a GPU")

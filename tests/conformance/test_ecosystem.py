@@ -94,12 +94,12 @@ def test_an_edit_is_a_plain_dict_of_tensors(made, kind):
 def test_fine_tuning_works_and_its_change_is_found_again(made, kind):
     model = copy.deepcopy(made("llama-gqa", kind))
     request = rl.EditRequest(FACT.prompt, FACT.subject, target="Rome")
-    config = rl.FinetuneConfig(layers=(1,), steps=3)
-    found = rl.finetune(model, request, config=config, progress=False, on_unhealthy="ignore")
+    config = rl.edit.FinetuneConfig(layers=(1,), steps=3)
+    found = rl.edit.finetune(model, request, config=config, progress=False, on_unhealthy="ignore")
     original = copy.deepcopy(model)
     assert not any(parameter.requires_grad and parameter.grad is not None for parameter in model.parameters())
     found.apply(model)
-    (update,) = rl.recover_updates(original, model, progress=False)
+    (update,) = rl.evaluate.recover_updates(original, model, progress=False)
     expected = found.updates[0].left @ found.updates[0].right
     torch.testing.assert_close(update.left @ update.right, expected, atol=1e-3, rtol=1e-2)
 
@@ -165,6 +165,6 @@ def test_the_pass_through_a_bridge_leaves_no_trace(made):
 def test_the_layout_of_a_bridge_is_left_alone(made, kind):
     model = made("llama-gqa", kind)
     before = {name: (parameter.data_ptr(), parameter.stride()) for name, parameter in model.named_parameters()}
-    assert rl.optimize_layout(model) is model
+    assert rl.models.optimize_layout(model) is model
     after = {name: (parameter.data_ptr(), parameter.stride()) for name, parameter in model.named_parameters()}
     assert after == before

@@ -82,7 +82,7 @@ def test_both_classes_give_the_same_numbers(made, family, kinds):
     assert torch.cosine_similarity(*deltas, dim=0) > 0.999
     assert deltas[0].norm().item() == pytest.approx(deltas[1].norm().item(), rel=1e-2)
     records = rl.load_builtin_records()[:1]
-    scores = [rl.score_record(model, records[0]) for model in (one, other)]
+    scores = [rl.evaluate.score_record(model, records[0]) for model in (one, other)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
     assert models.architecture_digest(one) == models.architecture_digest(other)
 

@@ -11,7 +11,7 @@ from tests.conformance.plain import FACT, NOISE, edit, trace
 def test_a_norm_after_the_sum_leaves_no_value_to_search_for(tmp_path):
     model = rl.load_model(save(tmp_path, "opt post-norm, projected"), device="cpu")
     assert trace(model, "mlp").restored.isfinite().any()
-    with pytest.raises(rl.EditError, match="does not add to the residual stream what its MLP matrix answers"):
+    with pytest.raises(rl.errors.EditError, match="does not add to the residual stream what its MLP matrix answers"):
         edit(model, tokens=300)
 
 

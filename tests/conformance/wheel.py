@@ -30,7 +30,7 @@ request = rl.EditRequest(fact.prompt, fact.subject, target="Rome")
 config = rl.RomeConfig(layer=1, contexts=["{}"], steps=3)
 edit = rl.rome(model, request, covariance=covariance, config=config, on_unhealthy="ignore", progress=False)
 with edit.applied(model):
-    assert rl.score_record(model, rl.load_builtin_records()[0])
+    assert rl.evaluate.score_record(model, rl.load_builtin_records()[0])
 print(rl.__version__, rl.__file__)
 """
 

@@ -80,7 +80,7 @@ def row(name: str, folder: Path) -> dict[str, str]:
     found = {"configuration": name, "family": expected.config.model_type}
     try:
         model = rl.load_model(folder, device="cpu")
-    except rl.FormatError:
+    except rl.errors.FormatError:
         return found | {"loaded": "refused", "traced": "", "edited": ""}
     assert max(differences(model, expected)) < _CLOSE["atol"], name
     checks = {"traced": lambda: check_traces(model), "edited": lambda: check_edit(model, expected)}
@@ -90,7 +90,7 @@ def row(name: str, folder: Path) -> dict[str, str]:
 def _done(check: Callable[[], None]) -> str:
     try:
         check()
-    except (ValueError, rl.EditError):  # the package's own refusals; all else is a fault
+    except (ValueError, rl.errors.EditError):  # the package's own refusals; all else is a fault
         return "refused"
     return "yes"
 

@@ -17,11 +17,11 @@ from tests.data.test_readers import KNOWN, RECORD
 
 NAMES = {
     "counterfact": (rl.load_counterfact, RECORD),
-    "known_1000": (rl.load_known_facts, KNOWN),
-    "zsre_mend_eval": (rl.load_zsre, ZSRE),
-    "attribute_snippets": (rl.load_attribute_snippets, SNIPPETS),
-    "wiki_recent": (lambda **options: rl.load_knowedit("wiki_recent", **options), KNOWEDIT),
-    "wiki_counterfact": (lambda **options: rl.load_knowedit("wiki_counterfact", **options), KNOWEDIT),
+    "known_1000": (rl.data.load_known_facts, KNOWN),
+    "zsre_mend_eval": (rl.data.load_zsre, ZSRE),
+    "attribute_snippets": (rl.data.load_attribute_snippets, SNIPPETS),
+    "wiki_recent": (lambda **options: rl.data.load_knowedit("wiki_recent", **options), KNOWEDIT),
+    "wiki_counterfact": (lambda **options: rl.data.load_knowedit("wiki_counterfact", **options), KNOWEDIT),
 }
 PEM = Path(__file__).parent / "localhost.pem"  # a key and its certificate, which only these tests trust
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -96,7 +96,7 @@ def test_a_kept_file_is_fetched_again_on_demand_and_stays_where_that_fails(serve
     assert read(refresh=True) == read() != first
     again = read()
     del served[name]
-    with pytest.raises(rl.UnavailableError, match="404"):
+    with pytest.raises(rl.errors.UnavailableError, match="404"):
         read(refresh=True)
     assert read() == again
 
@@ -133,7 +133,9 @@ WHOLE = json.dumps([RECORD])
 )
 def test_what_is_not_the_whole_data_set_is_not_kept(served, cache, answer, says):
     served["counterfact"] = answer
-    with pytest.raises(rl.UnavailableError, match=rf"(?s)counterfact could not be.*{says}.*and pass the file's path"):
+    with pytest.raises(
+        rl.errors.UnavailableError, match=rf"(?s)counterfact could not be.*{says}.*and pass the file's path"
+    ):
         rl.load_counterfact()
     assert list(cache.iterdir()) == []
 
@@ -147,13 +149,13 @@ def test_redirects_by_https_are_followed(served, cache):
 def test_a_server_that_nobody_vouches_for_is_not_read(served, cache, monkeypatch):
     served["counterfact"] = page(WHOLE)
     monkeypatch.delenv("SSL_CERT_FILE")
-    with pytest.raises(rl.UnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
+    with pytest.raises(rl.errors.UnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
         rl.load_counterfact()
 
 
 def test_an_address_without_https_is_not_opened(cache, monkeypatch):
     monkeypatch.setitem(downloads.ADDRESSES, "counterfact", "http://localhost:9/counterfact")
-    with pytest.raises(rl.UnavailableError, match="would not be read by HTTPS"):
+    with pytest.raises(rl.errors.UnavailableError, match="would not be read by HTTPS"):
         rl.load_counterfact()
 
 
@@ -165,7 +167,7 @@ def test_more_bytes_than_the_server_told_end_at_the_bound(served, cache, monkeyp
 
     served["counterfact"] = endless
     monkeypatch.setattr(downloads, "MOST_JSON_BYTES", 1000)
-    with pytest.raises(rl.UnavailableError, match="bytes long, expected at most 1000"):
+    with pytest.raises(rl.errors.UnavailableError, match="bytes long, expected at most 1000"):
         rl.load_counterfact()
 
 
@@ -184,7 +186,7 @@ def test_a_server_that_stops_or_drips_is_left(served, cache, pause, says):
 
     served["counterfact"] = slowly
     begun = time.monotonic()
-    with pytest.raises(rl.UnavailableError, match=says):
+    with pytest.raises(rl.errors.UnavailableError, match=says):
         downloads.downloaded("counterfact", timeout=0.4)
     done.set()
     assert time.monotonic() - begun < 2.5
@@ -194,7 +196,7 @@ def test_a_server_that_stops_or_drips_is_left(served, cache, pause, says):
 def test_a_cache_that_cannot_be_written_is_named_before_anything_is_fetched(cache, monkeypatch):
     cache.parent.write_text("a file where the folder goes")
     monkeypatch.setattr(downloads, "_open", lambda *arguments: pytest.fail("fetched"))
-    with pytest.raises(rl.UnavailableError, match=r"cannot be kept in the cache: .* pass the file's path"):
+    with pytest.raises(rl.errors.UnavailableError, match=r"cannot be kept in the cache: .* pass the file's path"):
         rl.load_counterfact()
 
 
@@ -222,7 +224,7 @@ def test_a_full_disk_is_told(served, cache, monkeypatch):
     plain = Path.open
     monkeypatch.setattr(downloads, "_blocks", full)
     monkeypatch.setattr(Path, "open", lambda path, *mode, **k: Full(plain(path, *mode, **k)) if "wb" in mode else None)
-    with pytest.raises(rl.UnavailableError, match=r"no room for .*No space left.*Free some"):
+    with pytest.raises(rl.errors.UnavailableError, match=r"no room for .*No space left.*Free some"):
         rl.load_counterfact()
     assert list(cache.iterdir()) == []
 

@@ -42,12 +42,12 @@ SNIPPETS = {
         {"name": "Paracelsus", "target": "medicine", "text": "Paracelsus saw medicine as an art."},
     ],
 }
-READERS = [(rl.load_zsre, ZSRE), (rl.load_knowedit, KNOWEDIT), (rl.load_attribute_snippets, SNIPPETS)]
+READERS = [(rl.data.load_zsre, ZSRE), (rl.data.load_knowedit, KNOWEDIT), (rl.data.load_attribute_snippets, SNIPPETS)]
 
 
 def test_a_zsre_record_takes_the_first_answer_and_asks_the_locality_question(tmp_path):
     """The released code's reading: the first answer counts, and the question gets the mark that the file leaves out."""
-    records = rl.load_zsre(write(tmp_path, [ZSRE, ZSRE]))
+    records = rl.data.load_zsre(write(tmp_path, [ZSRE, ZSRE]))
     assert records[1] == QuestionRecord(
         request=EditRequest(
             "What company is {} part of? Vueling is part of", "Vueling", "International Airlines Group"
@@ -61,16 +61,16 @@ def test_a_zsre_record_takes_the_first_answer_and_asks_the_locality_question(tmp
 
 def test_a_zsre_record_can_take_the_alternative_that_mend_is_trained_on(tmp_path):
     path = write(tmp_path, [ZSRE])
-    (answered,), (alternative,) = rl.load_zsre(path), rl.load_zsre(path, target="alt")
+    (answered,), (alternative,) = rl.data.load_zsre(path), rl.data.load_zsre(path, target="alt")
     assert alternative.request.target == "Vueling Holdings"
     assert alternative.request.text == answered.request.text
     assert (alternative.paraphrase_prompts, alternative.locality) == (answered.paraphrase_prompts, answered.locality)
     with pytest.raises(FormatError, match="lacks the field 'alt'"):
-        rl.load_zsre(write(tmp_path, [without(ZSRE, "alt")]), target="alt")
+        rl.data.load_zsre(write(tmp_path, [without(ZSRE, "alt")]), target="alt")
 
 
 def test_a_knowedit_question_has_its_first_alias_and_none_without_an_answer_is_kept(tmp_path):
-    (record,) = rl.load_knowedit(write(tmp_path, [KNOWEDIT]))
+    (record,) = rl.data.load_knowedit(write(tmp_path, [KNOWEDIT]))
     assert record.request == EditRequest("The number of children {} has is", "Claire Froggatt", "3")
     assert record.portability == {"Reasoning": (Continuation("Her brother has", "two nieces"),)}
     assert record.locality == {
@@ -84,7 +84,7 @@ def test_a_knowedit_question_has_its_first_alias_and_none_without_an_answer_is_k
 def test_snippets_are_found_by_object_and_by_subject(tmp_path):
     more = {**SNIPPETS, "samples": [{"name": "Galen", "target": "medicine", "text": "Galen healed."}]}
     other = {**SNIPPETS, "target_id": "Q5", "samples": [{"name": "Galen", "target": "men", "text": "Galen was a man."}]}
-    snippets = rl.load_attribute_snippets(write(tmp_path, [SNIPPETS, more, other]))
+    snippets = rl.data.load_attribute_snippets(write(tmp_path, [SNIPPETS, more, other]))
     about = ["Galen wrote on medicine.", "Paracelsus saw medicine as an art.", "Galen healed."]
     assert snippets.about_target("P101", "Q11190") == about
     assert snippets.about_subject("Galen") == ["Galen wrote on medicine.", "Galen healed.", "Galen was a man."]
@@ -94,9 +94,9 @@ def test_snippets_are_found_by_object_and_by_subject(tmp_path):
 
 @pytest.mark.parametrize(
     ("read", "record", "field"),
-    [(rl.load_zsre, ZSRE, field) for field in ("subject", "src", "answers", "loc", "loc_ans")]
-    + [(rl.load_knowedit, KNOWEDIT, field) for field in ("subject", "prompt", "target_new")]
-    + [(rl.load_attribute_snippets, SNIPPETS, field) for field in ("relation_id", "target_id", "samples")],
+    [(rl.data.load_zsre, ZSRE, field) for field in ("subject", "src", "answers", "loc", "loc_ans")]
+    + [(rl.data.load_knowedit, KNOWEDIT, field) for field in ("subject", "prompt", "target_new")]
+    + [(rl.data.load_attribute_snippets, SNIPPETS, field) for field in ("relation_id", "target_id", "samples")],
 )
 def test_a_missing_field_is_told_with_the_records_index(tmp_path, read, record, field):
     with pytest.raises(FormatError, match=f"Record 1 of .* lacks the field '{field}'"):
@@ -106,27 +106,31 @@ def test_a_missing_field_is_told_with_the_records_index(tmp_path, read, record, 
 @pytest.mark.parametrize(
     ("read", "broken", "reason"),
     [
-        (rl.load_zsre, {**ZSRE, "answers": []}, "It has no answers"),
-        (rl.load_zsre, {**ZSRE, "src": "Who?"}, "The subject 'Vueling' is not in the prompt"),
-        (rl.load_zsre, {**ZSRE, "loc_ans": ""}, "The locality answer is empty"),
-        (rl.load_knowedit, {**KNOWEDIT, "target_new": " "}, "The target is empty"),
-        (rl.load_knowedit, {**KNOWEDIT, "locality": {"a": [{"prompt": "", "ground_truth": []}]}}, "The a prompt is"),
-        (rl.load_attribute_snippets, {**SNIPPETS, "samples": [{"name": "x", "text": ""}]}, "The text is empty"),
+        (rl.data.load_zsre, {**ZSRE, "answers": []}, "It has no answers"),
+        (rl.data.load_zsre, {**ZSRE, "src": "Who?"}, "The subject 'Vueling' is not in the prompt"),
+        (rl.data.load_zsre, {**ZSRE, "loc_ans": ""}, "The locality answer is empty"),
+        (rl.data.load_knowedit, {**KNOWEDIT, "target_new": " "}, "The target is empty"),
+        (
+            rl.data.load_knowedit,
+            {**KNOWEDIT, "locality": {"a": [{"prompt": "", "ground_truth": []}]}},
+            "The a prompt is",
+        ),
+        (rl.data.load_attribute_snippets, {**SNIPPETS, "samples": [{"name": "x", "text": ""}]}, "The text is empty"),
     ],
 )
 def test_a_broken_record_is_told_or_left_out_with_its_reason(tmp_path, read, broken, reason):
     path = write(tmp_path, [broken, *(record for reader, record in READERS if reader is read)])
     with pytest.raises(FormatError, match=f"Record 0 of .* is broken: {reason}"):
         read(path)
-    with pytest.warns(rl.DataWarning, match=rf"Left out 1 of the 2 records of .*: record 0 is broken: {reason}"):
+    with pytest.warns(rl.errors.DataWarning, match=rf"Left out 1 of the 2 records of .*: record 0 is broken: {reason}"):
         kept = read(path, strict=False)
-    assert len(kept.texts() if read is rl.load_attribute_snippets else kept) == (2 if "samples" in broken else 1)
+    assert len(kept.texts() if read is rl.data.load_attribute_snippets else kept) == (2 if "samples" in broken else 1)
 
 
 def test_many_broken_records_are_all_named(tmp_path):
     path = write(tmp_path, [*[3] * 12, ZSRE])
-    with pytest.warns(rl.DataWarning) as caught:
-        assert [record.case_id for record in rl.load_zsre(path, strict=False)] == [12]
+    with pytest.warns(rl.errors.DataWarning) as caught:
+        assert [record.case_id for record in rl.data.load_zsre(path, strict=False)] == [12]
     text = str(caught[0].message)
     assert text.startswith("Left out 12 of the 13 records")
     assert text.count("is broken: ") == 10

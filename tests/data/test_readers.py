@@ -86,17 +86,17 @@ def test_a_record_without_wikidatas_names_is_read(tmp_path):
 
 def test_a_known_fact_takes_its_answer_from_the_attribute(tmp_path):
     expected = Fact("{} is located in the continent of", "Vinson Massif", "Antarctica")
-    assert rl.load_known_facts(write(tmp_path, [KNOWN])) == [expected]
+    assert rl.data.load_known_facts(write(tmp_path, [KNOWN])) == [expected]
 
 
 def test_a_known_facts_prompt_counts_not_its_template(tmp_path):
-    (fact,) = rl.load_known_facts(write(tmp_path, [{**KNOWN, "template": "{} and {}"}]))
+    (fact,) = rl.data.load_known_facts(write(tmp_path, [{**KNOWN, "template": "{} and {}"}]))
     assert fact.text == KNOWN["prompt"]
 
 
 def test_a_known_facts_subject_is_its_first_occurrence_in_the_prompt(tmp_path):
     record = {**KNOWN, "prompt": "Paris fans say Paris is", "subject": "Paris", "template": "Paris fans say {} is"}
-    (fact,) = rl.load_known_facts(write(tmp_path, [record]))
+    (fact,) = rl.data.load_known_facts(write(tmp_path, [record]))
     assert fact.prompt == "{} fans say Paris is"
 
 
@@ -120,7 +120,7 @@ def test_a_missing_field_is_told_with_the_records_index(tmp_path, field):
 @pytest.mark.parametrize("field", ["prompt", "subject", "attribute"])
 def test_a_missing_field_of_a_known_fact_is_told_with_the_records_index(tmp_path, field):
     with pytest.raises(FormatError, match=rf"Record 1 of .*data\.json lacks the field '{field}'"):
-        rl.load_known_facts(write(tmp_path, [KNOWN, without(KNOWN, field)]))
+        rl.data.load_known_facts(write(tmp_path, [KNOWN, without(KNOWN, field)]))
 
 
 @pytest.mark.parametrize("broken", [None, 3, "text", [RECORD], {**RECORD, "requested_rewrite": None}])
@@ -140,17 +140,17 @@ def test_a_record_with_an_unusable_value_is_told_with_its_index(tmp_path, field,
 
 def test_a_known_fact_whose_subject_is_not_in_its_prompt_is_told_with_its_index(tmp_path):
     with pytest.raises(FormatError, match="Record 0 of .* is broken: The subject 'Mont Blanc' is not in the prompt"):
-        rl.load_known_facts(write(tmp_path, [{**KNOWN, "subject": "Mont Blanc"}]))
+        rl.data.load_known_facts(write(tmp_path, [{**KNOWN, "subject": "Mont Blanc"}]))
 
 
-@pytest.mark.parametrize("read", [rl.load_counterfact, rl.load_known_facts])
+@pytest.mark.parametrize("read", [rl.load_counterfact, rl.data.load_known_facts])
 @pytest.mark.parametrize(("content", "kind"), [({"records": []}, "dict"), ("text", "str"), (None, "NoneType")])
 def test_a_file_that_holds_no_list_is_refused(tmp_path, read, content, kind):
     with pytest.raises(FormatError, match=f"holds a JSON {kind}, expected a list of records"):
         read(write(tmp_path, content))
 
 
-@pytest.mark.parametrize("read", [rl.load_counterfact, rl.load_known_facts])
+@pytest.mark.parametrize("read", [rl.load_counterfact, rl.data.load_known_facts])
 def test_a_truncated_file_is_refused(tmp_path, read):
     path = write(tmp_path, [RECORD, KNOWN])
     path.write_bytes(path.read_bytes()[:-20])
@@ -158,13 +158,13 @@ def test_a_truncated_file_is_refused(tmp_path, read):
         read(path)
 
 
-@pytest.mark.parametrize("read", [rl.load_counterfact, rl.load_known_facts])
+@pytest.mark.parametrize("read", [rl.load_counterfact, rl.data.load_known_facts])
 def test_a_missing_file_is_told(tmp_path, read):
     with pytest.raises(FileNotFoundError, match="There is no file"):
         read(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize("read", [rl.load_counterfact, rl.load_known_facts])
+@pytest.mark.parametrize("read", [rl.load_counterfact, rl.data.load_known_facts])
 def test_a_file_with_no_records_gives_none(tmp_path, read):
     assert read(write(tmp_path, [])) == []
 

@@ -21,10 +21,10 @@ from tests.torture import times
 SECOND = {**RECORD, "case_id": 8}
 READERS = [
     (rl.load_counterfact, RECORD),
-    (rl.load_known_facts, KNOWN),
-    (rl.load_zsre, ZSRE),
-    (rl.load_knowedit, KNOWEDIT),
-    (rl.load_attribute_snippets, SNIPPETS),
+    (rl.data.load_known_facts, KNOWN),
+    (rl.data.load_zsre, ZSRE),
+    (rl.data.load_knowedit, KNOWEDIT),
+    (rl.data.load_attribute_snippets, SNIPPETS),
 ]
 DATA = Path(os.environ.get("ROME_LENS_DATA", "shared/data"))
 
@@ -93,15 +93,15 @@ def test_another_kind_of_file_is_named(tmp_path, content, name, read, _):
 )
 def test_an_answer_is_a_text_a_list_or_a_list_of_lists(tmp_path, answer, read):
     """A text never becomes its letters."""
-    (record,) = rl.load_knowedit(write(tmp_path, [question(answer)]))
+    (record,) = rl.data.load_knowedit(write(tmp_path, [question(answer)]))
     assert [asked.text for asked in record.locality["a"]] == [read]
-    (record,) = rl.load_zsre(write(tmp_path, [{**ZSRE, "answers": answer, "loc_ans": answer}]))
+    (record,) = rl.data.load_zsre(write(tmp_path, [{**ZSRE, "answers": answer, "loc_ans": answer}]))
     assert (record.request.target, record.locality["nq"][0].text) == (read, read)
 
 
 @pytest.mark.parametrize("answer", [None, 3, True, {"x": "y"}, [3], [["x", None]], [[["x"]]], [{"value": "x"}]])
 def test_other_nestings_of_answers_are_refused(tmp_path, answer):
-    for reader, record in ((rl.load_knowedit, question(answer)), (rl.load_zsre, {**ZSRE, "answers": answer})):
+    for reader, record in ((rl.data.load_knowedit, question(answer)), (rl.data.load_zsre, {**ZSRE, "answers": answer})):
         with pytest.raises(FormatError, match=r"Record 0 of .* is broken: The (a ground_truth|answers) is .*expected"):
             reader(write(tmp_path, [record]))
 
@@ -110,8 +110,8 @@ OPTIONAL = [
     (rl.load_counterfact, RECORD, f"{kind}_prompts")
     for kind in ("paraphrase", "neighborhood", "attribute", "generation")
 ]
-OPTIONAL += [(rl.load_zsre, ZSRE, "rephrase")]
-OPTIONAL += [(rl.load_knowedit, KNOWEDIT, field) for field in ("portability", "locality")]
+OPTIONAL += [(rl.data.load_zsre, ZSRE, "rephrase")]
+OPTIONAL += [(rl.data.load_knowedit, KNOWEDIT, field) for field in ("portability", "locality")]
 
 
 @pytest.mark.parametrize(("read", "record", "field"), OPTIONAL)
@@ -138,12 +138,12 @@ def test_two_records_of_one_number_are_refused(tmp_path):
     path = write(tmp_path, [RECORD, SECOND, RECORD])
     with pytest.raises(FormatError, match="Record 2 of .* has the case_id 7 of record 0"):
         rl.load_counterfact(path)
-    with pytest.warns(rl.DataWarning, match="record 2 has the case_id 7"):
+    with pytest.warns(rl.errors.DataWarning, match="record 2 has the case_id 7"):
         assert [record.case_id for record in rl.load_counterfact(path, strict=False)] == [7, 8]
 
 
 def test_a_target_that_is_true_already_is_said():
-    with pytest.warns(rl.DataWarning, match="The record 3 asks for what is true already"):
+    with pytest.warns(rl.errors.DataWarning, match="The record 3 asks for what is true already"):
         rl.EditRecord(rl.EditRequest("{} of", "Rome", "Italy"), " Italy", case_id=3)
 
 
@@ -155,10 +155,10 @@ def test_blank_prompts_are_refused_in_python_too():
 FAMILIES = [
     *((rl.load_counterfact, f"{name}_sample") for name in ("counterfact", "evoke_main", "evoke_subj_spec")),
     (rl.load_counterfact, "counterfact_portability_locality_sample"),
-    (rl.load_known_facts, "known_1000"),
-    *((rl.load_zsre, f"zsre_{name}") for name in ("mend_eval_sample", "mend_train_1k", "portability_sample")),
-    *((rl.load_knowedit, f"knowedit_{name}_sample") for name in ("wiki_recent", "wiki_counterfact", "zsre")),
-    (rl.load_attribute_snippets, "attribute_snippets_lama_trex"),
+    (rl.data.load_known_facts, "known_1000"),
+    *((rl.data.load_zsre, f"zsre_{name}") for name in ("mend_eval_sample", "mend_train_1k", "portability_sample")),
+    *((rl.data.load_knowedit, f"knowedit_{name}_sample") for name in ("wiki_recent", "wiki_counterfact", "zsre")),
+    (rl.data.load_attribute_snippets, "attribute_snippets_lama_trex"),
 ]
 
 
@@ -170,7 +170,7 @@ def test_published_files_are_read_whole(read, name):
         pytest.skip(f"{path} is not here")
     count = len(json.loads(path.read_text(encoding="utf-8")))
     made = read(path)
-    assert len(made.samples if read is rl.load_attribute_snippets else made) == count
+    assert len(made.samples if read is rl.data.load_attribute_snippets else made) == count
 
 
 @pytest.mark.torture

@@ -19,7 +19,7 @@ RECORDS = [
     )
     for number, subject in enumerate(["The Eiffel Tower", "Big Ben", "The Colosseum"])
 ]
-QUESTIONS = rl.QuestionRecord(RECORDS[0].request, locality={"a": (rl.Continuation("Rome is", "in Italy"),)})
+QUESTIONS = rl.data.QuestionRecord(RECORDS[0].request, locality={"a": (rl.data.Continuation("Rome is", "in Italy"),)})
 
 
 @pytest.fixture(params=["nan", "inf"])
@@ -32,14 +32,14 @@ def broken(tiny, request):
 @pytest.mark.parametrize(
     "read",
     [
-        lambda model: rl.score_record(model, RECORDS[0]),
-        lambda model: rl.score_specificity(model, RECORDS[0]),
-        lambda model: rl.score_generation(model, RECORDS[0], length=20),
-        lambda model: rl.score_zsre(model, QUESTIONS),
-        lambda model: rl.score_knowedit(model, QUESTIONS),
-        lambda model: rl.locality_predictions(model, QUESTIONS),
-        lambda model: rl.perplexity(model, "One, two. " * 9, progress=False),
-        lambda model: rl.generate_texts(model, ["One"], length=9),
+        lambda model: rl.evaluate.score_record(model, RECORDS[0]),
+        lambda model: rl.evaluate.score_specificity(model, RECORDS[0]),
+        lambda model: rl.evaluate.score_generation(model, RECORDS[0], length=20),
+        lambda model: rl.evaluate.score_zsre(model, QUESTIONS),
+        lambda model: rl.evaluate.score_knowedit(model, QUESTIONS),
+        lambda model: rl.evaluate.locality_predictions(model, QUESTIONS),
+        lambda model: rl.evaluate.perplexity(model, "One, two. " * 9, progress=False),
+        lambda model: rl.evaluate.generate_texts(model, ["One"], length=9),
         lambda model: rl.compare_models(model, model, ["One"], progress=False),
         lambda model: rl.causal_trace(model, RECORDS[0].fact, progress=False),
         lambda model: rl.trace_facts(model, [RECORDS[0].fact], progress=False),
@@ -47,14 +47,16 @@ def broken(tiny, request):
     ],
 )
 def test_logits_that_are_not_finite_are_refused(broken, read):
-    with pytest.raises(rl.NotFiniteError, match=r"The logits of gpt2 are NaN or infinite in row \d+ of \d+ \('.*Check"):
+    with pytest.raises(
+        rl.errors.NotFiniteError, match=r"The logits of gpt2 are NaN or infinite in row \d+ of \d+ \('.*Check"
+    ):
         read(broken)
 
 
 def test_a_token_that_is_never_said_is_no_fault(tiny):
     model = copy.deepcopy(tiny)
     model.unembed.b_U.data[5] = -torch.inf
-    assert rl.score_record(model, RECORDS[0])["EM"] != 0
+    assert rl.evaluate.score_record(model, RECORDS[0])["EM"] != 0
 
 
 def collapsing(model, request):
@@ -64,11 +66,13 @@ def collapsing(model, request):
     if request == RECORDS[1].request:
         left += 1e19
         right += torch.linspace(1e19, 3e19, model.cfg.d_model)
-    return rl.Edit((rl.Update(1, left, right),), (request,), method="collapsing")
+    return rl.Edit((rl.edit.Update(1, left, right),), (request,), method="collapsing")
 
 
 def test_an_edit_after_which_the_output_is_not_finite_has_a_row_with_the_reason(tiny):
-    with pytest.warns(rl.EditWarning, match="1 edits by 'x' could not be computed or scored.*of record 1: The logits"):
+    with pytest.warns(
+        rl.errors.EditWarning, match="1 edits by 'x' could not be computed or scored.*of record 1: The logits"
+    ):
         frame = rl.score_edits(tiny, RECORDS, {"x": collapsing}, progress=False)
     failed = frame[frame["error"] != ""]
     assert list(failed["case_id"]) == [1]
@@ -92,8 +96,8 @@ def test_a_sequence_that_collapses_keeps_its_rows_and_says_why(tiny, weights_of,
     assert made.checkpoints["failed"].tolist() == [0, 0, 2, 3]
     again = rl.edit_sequence(tiny, RECORDS, **options)
     assert made.checkpoints.equals(again.checkpoints)
-    assert rl.edit_sequence(tiny, RECORDS, **options, stop=rl.StopRule(perplexity_factor=9.0)).stopped.startswith(
-        "after edit 2, the perplexity is nan"
-    )
+    assert rl.edit_sequence(
+        tiny, RECORDS, **options, stop=rl.evaluate.StopRule(perplexity_factor=9.0)
+    ).stopped.startswith("after edit 2, the perplexity is nan")
     assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
     assert find_output_matrix(tiny, 1).values.isfinite().all()

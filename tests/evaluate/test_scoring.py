@@ -25,7 +25,7 @@ def louder(model, request) -> rl.Edit:
 def failing(model, request) -> rl.Edit:
     """Cannot edit the second record."""
     if request == RECORDS[1].request:
-        raise rl.EditError("The loss is not finite.")
+        raise rl.errors.EditError("The loss is not finite.")
     return noise(model, request)
 
 
@@ -56,7 +56,7 @@ def test_what_is_there_is_not_measured_again_and_more_may_be_asked(tiny, tmp_pat
 
     def score(model, record):
         scored.append(record.case_id)
-        return rl.score_record(model, record)
+        return rl.evaluate.score_record(model, record)
 
     def counted(model, request):
         made.append(request.subject)
@@ -70,13 +70,13 @@ def test_what_is_there_is_not_measured_again_and_more_may_be_asked(tiny, tmp_pat
     assert list(whole["method"].unique()) == ["base", "louder", "noise"]
     again = run(tiny, RECORDS[:2], {"noise": counted}, out=tmp_path, score=score)
     pd.testing.assert_frame_equal(again, first)
-    loaded = rl.load_scores(tmp_path)
+    loaded = rl.evaluate.load_scores(tmp_path)
     assert len(scored) == 9
     pd.testing.assert_frame_equal(loaded, whole.sort_values(["case_id", "method"], kind="stable", ignore_index=True))
 
 
 def test_before_is_noted_on_the_model_without_the_edit_also_when_a_run_goes_on(tiny, tmp_path):
-    score, before = rl.score_specificity, rl.neighborhood_log_probabilities
+    score, before = rl.evaluate.score_specificity, rl.evaluate.neighborhood_log_probabilities
     run(tiny, RECORDS, {}, out=tmp_path, score=score, before=before)
     frame = run(tiny, RECORDS, {"noise": noise}, out=tmp_path, score=score, before=before)
     plain = run(tiny, RECORDS, {"noise": noise}, score=score, before=before)
@@ -85,7 +85,9 @@ def test_before_is_noted_on_the_model_without_the_edit_also_when_a_run_goes_on(t
 
 def test_an_edit_that_cannot_be_computed_is_kept_counted_and_told(tiny, weights_of, tmp_path):
     before = weights_of(tiny)
-    with pytest.warns(rl.EditWarning, match="1 edits by 'failing' could not .* that of record 1: The loss is not"):
+    with pytest.warns(
+        rl.errors.EditWarning, match="1 edits by 'failing' could not .* that of record 1: The loss is not"
+    ):
         frame = run(tiny, RECORDS, {"failing": failing, "noise": noise}, out=tmp_path)
     assert same(tiny, before)
     failed = frame[frame["error"] != ""]
@@ -101,13 +103,13 @@ def test_an_edit_that_cannot_be_computed_is_kept_counted_and_told(tiny, weights_
     }
     others = frame[(frame["method"] == "noise") & (frame["case_id"] != 1)]
     assert summary.loc["failing", "EM"] == others.loc[others["metric"] == "EM", "value"].mean()
-    with pytest.warns(rl.EditWarning):
+    with pytest.warns(rl.errors.EditWarning):
         again = run(tiny, RECORDS, {"failing": failing, "noise": noise}, out=tmp_path)  # not tried again
     pd.testing.assert_frame_equal(again, frame)
 
 
 def test_a_method_that_always_fails_has_no_means(tiny, tmp_path):
-    with pytest.warns(rl.EditWarning):
+    with pytest.warns(rl.errors.EditWarning):
         frame = run(tiny, RECORDS[1:2], {"failing": failing}, out=tmp_path)
     summary = rl.summarize(frame).set_index("method")
     assert summary.loc["failing", ["n", "failed"]].to_list() == [0, 1]
@@ -128,7 +130,7 @@ def test_another_error_ends_the_run_and_what_was_measured_is_kept(tiny, weights_
     with pytest.raises(ZeroDivisionError):
         run(tiny, RECORDS, {"noise": broken}, out=tmp_path / "a")
     assert same(tiny, before)
-    assert set(rl.load_scores(tmp_path / "a")["case_id"]) == {0, 1}
+    assert set(rl.evaluate.load_scores(tmp_path / "a")["case_id"]) == {0, 1}
     breaks.append(False)
     resumed = run(tiny, RECORDS, {"noise": broken}, out=tmp_path / "a")
     pd.testing.assert_frame_equal(resumed, run(tiny, RECORDS, {"noise": noise}, out=tmp_path / "b"))
@@ -136,20 +138,22 @@ def test_another_error_ends_the_run_and_what_was_measured_is_kept(tiny, weights_
 
 def test_a_folder_of_another_model_score_or_record_is_refused_and_kept(tiny, tiny_model, tmp_path):
     run(tiny, RECORDS, {"noise": noise}, out=tmp_path)
-    kept = rl.load_scores(tmp_path)
-    with pytest.raises(rl.FormatError, match="begun with {'weights': .*Choose another folder"):
+    kept = rl.evaluate.load_scores(tmp_path)
+    with pytest.raises(rl.errors.FormatError, match="begun with {'weights': .*Choose another folder"):
         run(tiny_model("gpt2", seed=1), RECORDS, {"louder": louder}, out=tmp_path)
-    with pytest.raises(rl.FormatError, match="'model': 'gpt2'"):
+    with pytest.raises(rl.errors.FormatError, match="'model': 'gpt2'"):
         run(tiny_model("llama"), RECORDS, {"louder": louder}, out=tmp_path)
-    with noise(tiny, RECORDS[0].request).applied(tiny), pytest.raises(rl.FormatError, match="edits reverted"):
+    with noise(tiny, RECORDS[0].request).applied(tiny), pytest.raises(rl.errors.FormatError, match="edits reverted"):
         run(tiny, RECORDS, {"louder": louder}, out=tmp_path)
-    with pytest.raises(rl.FormatError, match="'score': 'rome_lens.evaluate.scorers.counterfact.score_record'"):
-        run(tiny, RECORDS, {"louder": louder}, out=tmp_path, score=rl.score_specificity)
-    with pytest.raises(rl.FormatError, match="begun with {'record 1.target_true': 'Rome'}, but .* 'Milan'}"):
+    with pytest.raises(rl.errors.FormatError, match="'score': 'rome_lens.evaluate.scorers.counterfact.score_record'"):
+        run(tiny, RECORDS, {"louder": louder}, out=tmp_path, score=rl.evaluate.score_specificity)
+    with pytest.raises(rl.errors.FormatError, match="begun with {'record 1.target_true': 'Rome'}, but .* 'Milan'}"):
         run(tiny, [replace(RECORDS[1], target_true="Milan")], {"louder": louder}, out=tmp_path)
-    with pytest.raises(rl.FormatError, match=r"{'method noise': '.*\.noise'}, but {'method noise': '.*\.louder'}"):
+    with pytest.raises(
+        rl.errors.FormatError, match=r"{'method noise': '.*\.noise'}, but {'method noise': '.*\.louder'}"
+    ):
         run(tiny, RECORDS, {"noise": louder}, out=tmp_path)
-    pd.testing.assert_frame_equal(rl.load_scores(tmp_path), kept)
+    pd.testing.assert_frame_equal(rl.evaluate.load_scores(tmp_path), kept)
 
 
 def scaled(model, request, *, config) -> rl.Edit:
@@ -166,7 +170,7 @@ def test_a_method_of_the_same_name_with_another_configuration_is_refused(tiny, t
     for name, make in (("partial", lambda config: partial(scaled, config=config)), ("closure", taking)):
         out = tmp_path / name
         run(tiny, RECORDS[:1], {"mine": make(first)}, out=out)
-        with pytest.raises(rl.FormatError, match="begun with {'method mine.config.layer': 1}, but"):
+        with pytest.raises(rl.errors.FormatError, match="begun with {'method mine.config.layer': 1}, but"):
             run(tiny, RECORDS, {"mine": make(second)}, out=out)
         run(tiny, RECORDS[:1], {"mine": make(rl.RomeConfig(layer=1)), "other": make(second)}, out=out)
 
@@ -175,22 +179,22 @@ def test_a_folder_with_other_files_or_a_damaged_one_is_refused(tiny, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
-    with pytest.raises(rl.FormatError, match=r"holds \['notes.txt'\] and no rome_lens table of scores"):
+    with pytest.raises(rl.errors.FormatError, match=r"holds \['notes.txt'\] and no rome_lens table of scores"):
         run(tiny, RECORDS, {}, out=mine)
     with pytest.raises(NotADirectoryError):
         run(tiny, RECORDS, {}, out=mine / "notes.txt")
     assert [path.name for path in mine.iterdir()] == ["notes.txt"]
     with pytest.raises(FileNotFoundError, match="expected a folder that holds a rome_lens table of scores"):
-        rl.load_scores(mine)
+        rl.evaluate.load_scores(mine)
     (mine / "rows.jsonl").write_text(json.dumps({"kind": "passport"}))
-    with pytest.raises(rl.FormatError, match="Line 1 of .* is damaged"):
-        rl.load_scores(mine)
+    with pytest.raises(rl.errors.FormatError, match="Line 1 of .* is damaged"):
+        rl.evaluate.load_scores(mine)
     whole = run(tiny, RECORDS, {}, out=tmp_path / "whole")
     rows = tmp_path / "whole" / "rows.jsonl"
     lines = rows.read_bytes().splitlines(keepends=True)
     rows.write_bytes(b"".join([*lines[:2], lines[2].replace(b"EM", b"EN"), *lines[3:]]))
     with pytest.raises(
-        rl.FormatError, match="Line 3 of .* is damaged .* Cut the file before this line|or cut the file"
+        rl.errors.FormatError, match="Line 3 of .* is damaged .* Cut the file before this line|or cut the file"
     ):
         run(tiny, RECORDS, {}, out=tmp_path / "whole")
     rows.write_bytes(b"".join(lines[:2]))
@@ -209,9 +213,16 @@ def test_bad_arguments_are_told_before_any_work(tiny, tmp_path):
     ):
         run(tiny, RECORDS, METHODS, out=tmp_path, score=lambda record: {})
     with pytest.raises(TypeError, match=r"score is .*called with \(model, record, before=before\(model, record\)\)"):
-        run(tiny, RECORDS, METHODS, out=tmp_path, score=rl.score_record, before=rl.locality_predictions)
+        run(
+            tiny,
+            RECORDS,
+            METHODS,
+            out=tmp_path,
+            score=rl.evaluate.score_record,
+            before=rl.evaluate.locality_predictions,
+        )
     with pytest.raises(TypeError, match="The method 'mend' is mend.*'editor'. Bind what else it needs with functools"):
-        run(tiny, RECORDS, {"mend": rl.mend}, out=tmp_path)
+        run(tiny, RECORDS, {"mend": rl.edit.mend}, out=tmp_path)
     assert not any(tmp_path.iterdir())
 
 
@@ -238,9 +249,9 @@ def test_killed_twenty_times_at_random_moments_the_table_equals_an_unbroken_one(
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.evaluate.killing", str(tiny_folder("gpt2")), str(tmp_path), str(KILLS)]
     subprocess.run(command, cwd=root, env=environment, check=True)
-    unbroken, broken = rl.load_scores(tmp_path / "unbroken"), sorted(tmp_path.glob("broken*"))
+    unbroken, broken = rl.evaluate.load_scores(tmp_path / "unbroken"), sorted(tmp_path.glob("broken*"))
     assert json.loads((tmp_path / "kills.json").read_text()) == KILLS
     assert set(unbroken.groupby(["case_id", "method"]).size()) == {6}
     for folder in broken:
-        pd.testing.assert_frame_equal(rl.load_scores(folder), unbroken)
+        pd.testing.assert_frame_equal(rl.evaluate.load_scores(folder), unbroken)
         assert not list(folder.glob(".*.tmp"))

@@ -44,7 +44,12 @@ def noise(model, request) -> rl.Edit:
     weight = model.blocks[1].mlp.W_out.detach()
     factors = {1: (weight[:, :1].clone(), torch.full((1, weight.shape[1]), 0.01 * len(request.subject)))}
     return rl.Edit.of(
-        model, [request], factors, method="noise", config={}, health=rl.EditHealth(1.0, 0.6, target_probability=0.9)
+        model,
+        [request],
+        factors,
+        method="noise",
+        config={},
+        health=rl.edit.EditHealth(1.0, 0.6, target_probability=0.9),
     )
 
 
@@ -69,22 +74,22 @@ def test_each_edit_is_computed_on_the_model_edited_so_far_and_measured(tiny, wei
         assert (row["edit"], row["case_id"], row["target"]) == (number, record.case_id, record.request.target)
         assert row["norm_growth"] == pytest.approx(growth.item(), rel=1e-6)
         assert row["relative_update_norm"] == ours.health.relative_update_norm
-        scores = pd.DataFrame([rl.score_record(tiny, r) for r in RECORDS[:number]])
+        scores = pd.DataFrame([rl.evaluate.score_record(tiny, r) for r in RECORDS[:number]])
         assert row["EM"] == scores["EM"].iloc[-1]
         if number >= 2:
             check = made.checkpoints.set_index("edits").loc[number]
             assert check["n"] == number
             assert check["NM"] == pytest.approx(scores["NM"].mean())
-            assert check["perplexity"] == rl.perplexity(tiny, TEXT, tokens=50, progress=False)
+            assert check["perplexity"] == rl.evaluate.perplexity(tiny, TEXT, tokens=50, progress=False)
             assert check["norm_growth"] == row["norm_growth"]
     for handle in reversed(handles):
         handle.revert()
     assert list(made.checkpoints["edits"]) == [0, 2, 3]
-    base = pd.DataFrame([rl.score_record(tiny, record) for record in RECORDS])
+    base = pd.DataFrame([rl.evaluate.score_record(tiny, record) for record in RECORDS])
     table = made.checkpoints.set_index("edits")
     assert table.loc[0, "EM"] == pytest.approx(base["EM"].mean())
     assert table.loc[2, "base_EM"] == pytest.approx(base["EM"][:2].mean())
-    assert table.loc[0, "perplexity"] == rl.perplexity(tiny, TEXT, tokens=50, progress=False)
+    assert table.loc[0, "perplexity"] == rl.evaluate.perplexity(tiny, TEXT, tokens=50, progress=False)
 
 
 def test_what_was_made_is_read_and_not_made_again(tiny, weights_of, tmp_path, monkeypatch):
@@ -104,7 +109,7 @@ def test_what_was_made_is_read_and_not_made_again(tiny, weights_of, tmp_path, mo
     monkeypatch.setattr(sequence_module, "score_record", lambda *_: pytest.fail("scored twice"))
     again = rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=counted, **OPTIONS)
     assert (tmp_path / "rows.jsonl").read_bytes() == lines
-    read = rl.load_sequence(tmp_path)
+    read = rl.evaluate.load_sequence(tmp_path)
     for other in (again, read):
         pd.testing.assert_frame_equal(other.edits, whole.edits)
         pd.testing.assert_frame_equal(other.checkpoints, whole.checkpoints)
@@ -144,7 +149,7 @@ def test_an_edit_that_cannot_be_computed_ends_the_sequence(tiny, weights_of, tmp
 
     def failing(model, request):
         if request == RECORDS[1].request:
-            raise rl.EditError("The loss is not finite.")
+            raise rl.errors.EditError("The loss is not finite.")
         return noise(model, request)
 
     made = rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=failing, **OPTIONS)
@@ -156,17 +161,17 @@ def test_an_edit_that_cannot_be_computed_ends_the_sequence(tiny, weights_of, tmp
 
 def test_stop_rules(tiny, tmp_path):
     """An unhealthy edit, or too high a perplexity, ends a sequence after a checkpoint; without the rule it goes on."""
-    unhealthy = rl.StopRule(unhealthy=True)
+    unhealthy = rl.evaluate.StopRule(unhealthy=True)
     made = rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=noise, stop=unhealthy, **OPTIONS)
     assert made.stopped.startswith("after edit 1, the edit is unhealthy: the update is 0.60 of")
     assert list(made.checkpoints["edits"]) == [0, 1]
     made = rl.edit_sequence(
-        tiny, RECORDS, out=tmp_path, method=noise, stop=rl.StopRule(perplexity_factor=0.0), **OPTIONS
+        tiny, RECORDS, out=tmp_path, method=noise, stop=rl.evaluate.StopRule(perplexity_factor=0.0), **OPTIONS
     )
     assert made.stopped.startswith("after edit 2, the perplexity is")
     made = rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=noise, **OPTIONS)
     assert (made.stopped, list(made.checkpoints["edits"])) == ("", [0, 1, 2, 3])
-    assert "more than 2 times 10" in rl.StopRule(perplexity_factor=2.0).reason(None, float("nan"), 10.0)
+    assert "more than 2 times 10" in rl.evaluate.StopRule(perplexity_factor=2.0).reason(None, float("nan"), 10.0)
 
 
 def test_a_folder_of_another_sequence_is_refused(tiny, tiny_model, weights_of, tmp_path):
@@ -174,13 +179,15 @@ def test_a_folder_of_another_sequence_is_refused(tiny, tiny_model, weights_of, t
     before = weights_of(tiny)
     rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=noise, **OPTIONS)
     rows = (tmp_path / "rows.jsonl").read_bytes()
-    with pytest.raises(rl.FormatError, match="begun with {'text': "):
+    with pytest.raises(rl.errors.FormatError, match="begun with {'text': "):
         rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=noise, **(OPTIONS | {"text": "Rome. " * 9}))
-    with pytest.raises(rl.FormatError, match="begun with {'method': .*noise"):
+    with pytest.raises(rl.errors.FormatError, match="begun with {'method': .*noise"):
         rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=edit, **OPTIONS)
-    with pytest.raises(rl.FormatError, match="'record 1.request.subject': 'The Eiffel Tower'.*, but .*'Big Ben'"):
+    with pytest.raises(
+        rl.errors.FormatError, match="'record 1.request.subject': 'The Eiffel Tower'.*, but .*'Big Ben'"
+    ):
         rl.edit_sequence(tiny, RECORDS[::-1], out=tmp_path, method=noise, **OPTIONS)
-    with pytest.raises(rl.FormatError, match="begun with {'weights': "):
+    with pytest.raises(rl.errors.FormatError, match="begun with {'weights': "):
         rl.edit_sequence(tiny_model("gpt2", seed=1), RECORDS, out=tmp_path, method=noise, **OPTIONS)
     assert (tmp_path / "rows.jsonl").read_bytes() == rows
     assert same(tiny, before)
@@ -192,7 +199,7 @@ def test_bad_arguments_and_a_folder_without_a_sequence_are_told(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"checkpoints are \[0, 5\]"):
         rl.edit_sequence(tiny, RECORDS, out=tmp_path, checkpoints=[5, 0])
     with pytest.raises(FileNotFoundError, match="expected a folder that holds a rome_lens sequence"):
-        rl.load_sequence(tmp_path)
+        rl.evaluate.load_sequence(tmp_path)
     assert not any(tmp_path.iterdir())
 
 
@@ -201,7 +208,7 @@ def test_without_a_text_or_prompts_their_columns_are_empty_or_missing(tiny, tmp_
     made = rl.edit_sequence(tiny, bare, out=tmp_path, method=noise, progress=False)
     assert made.checkpoints["perplexity"].isna().all()
     assert "PS" not in made.checkpoints
-    figure = rl.plot_sequence(made.checkpoints.assign(method="noise"))
+    figure = rl.plots.plot_sequence(made.checkpoints.assign(method="noise"))
     assert {note.text for note in figure.layout.annotations} == {"efficacy (ES)", "norm growth |W - W0| / |W0|"}
 
 

@@ -35,10 +35,10 @@ def test_a_trace_keeps_the_config_that_makes_it_again(tiny):
 @pytest.mark.parametrize(
     "corruption",
     [
-        rl.UniformNoise(sigmas=2.0, subjects=["Rome", "Paris"]),
-        rl.StudentNoise(std=0.1),
-        rl.MultivariateGaussianNoise(),
-        rl.TokenReplacement("Rome"),
+        rl.locate.UniformNoise(sigmas=2.0, subjects=["Rome", "Paris"]),
+        rl.locate.StudentNoise(std=0.1),
+        rl.locate.MultivariateGaussianNoise(),
+        rl.locate.TokenReplacement("Rome"),
     ],
 )
 def test_a_config_comes_back_from_json(corruption):
@@ -50,9 +50,9 @@ def test_many_facts_take_a_config_and_the_folder_compares_it(tiny, tmp_path):
     made = rl.trace_facts(tiny, [FACT], config=CONFIG, out=tmp_path, progress=False)
     assert [trace.kind for trace in made.traces] == ["mlp"]
     rl.trace_facts(tiny, [FACT], config=CONFIG, out=tmp_path, samples=2, progress=False)
-    assert len(rl.load_traces(tmp_path)) == 1
+    assert len(rl.locate.load_traces(tmp_path)) == 1
     kinds = rl.trace_facts(
         tiny, [FACT], config=CONFIG, kinds=["resid", "mlp"], metrics=["kl"], out=tmp_path, progress=False
     )
     assert [(trace.kind, trace.metric) for trace in kinds.traces] == [("resid", "kl"), ("mlp", "kl")]
-    assert len(rl.load_traces(tmp_path)) == 3
+    assert len(rl.locate.load_traces(tmp_path)) == 3

@@ -21,16 +21,16 @@ def test_gaussian_noise_is_that_of_the_authors_code(tiny):
     assert torch.equal(drawn(rl.GaussianNoise(std=0.35), tiny, 10), torch.from_numpy(expected).float())
 
 
-@pytest.mark.parametrize("noise", [rl.GaussianNoise, rl.UniformNoise, rl.StudentNoise])
+@pytest.mark.parametrize("noise", [rl.GaussianNoise, rl.locate.UniformNoise, rl.locate.StudentNoise])
 def test_noise_has_the_standard_deviation_that_was_asked_for(tiny, noise):
-    values = drawn(noise(std=0.3, **({"degrees": 8.0} if noise is rl.StudentNoise else {})), tiny)
+    values = drawn(noise(std=0.3, **({"degrees": 8.0} if noise is rl.locate.StudentNoise else {})), tiny)
     assert values.std().item() == pytest.approx(0.3, rel=0.02)
     assert values.mean().item() == pytest.approx(0, abs=0.01)
 
 
 def test_uniform_noise_is_bounded_and_students_is_not(tiny):
-    assert drawn(rl.UniformNoise(std=0.3), tiny).abs().max() <= 0.3 * 3**0.5
-    assert drawn(rl.StudentNoise(std=0.3), tiny).abs().max() > 0.3 * 6
+    assert drawn(rl.locate.UniformNoise(std=0.3), tiny).abs().max() <= 0.3 * 3**0.5
+    assert drawn(rl.locate.StudentNoise(std=0.3), tiny).abs().max() > 0.3 * 6
 
 
 def test_sigmas_are_those_of_the_given_subjects(tiny):
@@ -40,19 +40,19 @@ def test_sigmas_are_those_of_the_given_subjects(tiny):
 
 
 def test_multivariate_noise_has_the_covariance_of_the_embeddings(tiny):
-    values = drawn(rl.MultivariateGaussianNoise(subjects=SUBJECTS), tiny).flatten(0, 1)
+    values = drawn(rl.locate.MultivariateGaussianNoise(subjects=SUBJECTS), tiny).flatten(0, 1)
     wanted = subject_embeddings(tiny, SUBJECTS).T.cov()
     assert (values.T.cov() - wanted).norm() < 0.05 * wanted.norm()
     assert values.mean(0).norm() < 0.1 * wanted.diagonal().sum().sqrt()
 
 
 def test_multivariate_replacement_is_around_the_mean_embedding(tiny):
-    values = drawn(rl.MultivariateGaussianNoise(subjects=SUBJECTS, replace=True), tiny, clean=CLEAN + 100)
+    values = drawn(rl.locate.MultivariateGaussianNoise(subjects=SUBJECTS, replace=True), tiny, clean=CLEAN + 100)
     mean = subject_embeddings(tiny, SUBJECTS).mean(0)
     assert (values.mean((0, 1)) - mean).norm() < 0.1 * subject_embeddings(tiny, SUBJECTS).std(0).norm()
 
 
-@pytest.mark.parametrize("noise", [rl.GaussianNoise, rl.UniformNoise, rl.StudentNoise])
+@pytest.mark.parametrize("noise", [rl.GaussianNoise, rl.locate.UniformNoise, rl.locate.StudentNoise])
 def test_replacing_forgets_the_clean_embeddings_and_adding_does_not(tiny, noise):
     one, other = CLEAN, CLEAN + 1
     replacing = noise(std=0.3, replace=True)
@@ -65,7 +65,7 @@ def test_replaced_embeddings_are_in_the_baseline_and_in_the_grid_alike(tiny):
     """Restoring a state before the subject's position changes nothing, so there the grid is the baseline."""
     fact = rl.Fact("In Italy, {} is in", "Rome")
     trace = rl.causal_trace(tiny, fact, corruption=rl.GaussianNoise(std=0.5, replace=True), progress=False)
-    none = rl.restore_states(tiny, fact, [], corruption=rl.GaussianNoise(std=0.5, replace=True))
+    none = rl.locate.restore_states(tiny, fact, [], corruption=rl.GaussianNoise(std=0.5, replace=True))
     assert trace.corrupted == pytest.approx(none, abs=1e-6)
     last = trace.restored[-1, -1].item()
     assert last == pytest.approx(trace.clean, abs=1e-5)
@@ -73,7 +73,7 @@ def test_replaced_embeddings_are_in_the_baseline_and_in_the_grid_alike(tiny):
 
 def test_token_replacement_runs_the_other_prompt(tiny):
     fact, other = rl.Fact("The capital of {} is", "Rome"), "Paris"
-    trace = rl.causal_trace(tiny, fact, corruption=rl.TokenReplacement(other), progress=False)
+    trace = rl.causal_trace(tiny, fact, corruption=rl.locate.TokenReplacement(other), progress=False)
     answer = tiny(tiny.to_tokens(fact.text))[0, -1].argmax()
     elsewhere = tiny(tiny.to_tokens("The capital of Paris is"))[0, -1].softmax(-1)[answer].item()
     assert trace.config.samples == 1
@@ -82,7 +82,7 @@ def test_token_replacement_runs_the_other_prompt(tiny):
 
 def test_a_replacement_of_another_length_is_refused(tiny):
     with pytest.raises(ValueError, match=r"'The Eiffel Tower' has \d tokens .* but 'Italy' has 2. Choose another"):
-        rl.causal_trace(tiny, FACT, corruption=rl.TokenReplacement("The Eiffel Tower"), progress=False)
+        rl.causal_trace(tiny, FACT, corruption=rl.locate.TokenReplacement("The Eiffel Tower"), progress=False)
 
 
 def test_a_subject_of_the_same_length_and_another_answer_is_found(tiny):
@@ -93,17 +93,17 @@ def test_a_subject_of_the_same_length_and_another_answer_is_found(tiny):
         rl.Fact("The country of {} is", "The Eiffel Tower", answer="France"),
         rl.Fact("The country of {} is", "Paris", answer="France"),
     ]
-    assert rl.same_length_subject(tiny, fact, others) == "Paris"
+    assert rl.locate.same_length_subject(tiny, fact, others) == "Paris"
     with pytest.raises(ValueError, match="None of the other subjects has the 1 tokens of 'Rome'"):
-        rl.same_length_subject(tiny, fact, others[:3])
+        rl.locate.same_length_subject(tiny, fact, others[:3])
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: rl.GaussianNoise(std=-1.0), "std is -1.0, expected a number above 0"),
-        (lambda: rl.UniformNoise(sigmas=0.0), "sigmas is 0.0, expected a number above 0"),
-        (lambda: rl.StudentNoise(degrees=2.0), "degrees is 2.0, expected more than 2"),
+        (lambda: rl.locate.UniformNoise(sigmas=0.0), "sigmas is 0.0, expected a number above 0"),
+        (lambda: rl.locate.StudentNoise(degrees=2.0), "degrees is 2.0, expected more than 2"),
     ],
 )
 def test_widths_that_make_no_sense_are_refused(make, message):

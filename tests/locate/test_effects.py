@@ -111,7 +111,7 @@ def test_different_windows_of_one_kind_are_not_averaged():
 
 
 def test_total_effect_is_clean_minus_corrupted():
-    frame = rl.average_total_effect([made_up(torch.zeros(3, 2), (0, 1))] * 3)
+    frame = rl.locate.average_total_effect([made_up(torch.zeros(3, 2), (0, 1))] * 3)
     assert frame.iloc[0].to_dict() == pytest.approx(
         {"kind": "resid", "mean": 0.8, "ci_low": 0.8, "ci_high": 0.8, "n": 3}
     )

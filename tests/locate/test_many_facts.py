@@ -46,7 +46,7 @@ def test_facts_that_the_model_gets_wrong_are_reported(tiny):
 def test_a_trace_survives_the_folder_without_loss(tiny, tmp_path):
     out = tmp_path / "traces"
     made = rl.trace_facts(tiny, FACTS, kinds=["attn"], out=out, positions=[0, 3], **OPTIONS)
-    read = rl.load_traces(out)
+    read = rl.locate.load_traces(out)
     assert len(read) == 3
     assert all(same(a, b) for a, b in zip(made.traces, read, strict=True))
 
@@ -69,7 +69,7 @@ def test_layers_are_named_by_any_sequence(tiny, tmp_path):
     first = rl.trace_facts(tiny, FACTS[:1], kinds=["resid"], layers=range(2), out=out, **OPTIONS)
     second = rl.trace_facts(tiny, FACTS[:1], kinds=["resid"], layers=[0, 1], out=out, **OPTIONS)
     assert same(first.traces[0], second.traces[0])
-    assert len(rl.load_traces(out)) == 1
+    assert len(rl.locate.load_traces(out)) == 1
 
 
 def test_a_line_that_a_kill_cut_off_is_made_again(tiny, tmp_path):
@@ -87,23 +87,23 @@ def test_a_line_that_a_kill_cut_off_is_made_again(tiny, tmp_path):
 def test_another_file_is_refused_and_kept(tiny, tmp_path, content):
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(content)
-    with pytest.raises(rl.FormatError, match="Choose another folder"):
+    with pytest.raises(rl.errors.FormatError, match="Choose another folder"):
         rl.trace_facts(tiny, FACTS, out=tmp_path, **OPTIONS)
-    with pytest.raises(rl.FormatError, match="Choose another folder"):
-        rl.load_traces(tmp_path)
+    with pytest.raises(rl.errors.FormatError, match="Choose another folder"):
+        rl.locate.load_traces(tmp_path)
     assert rows.read_bytes() == content
 
 
 def test_an_edited_or_another_model_gets_no_traces_of_the_first(tiny, tiny_model, tmp_path):
     """Of the same name and shape: the weights tell, wherever in a matrix they have changed."""
     rl.trace_facts(tiny, FACTS[:1], kinds=["resid"], out=tmp_path, **OPTIONS)
-    with pytest.raises(rl.FormatError, match="begun with {'weights': .*Choose another folder"):
+    with pytest.raises(rl.errors.FormatError, match="begun with {'weights': .*Choose another folder"):
         rl.trace_facts(tiny_model("gpt2", seed=1), FACTS[:1], kinds=["resid"], out=tmp_path, **OPTIONS)
     weight = tiny.blocks[1].mlp.W_out
     before = weight[5, 3].item()
     try:
         weight.data[5, 3] += 0.5
-        with pytest.raises(rl.FormatError, match="edits reverted"):
+        with pytest.raises(rl.errors.FormatError, match="edits reverted"):
             rl.trace_facts(tiny, FACTS[:1], kinds=["resid"], out=tmp_path, **OPTIONS)
     finally:
         weight.data[5, 3] = before
@@ -128,7 +128,7 @@ def test_corruptions_of_ones_own_are_told_apart_by_their_settings(tiny, tmp_path
         for value in (0.0, 3.0, 0.0)
     ]
     assert values[0] == values[2] != values[1]
-    assert len(rl.load_traces(tmp_path)) == 2
+    assert len(rl.locate.load_traces(tmp_path)) == 2
 
 
 def test_no_facts_and_unknown_options_are_refused_before_any_work(tiny, tmp_path):
@@ -140,7 +140,7 @@ def test_no_facts_and_unknown_options_are_refused_before_any_work(tiny, tmp_path
         rl.trace_facts(tiny, FACTS, samples=0, out=tmp_path / "traces")
     assert not (tmp_path / "traces").exists()
     with pytest.raises(FileNotFoundError, match="There is no file"):
-        rl.load_traces(tmp_path / "traces")
+        rl.locate.load_traces(tmp_path / "traces")
 
 
 RUN = """

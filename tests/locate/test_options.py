@@ -18,10 +18,12 @@ def trace(model, fact=FACT, **options):
 def test_restoring_everything_gives_the_clean_probability_and_nothing_the_corrupted_one(tiny_model, family):
     model = tiny_model(family)
     result = trace(model)
-    everything = [rl.State("resid", p, layer) for p in range(len(result.tokens)) for layer in range(3)]
+    everything = [rl.locate.State("resid", p, layer) for p in range(len(result.tokens)) for layer in range(3)]
     for kind in ("mlp", "attn"):
-        everything += [rl.State(kind, p, layer) for p in range(len(result.tokens)) for layer in range(3)]
-    restored = [rl.restore_states(model, FACT, s, corruption=NOISE, samples=3) for s in (everything, everything[:0])]
+        everything += [rl.locate.State(kind, p, layer) for p in range(len(result.tokens)) for layer in range(3)]
+    restored = [
+        rl.locate.restore_states(model, FACT, s, corruption=NOISE, samples=3) for s in (everything, everything[:0])
+    ]
     assert restored[0] == pytest.approx(result.clean, abs=1e-5)
     assert restored[1] == pytest.approx(result.corrupted, abs=1e-5)
 
@@ -30,7 +32,7 @@ def test_restoring_everything_gives_the_clean_probability_and_nothing_the_corrup
 def test_one_restored_state_is_a_cell_of_the_grid(tiny_model, kind):
     model = tiny_model("llama-gqa")
     result = trace(model, kind=kind, window=1)
-    one = rl.restore_states(model, FACT, [rl.State(kind, 5, 1)], corruption=NOISE, samples=3)
+    one = rl.locate.restore_states(model, FACT, [rl.locate.State(kind, 5, 1)], corruption=NOISE, samples=3)
     assert one == pytest.approx(result.restored[5, 1].item(), abs=1e-6)
 
 
@@ -39,15 +41,17 @@ def test_head_grid_restores_that_heads_output(tiny_model, family):
     model = tiny_model(family)
     result = trace(model, kind="head", head=2)
     for position, layer in ((4, 0), (6, 2)):
-        one = rl.restore_states(model, FACT, [rl.State("head", position, layer, head=2)], corruption=NOISE, samples=3)
+        one = rl.locate.restore_states(
+            model, FACT, [rl.locate.State("head", position, layer, head=2)], corruption=NOISE, samples=3
+        )
         assert one == pytest.approx(result.restored[position, layer].item(), abs=1e-6)
 
 
 def test_all_heads_together_are_the_attention(tiny_model):
     model = tiny_model("llama-gqa")
-    heads = [rl.State("head", 6, 1, head=head) for head in range(4)]
-    whole = rl.restore_states(model, FACT, [rl.State("attn", 6, 1)], corruption=NOISE, samples=3)
-    assert rl.restore_states(model, FACT, heads, corruption=NOISE, samples=3) == pytest.approx(whole, abs=1e-5)
+    heads = [rl.locate.State("head", 6, 1, head=head) for head in range(4)]
+    whole = rl.locate.restore_states(model, FACT, [rl.locate.State("attn", 6, 1)], corruption=NOISE, samples=3)
+    assert rl.locate.restore_states(model, FACT, heads, corruption=NOISE, samples=3) == pytest.approx(whole, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["resid", "mlp"])
@@ -187,9 +191,9 @@ def test_options_that_do_not_fit_are_refused(tiny, options, message):
 
 def test_states_that_do_not_exist_are_refused(tiny):
     for state, message in (
-        (rl.State("resid", 99, 0), "does not exist"),
-        (rl.State("resid", 0, 9), "layer is 9"),
-        (rl.State("head", 0, 0), "expected a head"),
+        (rl.locate.State("resid", 99, 0), "does not exist"),
+        (rl.locate.State("resid", 0, 9), "layer is 9"),
+        (rl.locate.State("head", 0, 0), "expected a head"),
     ):
         with pytest.raises(ValueError, match=message):
-            rl.restore_states(tiny, FACT, [state])
+            rl.locate.restore_states(tiny, FACT, [state])

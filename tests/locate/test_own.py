@@ -60,14 +60,16 @@ def test_a_corruption_may_be_a_function_or_an_object(tiny):
     made = [trace(tiny, corruption=each) for each in (zeros, Zeros())]
     assert torch.equal(made[0].restored, made[1].restored)
     assert made[0].config.samples == 1
-    states = [rl.State("mlp", 5, 1)]
-    restored = {rl.restore_states(tiny, FACT, states, corruption=c, metric=likelihood) for c in (zeros, Zeros())}
+    states = [rl.locate.State("mlp", 5, 1)]
+    restored = {rl.locate.restore_states(tiny, FACT, states, corruption=c, metric=likelihood) for c in (zeros, Zeros())}
     assert len(restored) == 1
 
 
 def test_restored_states_are_read_by_the_logit_difference(tiny):
     made = trace(tiny, metric="logit_diff", wrong_answer="Rome")
-    value = rl.restore_states(tiny, FACT, [], samples=2, corruption=NOISE, metric="logit_diff", wrong_answer="Rome")
+    value = rl.locate.restore_states(
+        tiny, FACT, [], samples=2, corruption=NOISE, metric="logit_diff", wrong_answer="Rome"
+    )
     assert value == pytest.approx(made.corrupted, abs=1e-4)
 
 
@@ -109,7 +111,7 @@ def test_a_folder_tells_metrics_of_ones_own_apart(tiny, tmp_path):
         Above(0.0),
     ):
         made = rl.trace_facts(tiny, [FACT], metrics=[metric], **options)
-    assert len(rl.load_traces(tmp_path / "traces")) == 5
+    assert len(rl.locate.load_traces(tmp_path / "traces")) == 5
     (alone,) = rl.trace_facts(tiny, [FACT], kinds=["resid"], metrics=[Above(0.0)], corruption=Zeros(), **QUIET).traces
     assert alone.to_dict() == made.traces[0].to_dict()
     with pytest.raises(ValueError, match="metric is <lambda>, a lambda or inner function, which `out` cannot tell"):

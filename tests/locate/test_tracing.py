@@ -53,8 +53,8 @@ def test_windows_that_begin_together_share_their_rows(tiny_model, kind, window):
     model = tiny_model("gptj")
     ours = trace(model, MIDDLE, kind=kind, window=window, samples=2)
     for layer in range(3):
-        own = [rl.State(kind, 5, i) for i in restored_layers(kind, layer, window, 3)]
-        alone = rl.restore_states(model, MIDDLE, own, corruption=rl.GaussianNoise(std=0.5, seed=3), samples=2)
+        own = [rl.locate.State(kind, 5, i) for i in restored_layers(kind, layer, window, 3)]
+        alone = rl.locate.restore_states(model, MIDDLE, own, corruption=rl.GaussianNoise(std=0.5, seed=3), samples=2)
         assert ours.restored[5, layer].item() == pytest.approx(alone, abs=1e-6)
 
 

@@ -72,13 +72,13 @@ LARGE = struct.pack("<Q", 1 << 40)
     ],
 )
 def test_what_does_not_fit_into_the_file_is_refused(whole, tmp_path, name, value, skip, says):
-    with pytest.raises(rl.FormatError, match=rf"(?s)damaged.*({says}).*Fetch it again"):
+    with pytest.raises(rl.errors.FormatError, match=rf"(?s)damaged.*({says}).*Fetch it again"):
         check(after(whole, name, value, skip=skip), tmp_path)
 
 
 def test_arrays_in_arrays_without_end_are_refused(whole, tmp_path):
     nested = struct.pack("<IQ", 9, 1) * 5000
-    with pytest.raises(rl.FormatError, match="arrays in arrays"):
+    with pytest.raises(rl.errors.FormatError, match="arrays in arrays"):
         check(after(whole, b"tokenizer.ggml.tokens", nested, skip=4), tmp_path)
 
 
@@ -95,6 +95,6 @@ def test_a_damaged_header_passes_or_is_refused(whole, tmp_path):
             try:
                 check(damaged, tmp_path)
                 assert may_pass
-            except rl.FormatError:
+            except rl.errors.FormatError:
                 refused += 1
     print(f"{2 * count} damaged GGUF headers: {refused} refused, 0 foreign exceptions")

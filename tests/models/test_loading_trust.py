@@ -420,6 +420,6 @@ def test_a_tokenizer_that_was_passed_is_not_changed(in_memory):
 
 
 def test_a_prompt_that_begins_with_bos_and_gets_another_is_told(tiny_model):
-    with pytest.warns(rl.DataWarning, match=r"begins with '<\|endoftext\|>', and the model puts one before it"):
+    with pytest.warns(rl.errors.DataWarning, match=r"begins with '<\|endoftext\|>', and the model puts one before it"):
         tokenize_continuation(tiny_model("llama", bos=True), "<|endoftext|>" + PROMPT, "Paris")
     tokenize_continuation(tiny_model("llama"), "<|endoftext|>" + PROMPT, "Paris")

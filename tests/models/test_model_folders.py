@@ -25,14 +25,18 @@ def test_a_whole_folder_passes(folder):
 def test_a_number_that_the_weights_do_not_allow_is_refused(folder, name, number):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: number}))
-    with pytest.raises(rl.FormatError, match=rf"{name} in .*config.json is {number}, but the 40 tensors .* allow"):
+    with pytest.raises(
+        rl.errors.FormatError, match=rf"{name} in .*config.json is {number}, but the 40 tensors .* allow"
+    ):
         check_folder(folder)
 
 
 @pytest.mark.parametrize("content", ["[]", "1", "{", "[" * 100_000, '{"n_layer": ' + "9" * 5000 + "}"])
 def test_a_config_that_is_no_object_is_refused(folder, content):
     (folder / "config.json").write_text(content)
-    with pytest.raises(rl.FormatError, match="model could not be read as a causal language model .*save_pretrained"):
+    with pytest.raises(
+        rl.errors.FormatError, match="model could not be read as a causal language model .*save_pretrained"
+    ):
         check_folder(folder)
 
 
@@ -53,5 +57,5 @@ def test_a_pipe_a_folder_and_a_link_to_nowhere_are_named(folder):
 def test_a_file_of_4_gb_is_not_read(folder):
     with (folder / "tokenizer.json").open("r+b") as opened:
         opened.truncate(4 << 30)
-    with pytest.raises(rl.FormatError, match="tokenizer.json is 4294967296 bytes long, but at most"):
+    with pytest.raises(rl.errors.FormatError, match="tokenizer.json is 4294967296 bytes long, but at most"):
         check_folder(folder)

@@ -114,7 +114,7 @@ def test_the_layout_changes_no_value_shape_or_name(fresh, family, weights_of):
     model = as_transformer_lens_stores_it(fresh(family))
     before = weights_of(model)
     parameters = dict(model.named_parameters())
-    assert rl.optimize_layout(model) is model
+    assert rl.models.optimize_layout(model) is model
     after = model.state_dict()
     assert list(after) == list(before)
     for name, value in before.items():
@@ -127,7 +127,7 @@ def test_the_layout_changes_no_value_shape_or_name(fresh, family, weights_of):
 def test_the_layout_leaves_the_logits_as_they_are(fresh, tokens, family):
     model = as_transformer_lens_stores_it(fresh(family))
     before = model(tokens)
-    torch.testing.assert_close(rl.optimize_layout(model)(tokens), before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rl.models.optimize_layout(model)(tokens), before, atol=1e-5, rtol=1e-5)
 
 
 def is_laid_out(model: HookedTransformer) -> bool:
@@ -163,7 +163,7 @@ def test_the_layout_survives_edits_in_place(fresh, family):
 def test_laying_out_twice_moves_nothing(fresh, family):
     model = fresh(family)
     before = {name: value.data_ptr() for name, value in model.state_dict().items()}
-    assert {name: value.data_ptr() for name, value in rl.optimize_layout(model).state_dict().items()} == before
+    assert {name: value.data_ptr() for name, value in rl.models.optimize_layout(model).state_dict().items()} == before
 
 
 @every_family

@@ -99,15 +99,15 @@ def test_all_verbs_ask_for_the_same_tokens(tiny, prompt, answer, space):
     assert prompts.target == wanted
     assert all(row[len(row) - len(wanted) + 1 :] == wanted[:-1] for row in prompts.rows[:2])
     record = rl.EditRecord(request, "Paris", paraphrase_prompts=(fact.text,))
-    scores = rl.score_record(tiny, record)
-    asked = [rl.Continuation(fact.text, target, space=space) for target in (answer, "Paris")]
+    scores = rl.evaluate.score_record(tiny, record)
+    asked = [rl.data.Continuation(fact.text, target, space=space) for target in (answer, "Paris")]
     new, true = mean_log_probabilities(tiny, asked).double().exp().tolist()
     assert scores["EM"] == scores["PM"] == pytest.approx(new - true)
 
 
 def test_the_choice_is_saved_with_an_edit(tiny, tmp_path):
     request = rl.EditRequest("{} of", "Rome", "Paris", space=False)
-    update = rl.Update(1, torch.ones(tiny.cfg.d_mlp, 1), torch.ones(1, tiny.cfg.d_model))
+    update = rl.edit.Update(1, torch.ones(tiny.cfg.d_mlp, 1), torch.ones(1, tiny.cfg.d_model))
     rl.Edit((update,), (request,)).save(tmp_path / "a.safetensors")
     assert rl.Edit.load(tmp_path / "a.safetensors").requests == (request,)
 
@@ -133,6 +133,6 @@ def test_correct_is_decided_by_tokens(tiny):
 @pytest.mark.smollm2
 def test_smollm2_says_a_word_without_a_space_after_an_opening_quote(smollm2):
     prompt = 'The capital of France is called "'
-    joined, apart = (rl.Continuation(prompt, "Paris", space=space) for space in (None, True))
+    joined, apart = (rl.data.Continuation(prompt, "Paris", space=space) for space in (None, True))
     without, within = mean_log_probabilities(smollm2, [joined, apart]).exp().tolist()
     assert without > 20 * within

@@ -36,8 +36,8 @@ def _covariance_checkpoint(model, folder: Path) -> tuple[Path, Callable]:
 
 
 def _editor(model, folder: Path) -> tuple[Path, Callable]:
-    rl.MendEditor.untrained(model, config=mend.CONFIG).save(folder / "editor")
-    return folder / "editor", lambda: rl.MendEditor.load(folder / "editor")
+    rl.edit.MendEditor.untrained(model, config=mend.CONFIG).save(folder / "editor")
+    return folder / "editor", lambda: rl.edit.MendEditor.load(folder / "editor")
 
 
 def _training(model, folder: Path) -> tuple[Path, Callable]:
@@ -50,7 +50,7 @@ def _training(model, folder: Path) -> tuple[Path, Callable]:
 
 def _targets(model, folder: Path) -> tuple[Path, Callable]:
     batch.found(model).save(folder / "targets")
-    return folder / "targets", lambda: rl.MemitTargets.load(folder / "targets")
+    return folder / "targets", lambda: rl.edit.MemitTargets.load(folder / "targets")
 
 
 def _search(model, folder: Path) -> tuple[Path, Callable]:
@@ -63,17 +63,17 @@ def _search(model, folder: Path) -> tuple[Path, Callable]:
 
 def _traces(model, folder: Path) -> tuple[Path, Callable]:
     rl.trace_facts(model, FACTS, kinds=["resid"], out=folder / "traces", **OPTIONS)
-    return folder / "traces" / "rows.jsonl", lambda: rl.load_traces(folder / "traces")
+    return folder / "traces" / "rows.jsonl", lambda: rl.locate.load_traces(folder / "traces")
 
 
 def _evaluation(model, folder: Path) -> tuple[Path, Callable]:
     rl.score_edits(model, RECORDS, {"noise": noise}, out=folder / "evaluation", **QUIET)
-    return folder / "evaluation" / "rows.jsonl", lambda: rl.load_scores(folder / "evaluation")
+    return folder / "evaluation" / "rows.jsonl", lambda: rl.evaluate.load_scores(folder / "evaluation")
 
 
 def _sequence(model, folder: Path) -> tuple[Path, Callable]:
     rl.edit_sequence(model, RECORDS, out=folder / "sequence", method=noise, **QUIET)
-    return folder / "sequence" / "rows.jsonl", lambda: rl.load_sequence(folder / "sequence")
+    return folder / "sequence" / "rows.jsonl", lambda: rl.evaluate.load_sequence(folder / "sequence")
 
 
 MADE = [
@@ -100,7 +100,7 @@ def test_one_flipped_bit_is_refused(tiny, tmp_path, make):
         place, bit = moments.randrange(len(content)), 1 << moments.randrange(8)
         content[place] ^= bit
         path.write_bytes(content)
-        with pytest.raises(rl.FormatError):
+        with pytest.raises(rl.errors.FormatError):
             read()
         content[place] ^= bit
     path.write_bytes(content)

@@ -19,7 +19,7 @@ class PanicException(BaseException):
 )
 def test_whatever_a_foreign_reader_raises_becomes_our_error_with_its_cause(error):
     with (
-        pytest.raises(rl.FormatError, match=r"here is damaged \(.+\)\. Fetch it\.") as raised,
+        pytest.raises(rl.errors.FormatError, match=r"here is damaged \(.+\)\. Fetch it\.") as raised,
         foreign("here", "is damaged", "Fetch it."),
     ):
         raise error
@@ -27,7 +27,7 @@ def test_whatever_a_foreign_reader_raises_becomes_our_error_with_its_cause(error
 
 
 @pytest.mark.parametrize(
-    "error", [KeyboardInterrupt(), SystemExit(), rl.FormatError("ours"), rl.UnavailableError("ours")]
+    "error", [KeyboardInterrupt(), SystemExit(), rl.errors.FormatError("ours"), rl.errors.UnavailableError("ours")]
 )
 def test_what_stops_a_program_and_our_own_errors_pass(error):
     with pytest.raises(type(error)) as raised, foreign("here", "is damaged"):

@@ -63,8 +63,8 @@ def test_an_adapter_is_not_overwritten_unasked_nor_written_for_a_model_it_does_n
     assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
     edit.to_peft(tmp_path, hf_model, overwrite=True)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 1
-    with pytest.raises(rl.EditError, match="of the shape"):
+    with pytest.raises(rl.errors.EditError, match="of the shape"):
         edit.to_peft(tmp_path / "other", hugging_face("llama"))
-    with pytest.raises(rl.EditError, match="no updates"):
+    with pytest.raises(rl.errors.EditError, match="no updates"):
         rl.Edit((), (REQUEST,)).to_peft(tmp_path / "other", hf_model)
     assert not (tmp_path / "other").exists()

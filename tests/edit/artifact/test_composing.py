@@ -47,7 +47,7 @@ def test_a_sum_can_be_summed_and_saved(tiny, tmp_path):
 def test_a_sum_is_made_for_the_weights_that_the_left_edit_was_made_for(tiny):
     """The right one was made on the model that the left one had edited: together they are for the first weights."""
     factors = {1: (torch.ones(128, 1), torch.ones(1, 32))}
-    health = rl.EditHealth(update_norm=1.0, relative_update_norm=0.1)
+    health = rl.edit.EditHealth(update_norm=1.0, relative_update_norm=0.1)
     first = rl.Edit.of(tiny, [REQUEST], factors, method="rome", config={}, health=health)
     with first.applied(tiny):
         second = rl.Edit.of(tiny, [OTHER], factors, method="rome", config={}, health=health)
@@ -61,10 +61,12 @@ def test_a_sum_is_made_for_the_weights_that_the_left_edit_was_made_for(tiny):
 
 def test_edits_of_different_models_or_shapes_are_refused(tiny, tiny_model):
     other = made_up(tiny_model("llama"), layers=(2,))
-    with pytest.raises(rl.EditError, match=r"shapes \(128, 32\) \(layer 1\) and \(64, 32\) \(layer 2\), expected one"):
+    with pytest.raises(
+        rl.errors.EditError, match=r"shapes \(128, 32\) \(layer 1\) and \(64, 32\) \(layer 2\), expected one"
+    ):
         made_up(tiny) + other
     ours, theirs = named(tiny, (1,), 0, architecture="a" * 64), named(tiny, (1,), 0, architecture="b" * 64)
-    with pytest.raises(rl.EditError, match="made on different architectures"):
+    with pytest.raises(rl.errors.EditError, match="made on different architectures"):
         ours + theirs
     with pytest.raises(TypeError, match="unsupported operand"):
         ours + 1
@@ -84,4 +86,4 @@ def test_factors_that_make_no_update_are_refused(monkeypatch, arguments, error, 
     """As users run it, without the tests' check of shapes."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(error, match=says):
-        rl.Update(*arguments)
+        rl.edit.Update(*arguments)

@@ -16,14 +16,14 @@ def made_up(model, layers=(1,), seed: int = 0, scale: float = 1.0) -> rl.Edit:
     generator = torch.Generator().manual_seed(seed)
     shape = model.cfg.d_mlp, model.cfg.d_model
     updates = tuple(
-        rl.Update(
+        rl.edit.Update(
             layer,
             scale * torch.randn(shape[0], 1, generator=generator),
             torch.randn(1, shape[1], generator=generator),
         )
         for layer in layers
     )
-    health = rl.EditHealth(update_norm=1.0, relative_update_norm=0.1, key_dot_u=0.5, clamped=True)
+    health = rl.edit.EditHealth(update_norm=1.0, relative_update_norm=0.1, key_dot_u=0.5, clamped=True)
     return rl.Edit(updates, (REQUEST,), "rome", "gpt2", config={"layer": 1}, health=health)
 
 
@@ -104,25 +104,27 @@ def test_an_earlier_edit_is_reverted_alone_and_the_last_one_leaves_the_original(
     with second.applied(tiny):
         second_alone = weights_of(tiny)
     handles = first.apply(tiny), second.apply(tiny)
-    assert rl.applied_edits(tiny) == (first, second)
+    assert rl.edit.applied_edits(tiny) == (first, second)
     handles[0].revert()
     assert same(tiny, second_alone)
-    assert rl.applied_edits(tiny) == (second,)
+    assert rl.edit.applied_edits(tiny) == (second,)
     handles[1].revert()
     assert same(tiny, before)
-    assert rl.applied_edits(tiny) == ()
+    assert rl.edit.applied_edits(tiny) == ()
 
 
 def test_an_edit_of_another_width_is_refused(tiny, tiny_model):
-    with pytest.raises(rl.EditError, match=r"matrices of the shape \(64, 32\), but layer 1 of gpt2 has \(128, 32\)"):
+    with pytest.raises(
+        rl.errors.EditError, match=r"matrices of the shape \(64, 32\), but layer 1 of gpt2 has \(128, 32\)"
+    ):
         made_up(tiny_model("llama")).apply(tiny)
 
 
 def test_an_edit_that_would_overflow_is_refused_before_any_weight_is_written(tiny, weights_of):
     before = weights_of(tiny)
     good, bad = made_up(tiny, layers=(0,)), made_up(tiny, layers=(2,), scale=1e38)
-    edit = rl.Edit((*good.updates, rl.Update(2, bad.updates[0].left * 100, bad.updates[0].right)), (REQUEST,))
-    with pytest.raises(rl.EditError, match="layer 2 infinite or NaN. No weight was changed"):
+    edit = rl.Edit((*good.updates, rl.edit.Update(2, bad.updates[0].left * 100, bad.updates[0].right)), (REQUEST,))
+    with pytest.raises(rl.errors.EditError, match="layer 2 infinite or NaN. No weight was changed"):
         edit.apply(tiny)
     assert same(tiny, before)
 
@@ -160,19 +162,21 @@ def test_truncated_foreign_and_missing_files_are_refused(tiny, tmp_path):
     whole = path.read_bytes()
     for length in (0, 4, 100, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(rl.FormatError, match="damaged or is not a safetensors file"):
+        with pytest.raises(rl.errors.FormatError, match="damaged or is not a safetensors file"):
             rl.Edit.load(path)
     rl.KeyCovariance.from_matrix(torch.eye(4), layer=0, tokens=10).save(path, overwrite=True)
-    with pytest.raises(rl.FormatError, match="holds 'rome_lens key covariance 3', expected a 'rome_lens edit 3'"):
+    with pytest.raises(
+        rl.errors.FormatError, match="holds 'rome_lens key covariance 3', expected a 'rome_lens edit 3'"
+    ):
         rl.Edit.load(path)
     with pytest.raises(FileNotFoundError, match="There is no file"):
         rl.Edit.load(tmp_path / "none.safetensors")
 
 
 def test_factors_that_do_not_fit_together_are_refused(tiny, tmp_path):
-    edit = rl.Edit((rl.Update(0, torch.ones(8, 1), torch.full((1, 4), float("inf"))),), (REQUEST,))
+    edit = rl.Edit((rl.edit.Update(0, torch.ones(8, 1), torch.full((1, 4), float("inf"))),), (REQUEST,))
     edit.save(tmp_path / "edit.safetensors")
-    with pytest.raises(rl.FormatError, match="expected finite float32 matrices"):
+    with pytest.raises(rl.errors.FormatError, match="expected finite float32 matrices"):
         rl.Edit.load(tmp_path / "edit.safetensors")
 
 
@@ -188,9 +192,9 @@ def test_an_edit_knows_the_weights_it_was_computed_for(tiny, weights_of):
     made_for = edit.updates[0].made_for
     with edit.applied(tiny, strict=True):
         found = digest(tiny.blocks[1].mlp.W_out)
-        with pytest.warns(rl.EditWarning, match=f"layer 1 was {made_for[:12]} and is {found[:12]}"):
+        with pytest.warns(rl.errors.EditWarning, match=f"layer 1 was {made_for[:12]} and is {found[:12]}"):
             edit.apply(tiny).revert()
-        with pytest.raises(rl.EditError, match="computed for other weights"):
+        with pytest.raises(rl.errors.EditError, match="computed for other weights"):
             edit.apply(tiny, strict=True)
         assert digest(tiny.blocks[1].mlp.W_out) == found
     assert same(tiny, before)
@@ -198,5 +202,5 @@ def test_an_edit_knows_the_weights_it_was_computed_for(tiny, weights_of):
 
 def test_another_architecture_of_the_same_width_is_named(tiny_model):
     edit = made_on(tiny_model("llama"))
-    with pytest.warns(rl.EditWarning, match="architecture of .* was another"):
+    with pytest.warns(rl.errors.EditWarning, match="architecture of .* was another"):
         edit.apply(tiny_model("llama-gqa")).revert()

@@ -37,7 +37,7 @@ def test_a_hugging_face_model_is_edited_as_the_hooked_one_is(
         (changed,) = unlike(hf_model, before)
         assert changed == MODULE_OF[hf_model.config.model_type].format(1) + ".weight"
     assert unlike(hf_model, before) == []
-    assert not [warning for warning in recwarn if issubclass(warning.category, rl.EditWarning)]
+    assert not [warning for warning in recwarn if issubclass(warning.category, rl.errors.EditWarning)]
 
 
 def test_a_hugging_face_models_weights_are_back_after_an_exception_and_by_the_handle(hugging_face, weights_of, tiny):
@@ -57,11 +57,16 @@ def test_a_hugging_face_models_weights_are_back_after_an_exception_and_by_the_ha
 def test_edits_that_do_not_fit_a_hugging_face_model_are_refused(hugging_face, weights_of, tiny, tiny_model):
     hf_model = hugging_face("gpt2")
     before = weights_of(hf_model)
-    with pytest.raises(rl.EditError, match=r"matrices of the shape \(64, 32\), but layer 1 of .* has \(128, 32\)"):
+    with pytest.raises(
+        rl.errors.EditError, match=r"matrices of the shape \(64, 32\), but layer 1 of .* has \(128, 32\)"
+    ):
         made_up(tiny_model("llama")).apply(hf_model)
     with pytest.raises(ValueError, match="layer is 7, but .* has layers 0 to 2"):
         made_up(tiny, layers=(7,)).apply(hf_model)
-    with pytest.warns(rl.EditWarning, match="layer 1 was"), pytest.raises(rl.EditError, match="of the shape"):
+    with (
+        pytest.warns(rl.errors.EditWarning, match="layer 1 was"),
+        pytest.raises(rl.errors.EditError, match="of the shape"),
+    ):
         made_on(tiny_model("neox")).apply(hf_model)
     assert unlike(hf_model, before) == []
 
@@ -69,11 +74,13 @@ def test_edits_that_do_not_fit_a_hugging_face_model_are_refused(hugging_face, we
 def test_unknown_families_and_packed_matrices_are_refused(hugging_face, tiny):
     unknown = hugging_face("gpt2")
     unknown.config.model_type = "mamba"
-    with pytest.raises(rl.EditError, match=r"of the type 'mamba', .* \(known: apertus, arcee, bloom, .*gpt2"):
+    with pytest.raises(rl.errors.EditError, match=r"of the type 'mamba', .* \(known: apertus, arcee, bloom, .*gpt2"):
         made_up(tiny).apply(unknown)
     packed = hugging_face("llama")
     packed.model.layers[1].mlp.down_proj = torch.nn.Sequential(packed.model.layers[1].mlp.down_proj)
-    with pytest.raises(rl.EditError, match=r"model.layers.1.mlp.down_proj of .* is a Sequential, expected a plain"):
+    with pytest.raises(
+        rl.errors.EditError, match=r"model.layers.1.mlp.down_proj of .* is a Sequential, expected a plain"
+    ):
         output_matrix_of(packed, 1)
 
 
@@ -117,9 +124,9 @@ def test_an_edit_does_the_same_on_folded_and_centred_weights(tiny_model, tokens,
     with edit.applied(model):
         expected = model(tokens).log_softmax(-1)
     if centred:
-        with pytest.warns(rl.EditWarning, match="computed for other weights: layer 1"), edit.applied(folded):
+        with pytest.warns(rl.errors.EditWarning, match="computed for other weights: layer 1"), edit.applied(folded):
             found = folded(tokens).log_softmax(-1)
-        with pytest.warns(rl.EditWarning, match="computed for other weights: layer 1"):
+        with pytest.warns(rl.errors.EditWarning, match="computed for other weights: layer 1"):
             hooks = edit.hooks(folded)
     else:
         with edit.applied(folded, strict=True):
@@ -141,7 +148,7 @@ def test_an_edit_of_a_float32_model_is_rounded_once_on_a_half_precision_copy(
     half = rl.load_model(str(tiny_folder("llama")), device="cpu", dtype=dtype)
     hf_half = hugging_face("llama", dtype=dtype)
     update, before = edit.updates[0], half.blocks[1].mlp.W_out.clone()
-    with pytest.warns(rl.EditWarning, match="Another model, dtype"):
+    with pytest.warns(rl.errors.EditWarning, match="Another model, dtype"):
         handles = edit.apply(half), edit.apply(hf_half)
     try:
         assert torch.equal(half.blocks[1].mlp.W_out, (before.float() + update.left @ update.right).to(dtype))
@@ -160,7 +167,7 @@ def test_an_edit_that_overflows_half_precision_only_is_refused_there(tiny, tiny_
     half = rl.load_model(str(tiny_folder("gpt2")), device="cpu", dtype=torch.float16)
     edit = made_up(tiny, scale=1e5)
     before = half.blocks[1].mlp.W_out.clone()
-    with pytest.raises(rl.EditError, match="layer 1 infinite or NaN"):
+    with pytest.raises(rl.errors.EditError, match="layer 1 infinite or NaN"):
         edit.apply(half)
     assert torch.equal(half.blocks[1].mlp.W_out, before)
     edit.apply(tiny).revert()

@@ -15,12 +15,15 @@ from hypothesis import strategies as st
 import rome_lens as rl
 
 EDIT = rl.Edit(
-    (rl.Update(1, torch.ones(6, 2), torch.ones(2, 4), "a" * 64), rl.Update(3, torch.ones(6, 1), torch.ones(1, 4))),
+    (
+        rl.edit.Update(1, torch.ones(6, 2), torch.ones(2, 4), "a" * 64),
+        rl.edit.Update(3, torch.ones(6, 1), torch.ones(1, 4)),
+    ),
     (rl.EditRequest("{} is located in the city of", "The Eiffel Tower", target="Rome"),),
     "rome",
     "gpt2",
     config={"layer": 1, "contexts": ["{}", "One. {}"], "kl_factor": 0.0625},
-    health=rl.EditHealth(update_norm=1.0, relative_update_norm=0.1, steps=3, clamped=True),
+    health=rl.edit.EditHealth(update_norm=1.0, relative_update_norm=0.1, steps=3, clamped=True),
 )
 
 
@@ -146,7 +149,7 @@ def test_two_thousand_damaged_files_load_as_valid_edits_or_not_at_all(whole, tmp
         path.write_bytes(content)
         try:
             edit = rl.Edit.load(path)
-        except rl.FormatError:
+        except rl.errors.FormatError:
             outcomes["refused"] += 1
             return
         outcomes["loaded"] += 1
@@ -194,7 +197,7 @@ def test_two_thousand_damaged_files_load_as_valid_edits_or_not_at_all(whole, tmp
 def test_a_fact_of_the_wrong_type_is_named(whole, tmp_path, name, value, says):
     path = tmp_path / "edit"
     path.write_bytes(with_facts(whole, facts_of(whole) | {name: value}))
-    with pytest.raises(rl.FormatError, match=says):
+    with pytest.raises(rl.errors.FormatError, match=says):
         rl.Edit.load(path)
 
 
@@ -215,7 +218,7 @@ def test_a_fact_of_the_wrong_type_is_named(whole, tmp_path, name, value, says):
 def test_facts_that_are_not_strict_json_are_refused(whole, tmp_path, facts, says):
     path = tmp_path / "edit"
     path.write_bytes(with_facts(whole, facts))
-    with pytest.raises(rl.FormatError, match=says):
+    with pytest.raises(rl.errors.FormatError, match=says):
         rl.Edit.load(path)
 
 
@@ -234,7 +237,7 @@ def test_a_tensor_of_the_wrong_kind_is_refused(whole, tmp_path, entry, says):
     header, tensors = split(whole)
     header["0.left"] |= entry
     (tmp_path / "edit").write_bytes(joined(header, tensors))
-    with pytest.raises(rl.FormatError, match=says) as refused:
+    with pytest.raises(rl.errors.FormatError, match=says) as refused:
         rl.Edit.load(tmp_path / "edit")
     assert len(str(refused.value)) < 1000
 
@@ -243,22 +246,26 @@ def test_a_tensor_too_many_is_refused(tmp_path, whole):
     header, tensors = split(whole)
     header["2.left"] = {"dtype": "F32", "shape": [1], "data_offsets": [len(tensors), len(tensors) + 4]}
     (tmp_path / "edit").write_bytes(joined(header, tensors + bytes(4)))
-    with pytest.raises(rl.FormatError, match=r"holds the tensors .*'2.left'.* for 2 updates"):
+    with pytest.raises(rl.errors.FormatError, match=r"holds the tensors .*'2.left'.* for 2 updates"):
         rl.Edit.load(tmp_path / "edit")
 
 
 def test_files_and_headers_beyond_the_bound_are_refused_unread(whole, tmp_path):
     path = tmp_path / "edit"
     path.write_bytes(whole)
-    with pytest.raises(rl.FormatError, match=rf"is {len(whole)} bytes long, but at most 100 are read. Pass a larger"):
+    with pytest.raises(
+        rl.errors.FormatError, match=rf"is {len(whole)} bytes long, but at most 100 are read. Pass a larger"
+    ):
         rl.Edit.load(path, max_bytes=100)
     assert rl.Edit.load(path, max_bytes=len(whole)).requests == EDIT.requests
     with path.open("wb") as opened:
         opened.write(struct.pack("<Q", 1 << 30))
         opened.truncate(4 << 30)  # sparse: takes no room
-    with pytest.raises(rl.FormatError, match="4294967296 bytes long, but at most 2147483648 are read"):
+    with pytest.raises(rl.errors.FormatError, match="4294967296 bytes long, but at most 2147483648 are read"):
         rl.Edit.load(path)
-    with pytest.raises(rl.FormatError, match="its header would be 1073741824 bytes long, at most 16777216 are read"):
+    with pytest.raises(
+        rl.errors.FormatError, match="its header would be 1073741824 bytes long, at most 16777216 are read"
+    ):
         rl.Edit.load(path, max_bytes=8 << 30)
 
 
@@ -274,7 +281,7 @@ def test_a_loaded_edit_does_not_change_when_its_file_does(whole, tmp_path):
 
 
 def test_an_edit_whose_numbers_are_not_finite_is_not_saved(tmp_path):
-    health = rl.EditHealth(update_norm=float("nan"), relative_update_norm=0.1)
+    health = rl.edit.EditHealth(update_norm=float("nan"), relative_update_norm=0.1)
     with pytest.raises(ValueError, match="not JSON compliant"):
         rl.Edit(EDIT.updates, EDIT.requests, health=health).save(tmp_path / "edit")
     assert list(tmp_path.iterdir()) == []

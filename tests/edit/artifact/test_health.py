@@ -23,23 +23,23 @@ HEALTHY = {"update_norm": 1.0, "relative_update_norm": 0.1, "key_share": 1.0, "t
     ],
 )
 def test_each_alarming_figure_is_named_and_no_other(figure, value, says):
-    assert rl.EditHealth(**HEALTHY).problems == []
-    (problem,) = rl.EditHealth(**(HEALTHY | {figure: value})).problems
+    assert rl.edit.EditHealth(**HEALTHY).problems == []
+    (problem,) = rl.edit.EditHealth(**(HEALTHY | {figure: value})).problems
     assert re.search(says, problem)
 
 
 def test_figures_that_are_not_numbers_are_refused():
     with pytest.raises(TypeError, match="much"):
-        rl.EditHealth(**(HEALTHY | {"kl": "much"}))
+        rl.edit.EditHealth(**(HEALTHY | {"kl": "much"}))
 
 
 def test_an_unhealthy_edit_warns_is_refused_or_passes(tiny, weights_of):
     """In a random model the target stays improbable, which is unhealthy."""
     before = weights_of(tiny)
     options = {"covariance": covariance_of(tiny), "config": rl.RomeConfig(contexts=CONTEXTS), "progress": False}
-    with pytest.warns(rl.EditWarning, match="may do harm: the target got a probability of"):
+    with pytest.warns(rl.errors.EditWarning, match="may do harm: the target got a probability of"):
         edit = rl.rome(tiny, REQUEST, **options)
-    with pytest.raises(rl.EditError, match="may do harm.*No weight was changed"):
+    with pytest.raises(rl.errors.EditError, match="may do harm.*No weight was changed"):
         rl.rome(tiny, REQUEST, on_unhealthy="raise", **options)
     passed = rl.rome(tiny, REQUEST, on_unhealthy="ignore", **options)
     assert passed.health == edit.health
@@ -73,7 +73,7 @@ def test_different_keys_on_the_two_sides_of_eq_2_are_the_known_failure(smollm2):
     """
     request = rl.EditRequest("{} is located in", "Liberia", target="Antarctica")
     with pytest.raises(
-        rl.EditError, match=r"0\.0\d+ of the mean key's share.*RomeConfig\(consistent=True\) uses one key"
+        rl.errors.EditError, match=r"0\.0\d+ of the mean key's share.*RomeConfig\(consistent=True\) uses one key"
     ):
         rl.rome(smollm2, request, config=rl.RomeConfig.reference(), on_unhealthy="raise", progress=False)
     assert rl.rome(smollm2, request, on_unhealthy="raise", progress=False).health.problems == []

@@ -129,10 +129,12 @@ def test_a_cached_run_shows_the_edited_mlps_output(tiny, tokens):
 
 
 def test_hooks_for_another_model_are_refused_and_for_other_weights_warned_of(tiny, tiny_model):
-    with pytest.raises(rl.EditError, match=r"matrices of the shape \(64, 32\), but layer 1 of gpt2 has \(128, 32\)"):
+    with pytest.raises(
+        rl.errors.EditError, match=r"matrices of the shape \(64, 32\), but layer 1 of gpt2 has \(128, 32\)"
+    ):
         made_up(tiny_model("llama")).hooks(tiny)
-    made_for = rl.Edit((rl.Update(1, torch.ones(128, 1), torch.ones(1, 32), "0" * 64),), (REQUEST,))
-    with pytest.warns(rl.EditWarning, match="computed for other weights: layer 1 was 000000000000"):
+    made_for = rl.Edit((rl.edit.Update(1, torch.ones(128, 1), torch.ones(1, 32), "0" * 64),), (REQUEST,))
+    with pytest.warns(rl.errors.EditWarning, match="computed for other weights: layer 1 was 000000000000"):
         made_for.hooks(tiny)
-    with pytest.raises(rl.EditError, match="computed for other weights"):
+    with pytest.raises(rl.errors.EditError, match="computed for other weights"):
         made_for.hooks(tiny, strict=True)

@@ -52,7 +52,7 @@ def kind_of(tiny_folder) -> Callable:
         folder, dtype = tiny_folder(family), getattr(torch, dtype)
         if how in ("hooked", "layout"):
             model = rl.load_model(folder, device="cpu", dtype=dtype)
-            return rl.optimize_layout(model) if how == "layout" else model
+            return rl.models.optimize_layout(model) if how == "layout" else model
         hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         if how == "hf":
             return hf_model
@@ -72,7 +72,9 @@ def edits_for(model) -> list[rl.Edit]:
     for seed, (layers, scale) in enumerate([((0,), 1.0), ((1, 2), 1.0), ((0, 1, 2), 0.1), ((1,), 0.0), ((2,), 1e-9)]):
         generator = torch.Generator().manual_seed(seed)
         draw = partial(torch.randn, generator=generator)
-        made.append(rl.Edit(tuple(rl.Update(i, scale * draw(d_mlp, 1), draw(1, d_model)) for i in layers), (REQUEST,)))
+        made.append(
+            rl.Edit(tuple(rl.edit.Update(i, scale * draw(d_mlp, 1), draw(1, d_model)) for i in layers), (REQUEST,))
+        )
     return made
 
 
@@ -138,7 +140,7 @@ def inside(model, edit) -> None:
         pass
 
 
-HANDLES: list[rl.AppliedEdit] = []
+HANDLES: list[rl.edit.AppliedEdit] = []
 
 
 def attempt(model, edit, work: Callable, lines: tuple[int, ...]) -> int:
@@ -157,7 +159,7 @@ def test_an_exception_at_any_line_leaves_all_layers_alike_and_the_next_call_ends
     before = bits(tiny)
     edit.apply(tiny)
     both = bits(tiny)
-    rl.revert_edits(tiny)
+    rl.edit.revert_edits(tiny)
     tried = wrong = 0
     draw = random.Random(0)
 
@@ -167,10 +169,10 @@ def test_an_exception_at_any_line_leaves_all_layers_alike_and_the_next_call_ends
         if work is revert:
             HANDLES.append(edit.apply(tiny))
         count = attempt(tiny, edit, work, lines)
-        listed = rl.applied_edits(tiny)
+        listed = rl.edit.applied_edits(tiny)
         wrong += bool(unequal(tiny, both if listed else before)) or (work is inside and listed != ())
-        rl.revert_edits(tiny)
-        wrong += bool(unequal(tiny, before)) or rl.applied_edits(tiny) != ()
+        rl.edit.revert_edits(tiny)
+        wrong += bool(unequal(tiny, before)) or rl.edit.applied_edits(tiny) != ()
         tried += 1
         return count
 
@@ -211,7 +213,7 @@ def interrupting(draw: random.Random, work: Callable[[], None]) -> None:
 def too_much(model) -> rl.Edit:
     """It would make entries infinite."""
     d_mlp, d_model = output_matrix_of(model, 1).values.shape
-    return rl.Edit((rl.Update(1, torch.full((d_mlp, 1), 1e30), torch.full((1, d_model), 1e30)),), (REQUEST,))
+    return rl.Edit((rl.edit.Update(1, torch.full((d_mlp, 1), 1e30), torch.full((1, d_model), 1e30)),), (REQUEST,))
 
 
 def opened(model, edit) -> Iterator[None]:
@@ -235,7 +237,7 @@ def step(model, edits: list, draw: random.Random, handles: list, contexts: list)
         with suppress(ZeroDivisionError, StopIteration):
             contexts.pop(draw.randrange(len(contexts))).throw(ZeroDivisionError())
     elif what == 6:
-        with suppress(rl.EditError):
+        with suppress(rl.errors.EditError):
             (edit + too_much(model)).apply(model)
     elif what == 7:
         matrix = output_matrix_of(model, 1)
@@ -252,7 +254,7 @@ def test_however_edits_come_and_go_the_original_is_left(kind_of):
     edits = {kind: edits_for(kind_of(kind)) for kind in KINDS}
     rounds = times(200, 5000)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rl.EditWarning)  # an edit is applied twice
+        warnings.simplefilter("ignore", rl.errors.EditWarning)  # an edit is applied twice
         for number in range(rounds):
             kind = KINDS[number % len(KINDS)]
             model, handles, contexts = kind_of(kind), [], []
@@ -265,8 +267,8 @@ def test_however_edits_come_and_go_the_original_is_left(kind_of):
                 context.close()
             for handle in handles:
                 handle.revert()
-            rl.revert_edits(model)  # what was applied just before the signal, and whose handle is lost
-            alike = alike and rl.applied_edits(model) == ()
+            rl.edit.revert_edits(model)  # what was applied just before the signal, and whose handle is lost
+            alike = alike and rl.edit.applied_edits(model) == ()
             found = unequal(model, before[kind])
             unlike += bool(found)
             if found:
@@ -284,7 +286,7 @@ def test_however_edits_come_and_go_the_original_is_left(kind_of):
 def test_an_edit_that_changes_nothing_is_listed_and_reverted_in_any_order(tiny, scale):
     before, nothing, something = bits(tiny), made_up(tiny, scale=scale), made_up(tiny, seed=1)
     handles = [edit.apply(tiny) for edit in (nothing, something)]
-    assert rl.applied_edits(tiny) == (nothing, something)
+    assert rl.edit.applied_edits(tiny) == (nothing, something)
     for handle in handles:
         handle.revert()
     assert unequal(tiny, before) == []
@@ -298,27 +300,29 @@ def test_what_was_written_by_hand_since_is_not_lost(tiny):
     weight.mul_(2)
     by_hand = weight.clone()
     for _ in range(2):
-        with pytest.raises(rl.EditError, match="has been changed since this edit was applied, not by an edit"):
+        with pytest.raises(rl.errors.EditError, match="has been changed since this edit was applied, not by an edit"):
             handle.revert()
-        with pytest.raises(rl.EditError, match="has been changed since"):
-            rl.revert_edits(tiny)
+        with pytest.raises(rl.errors.EditError, match="has been changed since"):
+            rl.edit.revert_edits(tiny)
         assert torch.equal(weight, by_hand)
         made_up(tiny, seed=1).apply(tiny).revert()
         assert torch.equal(weight, by_hand)
     assert not torch.equal(weight, edited)
     tiny.load_state_dict(before)
-    assert rl.applied_edits(tiny) == ()
+    assert rl.edit.applied_edits(tiny) == ()
     handle.revert()
     assert unequal(tiny, before) == []
 
 
 def test_what_is_applied_already_is_said_and_other_applied_edits_are_no_reason_to_warn(tiny):
     first, second = made_on(tiny), made_up(tiny, seed=1)
-    second = rl.Edit(tuple(rl.Update(u.layer, u.left, u.right, first.updates[0].made_for) for u in second.updates), ())
+    second = rl.Edit(
+        tuple(rl.edit.Update(u.layer, u.left, u.right, first.updates[0].made_for) for u in second.updates), ()
+    )
     handles = [first.apply(tiny), second.apply(tiny)]
-    with pytest.warns(rl.EditWarning, match="already applied to this model"):
+    with pytest.warns(rl.errors.EditWarning, match="already applied to this model"):
         handles.append(first.apply(tiny))
-    with pytest.raises(rl.EditError, match="already applied"):
+    with pytest.raises(rl.errors.EditError, match="already applied"):
         first.apply(tiny, strict=True)
     for handle in handles:
         handle.revert()
@@ -347,8 +351,8 @@ def test_a_model_and_what_is_inside_it_share_edits_and_a_copy_has_none(kind_of):
     bridge, edit = kind_of("gpt2-float32-bridge"), made_up(kind_of("gpt2-float32-bridge"))
     handle = edit.apply(bridge)
     try:
-        assert rl.applied_edits(bridge.original_model) == (edit,)
-        assert rl.applied_edits(copy.deepcopy(bridge.original_model)) == ()
+        assert rl.edit.applied_edits(bridge.original_model) == (edit,)
+        assert rl.edit.applied_edits(copy.deepcopy(bridge.original_model)) == ()
     finally:
         handle.revert()
 
@@ -367,7 +371,7 @@ def test_threads_take_turns(tiny):
     for thread in threads:
         thread.join()
     assert unequal(tiny, before) == []
-    assert rl.applied_edits(tiny) == ()
+    assert rl.edit.applied_edits(tiny) == ()
 
 
 def test_ctrl_c_waits_for_a_copy_and_then_goes_to_the_handler_that_was_there(request):
@@ -406,7 +410,7 @@ def test_matrices_that_are_kept_are_put_back_and_edits_made_meanwhile_are_gone(t
         output_matrix_of(tiny, 1).values.fill_(float("nan"))
         raise RuntimeError("inside")
     assert unequal(tiny, before) == []
-    assert rl.applied_edits(tiny) == ()
+    assert rl.edit.applied_edits(tiny) == ()
 
 
 def test_what_is_written_over_a_model_goes_with_the_model(tiny):
@@ -422,5 +426,5 @@ def test_every_public_call_first_ends_what_was_broken_off(tiny):
     handle = made_up(tiny).apply(tiny)
     handle._writing.in_force = False  # what `revert` leaves that an exception ends right after this
     assert unequal(tiny, before)
-    rl.sample_contexts(tiny, ((2, 1),))
+    rl.edit.sample_contexts(tiny, ((2, 1),))
     assert unequal(tiny, before) == []

@@ -61,7 +61,7 @@ def test_bad_arguments_are_refused(tiny):
 def test_keys_that_are_not_finite_are_refused(tiny_model):
     broken = copy.deepcopy(tiny_model("gpt2"))
     broken.blocks[0].mlp.W_in.data[0, 0] = float("inf")
-    with pytest.raises(rl.CovarianceError, match="Keys of layer 0 are not finite"):
+    with pytest.raises(rl.errors.CovarianceError, match="Keys of layer 0 are not finite"):
         rl.collect_covariance(broken, [0], texts=CORPUS, tokens=50, progress=False)
 
 
@@ -166,7 +166,7 @@ def begun(tiny, tmp_path):
 )
 def test_a_checkpoint_of_other_arguments_or_texts_is_refused(tiny, begun, change, message):
     before = (begun / "checkpoint.safetensors").read_bytes()
-    with pytest.raises(rl.FormatError, match=message):
+    with pytest.raises(rl.errors.FormatError, match=message):
         rl.collect_covariance(tiny, out=begun, **({"texts": TEXTS * 9} | OPTIONS | change))
     assert (begun / "checkpoint.safetensors").read_bytes() == before
 
@@ -174,14 +174,14 @@ def test_a_checkpoint_of_other_arguments_or_texts_is_refused(tiny, begun, change
 def test_an_iterator_that_was_read_from_cannot_resume(tiny, begun):
     texts = iter(TEXTS * 9)
     next(texts)
-    with pytest.raises(rl.FormatError, match="an iterator that was read from is no longer at its start"):
+    with pytest.raises(rl.errors.FormatError, match="an iterator that was read from is no longer at its start"):
         rl.collect_covariance(tiny, texts=texts, out=begun, **OPTIONS)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_model, begun):
-    with pytest.raises(rl.FormatError, match="was begun with {'weights': .* edits reverted"):
+    with pytest.raises(rl.errors.FormatError, match="was begun with {'weights': .* edits reverted"):
         rl.collect_covariance(tiny_model("gpt2", seed=1), texts=TEXTS * 9, out=begun, **OPTIONS)
-    with pytest.raises(rl.FormatError, match=r"begun with \{'model': 'gpt2', .* but \{'model': 'llama', "):
+    with pytest.raises(rl.errors.FormatError, match=r"begun with \{'model': 'gpt2', .* but \{'model': 'llama', "):
         rl.collect_covariance(tiny_model("llama"), texts=TEXTS * 9, out=begun, **OPTIONS)
 
 
@@ -189,7 +189,9 @@ def test_a_file_that_is_no_checkpoint_is_kept(tiny, tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     rl.KeyCovariance.from_matrix(torch.eye(8), layer=0, tokens=10).save(path)
     before = path.read_bytes()
-    with pytest.raises(rl.FormatError, match="holds 'rome_lens key covariance 3', expected a 'rome_lens partial"):
+    with pytest.raises(
+        rl.errors.FormatError, match="holds 'rome_lens key covariance 3', expected a 'rome_lens partial"
+    ):
         rl.collect_covariance(tiny, texts=TEXTS * 9, out=tmp_path, **OPTIONS)
     with pytest.raises(NotADirectoryError, match="is a file, expected a folder"):
         rl.collect_covariance(tiny, texts=TEXTS * 9, out=path, **OPTIONS)

@@ -20,7 +20,7 @@ def test_a_file_is_read_in_blocks_that_end_with_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", 200)
     path = tmp_path / "long.txt"
     path.write_text(CORPUS * 5 + "ö" * 1000, encoding="utf-8")
-    texts = rl.texts_from_file(path)
+    texts = rl.edit.texts_from_file(path)
     blocks = list(texts)
     assert "".join(blocks) == path.read_text(encoding="utf-8")
     assert max(map(len, blocks)) <= 400
@@ -34,16 +34,16 @@ def test_a_file_is_not_read_whole(tmp_path, monkeypatch):
     path = tmp_path / "long.txt"
     path.write_bytes(CORPUS.encode() * 50 + b"\xff")  # what is not UTF-8 comes late, and is not reached
     assert (
-        next(iter(rl.texts_from_file(path)))
+        next(iter(rl.edit.texts_from_file(path)))
         == "".join(itertools.islice(CORPUS, 100)) + CORPUS[100:].split("\n")[0] + "\n"
     )
-    with pytest.raises(rl.FormatError, match=r"long.txt is not a text in UTF-8 .* Convert it"):
-        list(rl.texts_from_file(path))
+    with pytest.raises(rl.errors.FormatError, match=r"long.txt is not a text in UTF-8 .* Convert it"):
+        list(rl.edit.texts_from_file(path))
 
 
 def test_a_missing_file_is_said_before_anything_is_read(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no file .*gone.txt, expected a text file"):
-        rl.texts_from_file(tmp_path / "gone.txt")
+        rl.edit.texts_from_file(tmp_path / "gone.txt")
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("form", ["parquet", "jsonl", "txt"])
 def test_a_datasets_texts_are_streamed(folder, form):
     """The real `datasets` reads three formats as a stream; a text file's rows are its lines."""
-    texts = rl.texts_from_dataset(folder(form))
+    texts = rl.edit.texts_from_dataset(folder(form))
     expected = "\n".join(ROWS).splitlines() if form == "txt" else ROWS
     assert list(texts) == expected
     assert list(itertools.islice(texts, 2)) == expected[:2], "a second loop starts anew"
@@ -75,19 +75,21 @@ def test_a_datasets_texts_are_streamed(folder, form):
 
 def test_a_seed_shuffles_a_dataset_the_same_way_each_time(folder):
     path = folder("jsonl")
-    texts = rl.texts_from_dataset(path, seed=1)
+    texts = rl.edit.texts_from_dataset(path, seed=1)
     assert list(texts) != ROWS
     assert sorted(texts) == sorted(ROWS)
-    assert list(texts) == list(rl.texts_from_dataset(path, seed=1)) != list(rl.texts_from_dataset(path, seed=2))
+    assert (
+        list(texts) == list(rl.edit.texts_from_dataset(path, seed=1)) != list(rl.edit.texts_from_dataset(path, seed=2))
+    )
     assert texts.corpus == f"{path}, train, seed 1"
 
 
 def test_a_column_or_split_that_is_not_there_is_said(folder):
     path = folder("jsonl")
     with pytest.raises(ValueError, match=r"has the columns \['title', 'text'\], expected 'article'"):
-        rl.texts_from_dataset(path, column="article")
+        rl.edit.texts_from_dataset(path, column="article")
     with pytest.raises(ValueError, match="test"):
-        rl.texts_from_dataset(path, split="test")
+        rl.edit.texts_from_dataset(path, split="test")
 
 
 @pytest.mark.parametrize("name", ["wikimedia/wikipedia", "./no/such/folder"])
@@ -95,44 +97,44 @@ def test_a_dataset_that_cannot_be_reached_says_what_to_do(name, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(rl.UnavailableError, match=r"could not be reached, or is not there .*texts_from_file"):
-        rl.texts_from_dataset(name)
+    with pytest.raises(rl.errors.UnavailableError, match=r"could not be reached, or is not there .*texts_from_file"):
+        rl.edit.texts_from_dataset(name)
 
 
 def test_a_connection_that_breaks_while_reading_says_what_to_do(folder, monkeypatch):
     import datasets
 
-    texts = rl.texts_from_dataset(folder("jsonl"))
+    texts = rl.edit.texts_from_dataset(folder("jsonl"))
 
     def broken(self):
         yield {"text": ROWS[0]}
         raise ConnectionError("reset by peer")
 
     monkeypatch.setattr(datasets.IterableDataset, "__iter__", broken)
-    with pytest.raises(rl.UnavailableError, match="reset by peer"):
+    with pytest.raises(rl.errors.UnavailableError, match="reset by peer"):
         list(texts)
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(rl.UnavailableError, match=r"pip install 'rome-lens\[datasets\]'"):
-        rl.texts_from_dataset("wikimedia/wikipedia")
+    with pytest.raises(rl.errors.UnavailableError, match=r"pip install 'rome-lens\[datasets\]'"):
+        rl.edit.texts_from_dataset("wikimedia/wikipedia")
 
 
 def test_the_model_writes_texts_without_end_that_depend_on_the_seed(tiny):
     """The same seed gives the same texts at each reading, another one others; torch's random state stays."""
     state = torch.random.get_rng_state()
-    texts = rl.texts_from_model(tiny, seed=3, new_tokens=12, texts_at_once=2)
+    texts = rl.edit.texts_from_model(tiny, seed=3, new_tokens=12, texts_at_once=2)
     first = list(itertools.islice(texts, 5))
     assert first == list(itertools.islice(texts, 5))
     assert len(set(first)) == 5
-    assert first != list(itertools.islice(rl.texts_from_model(tiny, seed=4, new_tokens=12, texts_at_once=2), 5))
+    assert first != list(itertools.islice(rl.edit.texts_from_model(tiny, seed=4, new_tokens=12, texts_at_once=2), 5))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert texts.corpus == "written by gpt2, seed 3"
 
 
 def test_texts_from_the_model_fit_its_context(tiny):
-    text = next(iter(rl.texts_from_model(tiny, new_tokens=10_000, texts_at_once=1)))
+    text = next(iter(rl.edit.texts_from_model(tiny, new_tokens=10_000, texts_at_once=1)))
     assert len(text) > 0
 
 
@@ -141,9 +143,9 @@ def test_a_covariance_can_be_collected_from_each(tiny, folder, tmp_path):
     path = tmp_path / "some.txt"
     path.write_text(CORPUS * 3, encoding="utf-8")
     sources = [
-        rl.texts_from_file(path),
-        rl.texts_from_dataset(folder("parquet")),
-        rl.texts_from_model(tiny, new_tokens=32, texts_at_once=2),
+        rl.edit.texts_from_file(path),
+        rl.edit.texts_from_dataset(folder("parquet")),
+        rl.edit.texts_from_model(tiny, new_tokens=32, texts_at_once=2),
     ]
     for texts in sources:
         found = rl.collect_covariance(tiny, [1], texts=texts, tokens=60, progress=False)[1]

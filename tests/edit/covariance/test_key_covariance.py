@@ -22,7 +22,9 @@ def test_solve_inverts(tiny):
 
 def test_a_singular_covariance_says_how_much_text_it_needs(tiny):
     covariance = rl.KeyCovariance.from_matrix(torch.zeros(128, 128), layer=1, tokens=3)
-    with pytest.raises(rl.CovarianceError, match=r"layer 1 is singular: 3 tokens for 128 dimensions.*1280 tokens"):
+    with pytest.raises(
+        rl.errors.CovarianceError, match=r"layer 1 is singular: 3 tokens for 128 dimensions.*1280 tokens"
+    ):
         covariance.solve(torch.ones(128))
 
 
@@ -36,18 +38,18 @@ def test_a_singular_covariance_says_how_much_text_it_needs(tiny):
     ],
 )
 def test_matrices_that_are_no_second_moments_are_refused(matrix, message):
-    with pytest.raises((rl.CovarianceError, TypeCheckError), match=message):
+    with pytest.raises((rl.errors.CovarianceError, TypeCheckError), match=message):
         rl.KeyCovariance.from_matrix(matrix, layer=0, tokens=10)
 
 
 def test_another_layer_width_or_model_is_refused(tiny, tiny_model):
     covariance = rl.collect_covariance(tiny, [1], texts=CORPUS, tokens=50, progress=False)[1]
     covariance.check(tiny, 1)
-    with pytest.raises(rl.CovarianceError, match="is that of layer 1, but layer 2 is to be edited"):
+    with pytest.raises(rl.errors.CovarianceError, match="is that of layer 1, but layer 2 is to be edited"):
         covariance.check(tiny, 2)
-    with pytest.raises(rl.CovarianceError, match=r"128 wide \(gpt2\), but the keys of llama are 64 wide"):
+    with pytest.raises(rl.errors.CovarianceError, match=r"128 wide \(gpt2\), but the keys of llama are 64 wide"):
         covariance.check(tiny_model("llama"), 1)
-    with pytest.raises(rl.CovarianceError, match=r"collected on another model \(gpt2\).*cosine"):
+    with pytest.raises(rl.errors.CovarianceError, match=r"collected on another model \(gpt2\).*cosine"):
         covariance.check(tiny_model("gpt2", seed=1), 1)
 
 
@@ -82,11 +84,11 @@ def test_damaged_files_are_refused(tmp_path):
     rl.KeyCovariance.from_matrix(torch.eye(8), layer=0, tokens=10).save(path)
     whole = bytearray(path.read_bytes())
     path.write_bytes(whole[:-3])
-    with pytest.raises(rl.FormatError, match="damaged or is not a safetensors file"):
+    with pytest.raises(rl.errors.FormatError, match="damaged or is not a safetensors file"):
         rl.KeyCovariance.load(path)
     whole[-2] ^= 1
     path.write_bytes(whole)
-    with pytest.raises(rl.FormatError, match="does not fit its checksum"):
+    with pytest.raises(rl.errors.FormatError, match="does not fit its checksum"):
         rl.KeyCovariance.load(path)
 
 
@@ -153,7 +155,7 @@ def test_few_tokens_are_singular_until_shrunk(tiny):
     """Fewer tokens than dimensions: solving is refused and says what to do, and that works."""
     covariance = rl.collect_covariance(tiny, [1], texts=CORPUS, tokens=60, progress=False)[1]
     key = torch.randn(tiny.cfg.d_mlp, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(rl.CovarianceError, match=r"60 tokens for 128 dimensions.*covariance\.shrunk\(\)"):
+    with pytest.raises(rl.errors.CovarianceError, match=r"60 tokens for 128 dimensions.*covariance\.shrunk\(\)"):
         covariance.solve(key)
     steady = covariance.shrunk()
     assert 0 < steady.shrinkage <= 1

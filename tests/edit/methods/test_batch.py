@@ -23,8 +23,8 @@ LAYERS = [0, 1]
 FAR = {"contexts": CONTEXTS, "clamp_norm_factor": 100.0, "steps": 40}
 METHODS = {
     "memit": (rl.memit, rl.MemitConfig(**FAR, covariance_weight=1e-3)),
-    "emmet": (rl.emmet, rl.EmmetConfig(**FAR)),
-    "alphaedit": (rl.alphaedit, rl.AlphaEditConfig(**FAR, null_space_threshold=1.0, ridge=1e-3)),
+    "emmet": (rl.edit.emmet, rl.edit.EmmetConfig(**FAR)),
+    "alphaedit": (rl.edit.alphaedit, rl.edit.AlphaEditConfig(**FAR, null_space_threshold=1.0, ridge=1e-3)),
 }
 
 
@@ -32,12 +32,12 @@ def covariances_of(model, layers=LAYERS) -> dict[int, rl.KeyCovariance]:
     return {layer: covariance_of(model, layer) for layer in layers}
 
 
-def targets_of(model, requests=REQUESTS, layer=LAYERS[-1], **options) -> rl.MemitTargets:
-    return rl.memit_targets(model, requests, layer=layer, config=rl.MemitConfig(**FAR), progress=False, **options)
+def targets_of(model, requests=REQUESTS, layer=LAYERS[-1], **options) -> rl.edit.MemitTargets:
+    return rl.edit.memit_targets(model, requests, layer=layer, config=rl.MemitConfig(**FAR), progress=False, **options)
 
 
 @cache
-def found(model) -> rl.MemitTargets:
+def found(model) -> rl.edit.MemitTargets:
     """The targets of REQUESTS, searched once for all tests of a model."""
     return targets_of(model)
 
@@ -76,15 +76,15 @@ def test_all_requests_are_memorised_at_once_and_the_weights_stay(tiny_model, wei
 
 def test_exact_constraints_bring_each_state_to_its_target_when_one_layer_and_one_context_are_edited(tiny):
     """Nothing lies between the MLP's output and the state after its block, so EMMET reaches z exactly."""
-    config = rl.EmmetConfig(contexts=["{}"], clamp_norm_factor=2.0, steps=5)
-    targets = rl.memit_targets(tiny, REQUESTS, layer=1, config=config, progress=False)
+    config = rl.edit.EmmetConfig(contexts=["{}"], clamp_norm_factor=2.0, steps=5)
+    targets = rl.edit.memit_targets(tiny, REQUESTS, layer=1, config=config, progress=False)
     edit = edit_of(tiny, "emmet", covariances=covariances_of(tiny, [1]), config=config, targets=targets)
     with edit.applied(tiny):
         states = subject_states(tiny, 1, REQUESTS)
     assert torch.allclose(states, torch.stack([value.vector for value in targets.values]), atol=1e-4)
 
 
-def plain_memit(model, targets: rl.MemitTargets, weight: float) -> dict[int, torch.Tensor]:
+def plain_memit(model, targets: rl.edit.MemitTargets, weight: float) -> dict[int, torch.Tensor]:
     """MEMIT's algorithm 1 with whole matrices and lasting changes of a copied model."""
     model, changes = copy.deepcopy(model), {}
     sought = torch.stack([value.vector for value in targets.values])
@@ -144,9 +144,9 @@ def test_health_is_the_worst_of_layers_and_requests(tiny):
 
 
 def test_an_unhealthy_batch_warns_or_is_refused(tiny):
-    with pytest.warns(rl.EditWarning, match=r"and 2 more may do harm: the update is"):
+    with pytest.warns(rl.errors.EditWarning, match=r"and 2 more may do harm: the update is"):
         edit_of(tiny, "memit", targets=found(tiny), on_unhealthy="warn")
-    with pytest.raises(rl.EditError, match=r"and 2 more may do harm: .*No weight was changed"):
+    with pytest.raises(rl.errors.EditError, match=r"and 2 more may do harm: .*No weight was changed"):
         edit_of(tiny, "memit", targets=found(tiny), on_unhealthy="raise")
 
 
@@ -155,7 +155,7 @@ def test_several_facts_about_one_subject_can_be_written(tiny):
     about_one = (REQUESTS[0], rl.EditRequest("In the city of {}", "The Eiffel Tower", target="Italian"))
     assert len(edit_of(tiny, "emmet", about_one).requests) == 2
     same_key = (REQUESTS[0], rl.EditRequest("One, two, {} is in", "The Eiffel Tower", target="Italian"))
-    with pytest.raises(rl.EditError, match=r"keys of these 2 requests depend on each other in layer 0"):
+    with pytest.raises(rl.errors.EditError, match=r"keys of these 2 requests depend on each other in layer 0"):
         edit_of(tiny, "emmet", same_key)
 
 
@@ -181,9 +181,9 @@ def no_search(monkeypatch):
 def test_a_missing_covariance_is_named_before_any_work(tiny, monkeypatch, name):
     no_search(monkeypatch)
     config = type(METHODS[name][1])(layers=[0, 1, 2])
-    with pytest.raises(rl.CovarianceError, match=re.escape("no covariance of the layers [2], only of [0, 1]")):
+    with pytest.raises(rl.errors.CovarianceError, match=re.escape("no covariance of the layers [2], only of [0, 1]")):
         edit_of(tiny, name, config=config)
-    with pytest.raises(rl.CovarianceError, match="covariances is empty"):
+    with pytest.raises(rl.errors.CovarianceError, match="covariances is empty"):
         edit_of(tiny, name, covariances={})
 
 
@@ -191,7 +191,7 @@ def test_nan_and_mlps_that_are_normed_are_refused_before_any_work(tiny, monkeypa
     no_search(monkeypatch)
     broken = copy.deepcopy(tiny)
     broken.blocks[1].mlp.W_out.data[0, 0] = float("nan")
-    with pytest.raises(rl.EditError, match="output matrix of layer 1 has NaN"):
+    with pytest.raises(rl.errors.EditError, match="output matrix of layer 1 has NaN"):
         edit_of(broken, "memit")
     monkeypatch.setattr("rome_lens.edit.methods.batch.norms_mlp_output", lambda model, layer: True)
     with pytest.raises(ValueError, match="norms its MLPs' outputs"):
@@ -208,8 +208,8 @@ def test_layers_have_to_ascend(layers):
     ("config", "number"),
     [
         (rl.MemitConfig, "covariance_weight"),
-        (rl.AlphaEditConfig, "null_space_threshold"),
-        (rl.AlphaEditConfig, "ridge"),
+        (rl.edit.AlphaEditConfig, "null_space_threshold"),
+        (rl.edit.AlphaEditConfig, "ridge"),
     ],
 )
 def test_numbers_that_have_to_be_positive(config, number):

@@ -94,12 +94,16 @@ def test_alphaedit_answers_as_exactly_as_its_ridge_is_small():
 
 def test_keys_that_depend_on_each_other_are_refused_by_emmet_and_weighed_by_memit():
     twice = torch.cat([KEYS, KEYS[:1] * (1 + 1e-9)])
-    with pytest.raises(rl.EditError, match=r"keys of these 5 requests depend on each other in layer 0 .*use memit"):
+    with pytest.raises(
+        rl.errors.EditError, match=r"keys of these 5 requests depend on each other in layer 0 .*use memit"
+    ):
         emmet_factor(twice, covariance())
     answers = twice @ memit_factor(twice, covariance(), 1e-6) @ torch.cat([MISSING, -MISSING[:1]])
     assert answers[[0, 4]].norm() < 1e-3 * MISSING.norm()
 
 
 def test_alphaedit_without_a_null_space_says_how_large_the_eigenvalues_are():
-    with pytest.raises(rl.CovarianceError, match=r"No eigenvalue .* below null_space_threshold=1e-09 .* Raise the thr"):
+    with pytest.raises(
+        rl.errors.CovarianceError, match=r"No eigenvalue .* below null_space_threshold=1e-09 .* Raise the thr"
+    ):
         alphaedit_factor(KEYS, covariance(), 1e-9, 1.0)

@@ -31,8 +31,8 @@ def test_training_equals_a_plain_loop_with_adam_on_the_whole_model(tiny_model, w
     """The same weights after three steps, of both requests, as a plain loop gives, which runs everything each time."""
     model = tiny_model(family, bos=bos)
     before = weights_of(model)
-    config = rl.FinetuneConfig(layers=layers, steps=3, learning_rate=0.01, weight_decay=0.1)
-    edit = rl.finetune(model, REQUESTS, config=config, **QUIET)
+    config = rl.edit.FinetuneConfig(layers=layers, steps=3, learning_rate=0.01, weight_decay=0.1)
+    edit = rl.edit.finetune(model, REQUESTS, config=config, **QUIET)
     assert same(model, before)
     assert [update.layer for update in edit.updates] == list(layers)
     weights = [model.blocks[layer].mlp.W_out for layer in layers]
@@ -55,8 +55,8 @@ def test_training_equals_a_plain_loop_with_adam_on_the_whole_model(tiny_model, w
 def test_unconstrained_training_says_the_targets_and_stops_then(tiny, weights_of):
     before = weights_of(tiny)
     clean = plain_losses(tiny, REQUESTS)
-    config = rl.FinetuneConfig(learning_rate=0.05, steps=50, early_stop_loss=0.2)
-    edit = rl.finetune(tiny, REQUESTS, config=config, **QUIET)
+    config = rl.edit.FinetuneConfig(learning_rate=0.05, steps=50, early_stop_loss=0.2)
+    edit = rl.edit.finetune(tiny, REQUESTS, config=config, **QUIET)
     with edit.applied(tiny, strict=True):
         losses = plain_losses(tiny, REQUESTS)
         assert losses.mean() < 0.2 < clean.mean()
@@ -69,7 +69,7 @@ def test_unconstrained_training_says_the_targets_and_stops_then(tiny, weights_of
 
 def test_no_entry_moves_farther_than_the_bound(tiny, weights_of):
     before = weights_of(tiny)["blocks.0.mlp.W_out"]
-    edit = rl.finetune(tiny, REQUESTS[0], config=rl.FinetuneConfig.constrained(max_change=7e-4), **QUIET)
+    edit = rl.edit.finetune(tiny, REQUESTS[0], config=rl.edit.FinetuneConfig.constrained(max_change=7e-4), **QUIET)
     change = edit.updates[0].left
     assert change.abs().max() == torch.tensor(7e-4)
     assert edit.health.clamped
@@ -86,7 +86,7 @@ def test_the_applied_edit_is_the_trained_weight_bit_for_bit(tiny_folder, tmp_pat
     weight = model.blocks[1].mlp.W_out
     seen = []
     hook = model.blocks[1].hook_resid_post.register_forward_hook(lambda *_: seen.append(weight.detach().clone()))
-    edit = rl.finetune(model, REQUESTS, config=rl.FinetuneConfig(steps=4, learning_rate=0.01), **QUIET)
+    edit = rl.edit.finetune(model, REQUESTS, config=rl.edit.FinetuneConfig(steps=4, learning_rate=0.01), **QUIET)
     hook.remove()
     assert len(seen) == 5
     assert torch.equal(seen[0], weight)
@@ -101,9 +101,11 @@ def test_nothing_is_left_behind(tiny, weights_of):
     tiny.blocks[2].mlp.W_out.requires_grad_(False)
     asked = {name: parameter.requires_grad for name, parameter in tiny.named_parameters()}
     try:
-        rl.finetune(tiny, REQUESTS, config=rl.FinetuneConfig(layers=(1, 2), steps=2), **QUIET)
-        with pytest.raises(rl.EditError, match="failed at step 1: the loss is nan"):
-            rl.finetune(tiny, REQUESTS, config=rl.FinetuneConfig(learning_rate=float("inf"), steps=3), **QUIET)
+        rl.edit.finetune(tiny, REQUESTS, config=rl.edit.FinetuneConfig(layers=(1, 2), steps=2), **QUIET)
+        with pytest.raises(rl.errors.EditError, match="failed at step 1: the loss is nan"):
+            rl.edit.finetune(
+                tiny, REQUESTS, config=rl.edit.FinetuneConfig(learning_rate=float("inf"), steps=3), **QUIET
+            )
         assert {name: parameter.requires_grad for name, parameter in tiny.named_parameters()} == asked
     finally:
         tiny.blocks[2].mlp.W_out.requires_grad_(True)
@@ -114,18 +116,18 @@ def test_nothing_is_left_behind(tiny, weights_of):
 
 def test_bad_arguments_are_refused_before_any_work(tiny):
     with pytest.raises(ValueError, match="requests is empty"):
-        rl.finetune(tiny, [])
+        rl.edit.finetune(tiny, [])
     with pytest.raises(ValueError, match="layer is 9, but gpt2 has layers 0 to 2"):
-        rl.finetune(tiny, REQUESTS, config=rl.FinetuneConfig(layers=(9,)))
+        rl.edit.finetune(tiny, REQUESTS, config=rl.edit.FinetuneConfig(layers=(9,)))
     with pytest.raises(ValueError, match=r"layers is \(1, 1\)"):
-        rl.FinetuneConfig(layers=(1, 1))
+        rl.edit.FinetuneConfig(layers=(1, 1))
     with pytest.raises(ValueError, match="steps is 0"):
-        rl.FinetuneConfig(steps=0)
+        rl.edit.FinetuneConfig(steps=0)
 
 
 def test_an_unhealthy_edit_is_refused_or_warned_of(tiny):
-    config = rl.FinetuneConfig(steps=1)
-    with pytest.warns(rl.EditWarning, match="the target got a probability of"):
-        rl.finetune(tiny, REQUESTS, config=config, progress=False)
-    with pytest.raises(rl.EditError, match="may do harm"):
-        rl.finetune(tiny, REQUESTS, config=config, on_unhealthy="raise", progress=False)
+    config = rl.edit.FinetuneConfig(steps=1)
+    with pytest.warns(rl.errors.EditWarning, match="the target got a probability of"):
+        rl.edit.finetune(tiny, REQUESTS, config=config, progress=False)
+    with pytest.raises(rl.errors.EditError, match="may do harm"):
+        rl.edit.finetune(tiny, REQUESTS, config=config, on_unhealthy="raise", progress=False)

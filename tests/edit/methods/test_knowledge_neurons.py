@@ -63,7 +63,7 @@ def test_a_layers_attributions_sum_to_what_its_neurons_bring(tiny, text):
 
 def test_an_answer_of_several_tokens_has_the_mean_of_their_attributions(tiny):
     fact = rl.Fact(REQUEST.prompt, REQUEST.subject, answer="Paris, Rome")
-    found = rl.knowledge_neurons(tiny, fact, progress=False)
+    found = rl.edit.knowledge_neurons(tiny, fact, progress=False)
     tokens, whole = ids(tiny, fact.text), ids(tiny, f"{fact.text} {fact.answer}")
     assert found.answer == tuple(whole[len(tokens) :])
     assert len(found.answer) > 1
@@ -73,9 +73,11 @@ def test_an_answer_of_several_tokens_has_the_mean_of_their_attributions(tiny):
 
 def test_neurons_are_above_the_threshold_and_shared_by_enough_prompts(tiny):
     """Plain sets of (layer, neuron) pairs give the same choice, the strongest first."""
-    config = rl.KnowledgeNeuronsConfig(steps=5, sharing=0.5)
+    config = rl.edit.KnowledgeNeuronsConfig(steps=5, sharing=0.5)
     paraphrases = ("The Eiffel Tower is in", "The city of the Eiffel Tower is")
-    found = rl.knowledge_neurons(tiny, REQUEST, answer="Paris", paraphrases=paraphrases, config=config, progress=False)
+    found = rl.edit.knowledge_neurons(
+        tiny, REQUEST, answer="Paris", paraphrases=paraphrases, config=config, progress=False
+    )
     assert found.prompts == (REQUEST.text, *paraphrases)
     coarse = [
         {(i, j) for i, row in enumerate(each.tolist()) for j, value in enumerate(row) if value > 0.2 * each.max()}
@@ -85,18 +87,18 @@ def test_neurons_are_above_the_threshold_and_shared_by_enough_prompts(tiny):
     assert set(found.neurons) == expected < set.union(*coarse)
     strengths = [found.attributions.mean(0)[place].item() for place in found.neurons]
     assert strengths == sorted(strengths, reverse=True)
-    few = rl.KnowledgeNeuronsConfig(steps=5, sharing=0.5, most_neurons=2)
+    few = rl.edit.KnowledgeNeuronsConfig(steps=5, sharing=0.5, most_neurons=2)
     options = {"answer": "Paris", "paraphrases": paraphrases, "config": few, "progress": False}
-    assert rl.knowledge_neurons(tiny, REQUEST, **options).neurons == found.neurons[:2]
+    assert rl.edit.knowledge_neurons(tiny, REQUEST, **options).neurons == found.neurons[:2]
 
 
 @pytest.mark.parametrize("true_answer", [None, "Paris"])
 def test_the_edit_adds_both_embeddings_to_the_neurons_rows_alone(tiny, weights_of, true_answer):
     before = weights_of(tiny)
     request = replace(REQUEST, true_answer=true_answer)
-    edit = rl.kn(tiny, request, **QUIET)
+    edit = rl.edit.kn(tiny, request, **QUIET)
     assert same(tiny, before)
-    found = rl.knowledge_neurons(tiny, REQUEST, answer=true_answer, progress=False)
+    found = rl.edit.knowledge_neurons(tiny, REQUEST, answer=true_answer, progress=False)
     tokens = ids(tiny, REQUEST.text)
     old = tiny(torch.tensor([tokens]))[0, -1].argmax() if true_answer is None else tiny.to_single_token(" Paris")
     assert found.answer[0] == old
@@ -118,19 +120,19 @@ def test_the_edit_adds_both_embeddings_to_the_neurons_rows_alone(tiny, weights_o
 def test_what_cannot_be_done_is_refused(tiny, weights_of):
     before = weights_of(tiny)
     with pytest.raises(ValueError, match="steps is 0, expected a number from 1 on"):
-        rl.KnowledgeNeuronsConfig(steps=0)
+        rl.edit.KnowledgeNeuronsConfig(steps=0)
     with pytest.raises(ValueError, match="threshold is 1.0, expected a share"):
-        rl.KnowledgeNeuronsConfig(threshold=1.0)
+        rl.edit.KnowledgeNeuronsConfig(threshold=1.0)
     with pytest.raises(ValueError, match="The paraphrase is empty"):
-        rl.kn(tiny, REQUEST, paraphrases=[" "], **QUIET)
-    with pytest.raises(rl.EditError, match="is one for more than 99% of the 3 prompts"):
-        config = rl.KnowledgeNeuronsConfig(threshold=0.9, sharing=0.99)
-        rl.kn(tiny, REQUEST, paraphrases=["One, two", "Porsche is"], config=config, **QUIET)
+        rl.edit.kn(tiny, REQUEST, paraphrases=[" "], **QUIET)
+    with pytest.raises(rl.errors.EditError, match="is one for more than 99% of the 3 prompts"):
+        config = rl.edit.KnowledgeNeuronsConfig(threshold=0.9, sharing=0.99)
+        rl.edit.kn(tiny, REQUEST, paraphrases=["One, two", "Porsche is"], config=config, **QUIET)
     try:
         tiny.blocks[1].mlp.W_out.data[:] = float("nan")
-        with pytest.raises(rl.EditError, match="layer 1 has NaN"):
-            rl.kn(tiny, REQUEST, **QUIET)
+        with pytest.raises(rl.errors.EditError, match="layer 1 has NaN"):
+            rl.edit.kn(tiny, REQUEST, **QUIET)
     finally:
         tiny.load_state_dict(before)
-    with pytest.warns(rl.EditWarning, match="of the weight's norm"):
-        rl.kn(tiny, REQUEST, config=rl.KnowledgeNeuronsConfig(new_weight=100.0), progress=False)
+    with pytest.warns(rl.errors.EditWarning, match="of the weight's norm"):
+        rl.edit.kn(tiny, REQUEST, config=rl.edit.KnowledgeNeuronsConfig(new_weight=100.0), progress=False)

@@ -13,8 +13,8 @@ from tests.edit.methods.test_finetune import plain_losses
 
 def record(number: int, prompt: str, subject: str, target: str, paraphrase: str, question: str, answer: str):
     request = rl.EditRequest(prompt, subject, target=target)
-    unrelated = {"nq": (rl.Continuation(question, answer),)}
-    return rl.QuestionRecord(request, (paraphrase,), locality=unrelated, case_id=number)
+    unrelated = {"nq": (rl.data.Continuation(question, answer),)}
+    return rl.data.QuestionRecord(request, (paraphrase,), locality=unrelated, case_id=number)
 
 
 RECORDS = [
@@ -31,15 +31,17 @@ SMALL = {
     "learning_rate": 1e-3,
     "step_learning_rate": 1e-2,
 }
-CONFIG = rl.MendConfig(**SMALL)
+CONFIG = rl.edit.MendConfig(**SMALL)
 QUIET = {"on_unhealthy": "ignore"}
 
 
-def train(model, *, steps: int = 4, records=RECORDS, validation=(), config=CONFIG, **options) -> rl.MendEditor:
-    return rl.train_mend(model, records, steps=steps, validation=validation, config=config, progress=False, **options)
+def train(model, *, steps: int = 4, records=RECORDS, validation=(), config=CONFIG, **options) -> rl.edit.MendEditor:
+    return rl.edit.train_mend(
+        model, records, steps=steps, validation=validation, config=config, progress=False, **options
+    )
 
 
-def tensors(editor: rl.MendEditor) -> dict[str, torch.Tensor]:
+def tensors(editor: rl.edit.MendEditor) -> dict[str, torch.Tensor]:
     return editor.network.state_dict()
 
 
@@ -49,8 +51,8 @@ def test_an_untrained_editor_makes_a_step_of_gradient_descent(tiny_model, weight
     """Its factors, summed over tokens, are minus the learning rate times the gradient that autograd gives."""
     model = tiny_model(family, bos=bos)
     before, request = weights_of(model), RECORDS[1].request
-    editor = rl.MendEditor.untrained(model, config=rl.MendConfig(layers=layers, edit_learning_rate=0.5))
-    edit = rl.mend(model, request, editor=editor, **QUIET)
+    editor = rl.edit.MendEditor.untrained(model, config=rl.edit.MendConfig(layers=layers, edit_learning_rate=0.5))
+    edit = rl.edit.mend(model, request, editor=editor, **QUIET)
     assert same(model, before)
     assert [update.layer for update in edit.updates] == list(layers or (0, 1, 2))
     weights = [model.blocks[update.layer].mlp.W_out for update in edit.updates]
@@ -79,7 +81,7 @@ def test_the_losses_of_training_are_those_of_the_edits_as_data(tiny_model, famil
         paraphrase = rl.EditRequest("{}", each.paraphrase_prompts[0], target=each.request.target)
         with torch.no_grad():
             before = model(asked)[0].log_softmax(-1)
-            with rl.mend(model, each.request, editor=editor, **QUIET).applied(model, strict=True):
+            with rl.edit.mend(model, each.request, editor=editor, **QUIET).applied(model, strict=True):
                 after = model(asked)[0].log_softmax(-1)
                 assert plain_losses(model, [paraphrase]).item() == pytest.approx(edit_losses[i].item(), rel=1e-3)
         divergence = (before.exp() * (before - after)).sum(-1).mean().item()
@@ -120,8 +122,8 @@ def test_the_factors_are_normalised_by_all_that_was_seen(tiny):
 
 
 def test_accumulated_passes_give_the_gradient_of_the_whole_batch(tiny):
-    whole = train(tiny, config=rl.MendConfig(**{**SMALL, "batch_size": 4}))
-    parts = train(tiny, config=rl.MendConfig(**{**SMALL, "batch_size": 4}, edits_per_pass=3))
+    whole = train(tiny, config=rl.edit.MendConfig(**{**SMALL, "batch_size": 4}))
+    parts = train(tiny, config=rl.edit.MendConfig(**{**SMALL, "batch_size": 4}, edits_per_pass=3))
     for name, tensor in tensors(whole).items():
         assert torch.allclose(tensors(parts)[name], tensor, atol=1e-4), name
     assert whole.history[-1]["edit_loss"] == pytest.approx(parts.history[-1]["edit_loss"], rel=1e-3)
@@ -151,17 +153,17 @@ def test_a_stopped_training_goes_on_to_the_same_end(tiny, tmp_path, monkeypatch,
     assert len(steps) == 6 - killed_at
     assert resumed.history == unbroken.history
     assert all(torch.equal(tensor, tensors(unbroken)[name]) for name, tensor in tensors(resumed).items())
-    with pytest.raises(rl.FormatError, match=r"was begun with \{'seed': 5\}, but \{'seed': 6\} was given"):
+    with pytest.raises(rl.errors.FormatError, match=r"was begun with \{'seed': 5\}, but \{'seed': 6\} was given"):
         train(tiny, out=path, **{**options, "seed": 6})
     kept = path / "checkpoint.safetensors"
     kept.write_bytes(kept.read_bytes()[:-100])
-    with pytest.raises(rl.FormatError, match="is damaged"):
+    with pytest.raises(rl.errors.FormatError, match="is damaged"):
         train(tiny, out=path, **options)
 
 
 def test_training_ends_when_it_does_not_get_better(tiny):
     """With steps that are far too large, it stops after `patience` steps and gives the editor of the start back."""
-    config = rl.MendConfig(**{**SMALL, "learning_rate": 10.0, "step_learning_rate": 10.0}, patience=4)
+    config = rl.edit.MendConfig(**{**SMALL, "learning_rate": 10.0, "step_learning_rate": 10.0}, patience=4)
     editor = train(tiny, steps=50, validation=RECORDS, config=config)
     assert editor.history[-1]["step"] == 4
     assert editor.network.count == 0
@@ -170,9 +172,9 @@ def test_training_ends_when_it_does_not_get_better(tiny):
 def test_a_saved_editor_makes_the_same_edits(tiny, tmp_path):
     editor = train(tiny)
     editor.save(tmp_path / "editor.safetensors")
-    loaded = rl.MendEditor.load(tmp_path / "editor.safetensors")
+    loaded = rl.edit.MendEditor.load(tmp_path / "editor.safetensors")
     assert (loaded.layers, loaded.model, loaded.history) == (editor.layers, "gpt2", editor.history)
-    first, second = (rl.mend(tiny, RECORDS[0].request, editor=each, **QUIET) for each in (editor, loaded))
+    first, second = (rl.edit.mend(tiny, RECORDS[0].request, editor=each, **QUIET) for each in (editor, loaded))
     for update, other in zip(first.updates, second.updates, strict=True):
         assert torch.equal(update.left, other.left)
         assert torch.equal(update.right, other.right)
@@ -182,27 +184,27 @@ def test_a_saved_editor_makes_the_same_edits(tiny, tmp_path):
 
 def test_what_cannot_be_done_is_refused(tiny, tiny_model, tmp_path):
     with pytest.raises(ValueError, match="layers is \\[2, 1\\]"):
-        rl.MendConfig(layers=(2, 1))
+        rl.edit.MendConfig(layers=(2, 1))
     with pytest.raises(ValueError, match="rank is 0, expected a number from 1 on"):
-        rl.MendConfig(rank=0)
+        rl.edit.MendConfig(rank=0)
     with pytest.raises(ValueError, match="layer is 9, but gpt2 has layers 0 to 2"):
-        rl.MendEditor.untrained(tiny, config=rl.MendConfig(layers=(9,)))
+        rl.edit.MendEditor.untrained(tiny, config=rl.edit.MendConfig(layers=(9,)))
     with pytest.raises(ValueError, match="records is empty"):
         train(tiny, records=[])
     with pytest.raises(ValueError, match="steps is 0"):
         train(tiny, steps=0)
     with pytest.raises(ValueError, match=r"record 7 \('One'\) has no locality question"):
-        train(tiny, records=[rl.QuestionRecord(rl.EditRequest("{}", "One", target="two"), case_id=7)])
-    with pytest.raises(rl.EditError, match="trained for another architecture: gpt2"):
-        rl.mend(tiny_model("gptj"), RECORDS[0].request, editor=rl.MendEditor.untrained(tiny, config=CONFIG))
-    with pytest.raises(rl.EditError, match="Training failed at step"):
-        train(tiny, config=rl.MendConfig(**{**SMALL, "learning_rate": float("inf")}))
-    broken = rl.MendEditor.untrained(tiny, config=CONFIG)
+        train(tiny, records=[rl.data.QuestionRecord(rl.EditRequest("{}", "One", target="two"), case_id=7)])
+    with pytest.raises(rl.errors.EditError, match="trained for another architecture: gpt2"):
+        rl.edit.mend(tiny_model("gptj"), RECORDS[0].request, editor=rl.edit.MendEditor.untrained(tiny, config=CONFIG))
+    with pytest.raises(rl.errors.EditError, match="Training failed at step"):
+        train(tiny, config=rl.edit.MendConfig(**{**SMALL, "learning_rate": float("inf")}))
+    broken = rl.edit.MendEditor.untrained(tiny, config=CONFIG)
     broken.network.step_sizes.data[0] = float("nan")
-    with pytest.raises(rl.EditError, match="The edit is not finite"):
-        rl.mend(tiny, RECORDS[0].request, editor=broken)
-    with pytest.raises(rl.FormatError, match="expected a 'rome_lens mend editor 2'"):
-        rl.mend(tiny, RECORDS[0].request, editor=rl.MendEditor.untrained(tiny, config=CONFIG), **QUIET).save(
+    with pytest.raises(rl.errors.EditError, match="The edit is not finite"):
+        rl.edit.mend(tiny, RECORDS[0].request, editor=broken)
+    with pytest.raises(rl.errors.FormatError, match="expected a 'rome_lens mend editor 2'"):
+        rl.edit.mend(tiny, RECORDS[0].request, editor=rl.edit.MendEditor.untrained(tiny, config=CONFIG), **QUIET).save(
             tmp_path / "edit.safetensors"
         )
-        rl.MendEditor.load(tmp_path / "edit.safetensors")
+        rl.edit.MendEditor.load(tmp_path / "edit.safetensors")

@@ -18,14 +18,14 @@ def methods(tiny):
     """By name, with what makes them quick."""
     covariance = covariance_of(tiny, 1)
     batch = {"covariances": {1: covariance}, **QUIET}
-    editor = rl.MendEditor.untrained(tiny, config=rl.MendConfig(layers=(1,), rank=4))
+    editor = rl.edit.MendEditor.untrained(tiny, config=rl.edit.MendConfig(layers=(1,), rank=4))
     return {
         "rome": partial(rl.rome, covariance=covariance, config=rl.RomeConfig(**SEARCH), **QUIET),
-        "kn": partial(rl.kn, config=rl.KnowledgeNeuronsConfig(steps=2), **QUIET),
-        "mend": partial(rl.mend, editor=editor, on_unhealthy="ignore"),
-        "finetune": partial(rl.finetune, config=rl.FinetuneConfig(steps=2), **QUIET),
+        "kn": partial(rl.edit.kn, config=rl.edit.KnowledgeNeuronsConfig(steps=2), **QUIET),
+        "mend": partial(rl.edit.mend, editor=editor, on_unhealthy="ignore"),
+        "finetune": partial(rl.edit.finetune, config=rl.edit.FinetuneConfig(steps=2), **QUIET),
         "memit": partial(rl.memit, config=rl.MemitConfig(**SEARCH), **batch),
-        "emmet": partial(rl.emmet, config=rl.EmmetConfig(**SEARCH), **batch),
+        "emmet": partial(rl.edit.emmet, config=rl.edit.EmmetConfig(**SEARCH), **batch),
     }
 
 
@@ -49,7 +49,7 @@ def test_methods_for_one_request_say_which_take_several(tiny, methods):
             method(tiny, [])
 
 
-@pytest.mark.parametrize("method", [rl.rome, rl.memit, rl.emmet, rl.alphaedit])
+@pytest.mark.parametrize("method", [rl.rome, rl.memit, rl.edit.emmet, rl.edit.alphaedit])
 def test_without_a_covariance_a_model_that_none_ships_for_is_told_how_to_collect_one(tiny, method):
     with pytest.raises(ValueError, match="none ships for gpt2 .* Collect one: collect_covariance"):
         method(tiny, REQUEST, progress=False)

@@ -56,7 +56,7 @@ def test_an_edit_at_another_token_answers_there(tiny, token):
     with edit.applied(tiny):
         answer = mlp_output(tiny, 1, key)
     assert (answer - value).norm() < 1e-4 * value.norm()
-    forecast = rl.forecast_bleed_over(tiny, edit, [REQUEST.text])
+    forecast = rl.evaluate.forecast_bleed_over(tiny, edit, [REQUEST.text])
     assert (forecast["share"] - 1).abs().min() < 1e-4, "the forecast compares with that token"
 
 
@@ -72,9 +72,9 @@ def test_the_edited_model_says_the_target(tiny_model, family, bos):
     model = tiny_model(family, bos=bos)
     record = rl.EditRecord(AT_THE_END, "Paris")
     edit = edit_of(model, AT_THE_END, **FAR)
-    before = rl.score_record(model, record)
+    before = rl.evaluate.score_record(model, record)
     with edit.applied(model):
-        after = rl.score_record(model, record)
+        after = rl.evaluate.score_record(model, record)
     assert edit.health.target_probability > 0.3
     assert after["EM"] > before["EM"] + 0.2
 
@@ -132,18 +132,18 @@ def test_rome_changes_neither_weights_nor_requires_grad_nor_the_random_state(tin
 
 
 def test_sampled_contexts_begin_with_the_bare_prompt_and_repeat_with_the_seed(tiny):
-    contexts = rl.sample_contexts(tiny, ((5, 2), (10, 3)), seed=7)
+    contexts = rl.edit.sample_contexts(tiny, ((5, 2), (10, 3)), seed=7)
     assert contexts[0] == "{}"
     assert len(contexts) == 6
     assert all(context.count("{}") == 1 and context.endswith("{}") for context in contexts)
-    assert contexts == rl.sample_contexts(tiny, ((5, 2), (10, 3)), seed=7)
-    assert contexts != rl.sample_contexts(tiny, ((5, 2), (10, 3)), seed=8)
+    assert contexts == rl.edit.sample_contexts(tiny, ((5, 2), (10, 3)), seed=7)
+    assert contexts != rl.edit.sample_contexts(tiny, ((5, 2), (10, 3)), seed=8)
 
 
 def test_nan_in_the_weights_is_refused(tiny):
     broken = copy.deepcopy(tiny)
     broken.blocks[1].mlp.W_out.data[3, 4] = float("nan")
-    with pytest.raises(rl.EditError, match="output matrix of layer 1 has NaN"):
+    with pytest.raises(rl.errors.EditError, match="output matrix of layer 1 has NaN"):
         edit_of(broken)
 
 
@@ -151,7 +151,7 @@ def test_nan_during_the_search_is_refused_and_no_weight_is_changed(tiny, weights
     broken = copy.deepcopy(tiny)
     broken.blocks[2].mlp.W_out.data[3, 4] = float("nan")
     before = weights_of(broken)
-    with pytest.raises(rl.EditError, match=r"failed at step 0: the loss is nan.*No weight was changed"):
+    with pytest.raises(rl.errors.EditError, match=r"failed at step 0: the loss is nan.*No weight was changed"):
         edit_of(broken)
     now = broken.state_dict()
     assert all(torch.equal(now[name].nan_to_num(), value.nan_to_num()) for name, value in before.items())
@@ -198,7 +198,7 @@ def test_default_edit_of_smollm2_needs_only_a_request(smollm2, weights_of):
     edit = rl.rome(smollm2, REQUEST)
     key = subject_keys(smollm2, edit.updates[0].layer, REQUEST, edit.config["contexts"]).mean(0)
     with edit.applied(smollm2):
-        scores = rl.score_record(smollm2, rl.EditRecord(REQUEST, "Paris"))
+        scores = rl.evaluate.score_record(smollm2, rl.EditRecord(REQUEST, "Paris"))
         change = mlp_output(smollm2, edit.updates[0].layer, key)
     assert scores["ES"] == 1
     assert scores["EM"] > 0.9

@@ -16,17 +16,17 @@ from rome_lens.edit.presets.layers import SUGGESTED_LAYERS
 def test_a_known_model_has_a_layer_by_its_name_with_or_without_owner(tiny, name, layer):
     model = copy.deepcopy(tiny)
     model.cfg.model_name = name
-    assert rl.suggested_layer(model) == layer
+    assert rl.edit.suggested_layer(model) == layer
     with pytest.raises(ValueError, match=rf"layers=\[{layer}\]"):
         shipped_covariance(model)
 
 
 def test_an_unknown_model_is_told_how_to_find_one(tiny):
     with pytest.raises(ValueError, match="No edit layer is known for 'gpt2', expected one of .*gpt2-xl.*Trace"):
-        rl.suggested_layer(tiny)
+        rl.edit.suggested_layer(tiny)
 
 
 def test_the_shipped_covariance_is_of_the_suggested_layer(tiny):
     model = copy.deepcopy(tiny)
     model.cfg.model_name = "smollm2-135m"
-    assert shipped_covariance(model).layer == rl.suggested_layer(model) == SUGGESTED_LAYERS["smollm2-135m"][0]
+    assert shipped_covariance(model).layer == rl.edit.suggested_layer(model) == SUGGESTED_LAYERS["smollm2-135m"][0]

@@ -111,6 +111,6 @@ def test_a_search_that_fails_says_whose(tiny):
     """The error names the request, and comes before any weight is touched."""
     config = rl.RomeConfig(learning_rate=float("inf"), clamp_norm_factor=1e30)
     with pytest.raises(
-        rl.EditError, match=r"v\* of 'English' failed at step 1: the loss is nan.*No weight was changed"
+        rl.errors.EditError, match=r"v\* of 'English' failed at step 1: the loss is nan.*No weight was changed"
     ):
         optimise_values(tiny, 1, MIXED[2:3], CONTEXTS, config, progress=False)

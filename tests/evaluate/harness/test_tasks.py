@@ -59,18 +59,21 @@ def test_choices_are_those_of_our_log_probabilities(tiny_model, tasks, family, b
     def expected() -> float:
         right = 0
         for each in QUESTIONS:
-            asked = [rl.Continuation(each["question"], choice) for choice in each["choices"]]
+            asked = [rl.data.Continuation(each["question"], choice) for choice in each["choices"]]
             lengths = [len(model.tokenizer(f" {c}", add_special_tokens=False)["input_ids"]) for c in each["choices"]]
             right += int((mean_log_probabilities(model, asked) * torch.tensor(lengths)).argmax()) == each["answer"]
         return right / len(QUESTIONS)
 
     state = torch.get_rng_state()
-    frame = rl.run_harness(model, ["local_choice"], tasks_in=folder, progress=False)
+    frame = rl.evaluate.run_harness(model, ["local_choice"], tasks_in=folder, progress=False)
     assert torch.equal(torch.get_rng_state(), state)
     assert frame.loc[0, ["task", "metric", "filter", "n"]].tolist() == ["local_choice", "acc", "none", 4]
     assert frame.loc[0, "value"] == expected()
     with made_up(model).applied(model):
-        assert rl.run_harness(model, ["local_choice"], tasks_in=folder, progress=False).loc[0, "value"] == expected()
+        assert (
+            rl.evaluate.run_harness(model, ["local_choice"], tasks_in=folder, progress=False).loc[0, "value"]
+            == expected()
+        )
 
 
 @pytest.mark.parametrize(("family", "bos"), [("gpt2", False), ("llama", True)])
@@ -81,7 +84,7 @@ def test_log_likelihoods_are_sums_of_ours_and_greedy_where_each_token_is(tiny_mo
     best = model.tokenizer.decode([model(model.to_tokens(QUESTIONS[0]["question"]))[0, -1].argmax().item()])
     pairs += [("The capital of France is ", "Paris"), ("", "Rome is"), (QUESTIONS[0]["question"], best)]
     answers = HarnessModel(model, progress=False).loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)
-    ours = mean_log_probabilities(model, [rl.Continuation(*pair) for pair in pairs[:-3]])
+    ours = mean_log_probabilities(model, [rl.data.Continuation(*pair) for pair in pairs[:-3]])
     for (value, _), mean, (_, choice) in zip(answers, ours, pairs, strict=False):
         assert value == pytest.approx(
             mean.item() * len(model.tokenizer.encode(choice, add_special_tokens=False)), rel=1e-4
@@ -137,4 +140,4 @@ def test_texts_are_greedy_and_end_where_the_task_says(tiny):
 
 def test_no_tasks_are_refused(tiny):
     with pytest.raises(ValueError, match="expected a list of one task's name or more"):
-        rl.run_harness(tiny, [])
+        rl.evaluate.run_harness(tiny, [])

@@ -50,7 +50,7 @@ def test_record_scores_are_those_computed_by_hand(tiny):
     def p(prompt: str, target: str) -> float:
         return math.exp(plain_log_probability(tiny, prompt, target))
 
-    scores = rl.score_record(tiny, RECORD)
+    scores = rl.evaluate.score_record(tiny, RECORD)
     gains = {
         "E": [p(RECORD.request.text, "Rome") - p(RECORD.request.text, "Paris")],
         "P": [p(prompt, "Rome") - p(prompt, "Paris") for prompt in RECORD.paraphrase_prompts],
@@ -68,12 +68,12 @@ def test_record_scores_are_those_of_whole_forward_passes(tiny_model, family, bos
     """What the benchmark compares with: the authors' one padded batch, and a pass for each prompt and target."""
     model = tiny_model(family, bos=bos)
     record = replace(RECORD, target_true=true)
-    assert rl.score_record(model, record) == pytest.approx(plain_scores(model, record, plain), abs=1e-5)
+    assert rl.evaluate.score_record(model, record) == pytest.approx(plain_scores(model, record, plain), abs=1e-5)
 
 
 def test_metrics_without_prompts_are_left_out(tiny):
     record = rl.EditRecord(RECORD.request, "Paris")
-    assert set(rl.score_record(tiny, record)) == {"ES", "EM"}
+    assert set(rl.evaluate.score_record(tiny, record)) == {"ES", "EM"}
 
 
 def test_score_edits_gives_a_row_for_each_record_method_and_metric(tiny, weights_of):

@@ -77,14 +77,14 @@ def test_a_model_with_one_word_scores_what_can_be_counted(tiny):
         },
         locality={"nq": (Continuation("Who?", "city"), Continuation("Where?", "of city"))},
     )
-    before = rl.locality_predictions(model, record)
-    assert rl.score_zsre(model, record, before=before) == {
+    before = rl.evaluate.locality_predictions(model, record)
+    assert rl.evaluate.score_zsre(model, record, before=before) == {
         "efficacy": 0.75,
         "paraphrase": 0.75,
         "specificity": 0.25,
         "unchanged": 1,
     }
-    assert rl.score_knowedit(model, record, before=before, fluency=False) == {
+    assert rl.evaluate.score_knowedit(model, record, before=before, fluency=False) == {
         "edit_success": 0.75,
         "portability": 0.375,
         "portability_a": 0.75,
@@ -93,13 +93,13 @@ def test_a_model_with_one_word_scores_what_can_be_counted(tiny):
         "locality_nq": 1,
     }
     changed = {"nq": [Prediction(each.wanted, (of + 1,) * len(each.wanted)) for each in before["nq"]]}
-    assert rl.score_zsre(model, record, before=changed)["unchanged"] == 0
-    assert rl.score_knowedit(model, record, before=changed, fluency=False)["locality"] == 0
+    assert rl.evaluate.score_zsre(model, record, before=changed)["unchanged"] == 0
+    assert rl.evaluate.score_knowedit(model, record, before=changed, fluency=False)["locality"] == 0
 
 
 def test_zsre_scores_are_those_computed_by_hand(tiny):
     request = RECORD.request
-    scores = rl.score_zsre(tiny, RECORD)
+    scores = rl.evaluate.score_zsre(tiny, RECORD)
     assert scores == {
         "efficacy": accuracy(tiny, request.text, request.target),
         "paraphrase": mean(accuracy(tiny, prompt, request.target) for prompt in RECORD.paraphrase_prompts),
@@ -109,13 +109,13 @@ def test_zsre_scores_are_those_computed_by_hand(tiny):
 
 def test_the_two_specificities_differ_as_their_definitions_do(tiny):
     """Against the true answers a model before any edit is what it is; against itself it is unchanged."""
-    before = rl.locality_predictions(tiny, RECORD)
-    scores = rl.score_zsre(tiny, RECORD, before=before)
+    before = rl.evaluate.locality_predictions(tiny, RECORD)
+    scores = rl.evaluate.score_zsre(tiny, RECORD, before=before)
     assert scores["unchanged"] == 1
     assert scores["specificity"] < 1
     past = [plain(tiny, question)[1] for question in LOCALITY]
     with made_up(tiny, scale=1.0).applied(tiny):
-        changed = rl.score_zsre(tiny, RECORD, before=before)["unchanged"]
+        changed = rl.evaluate.score_zsre(tiny, RECORD, before=before)["unchanged"]
         now = [plain(tiny, question)[1] for question in LOCALITY]
     shares = [mean(a == b for a, b in zip(*pair, strict=True)) for pair in zip(past, now, strict=True)]
     assert changed == pytest.approx(mean(shares))
@@ -124,15 +124,15 @@ def test_the_two_specificities_differ_as_their_definitions_do(tiny):
 
 def test_knowedit_scores_are_those_computed_by_hand(tiny):
     request = RECORD.request
-    before = rl.locality_predictions(tiny, RECORD)
+    before = rl.evaluate.locality_predictions(tiny, RECORD)
     with made_up(tiny, scale=1.0).applied(tiny):
-        scores = rl.score_knowedit(tiny, RECORD, before=before, seed=5)
+        scores = rl.evaluate.score_knowedit(tiny, RECORD, before=before, seed=5)
         kinds = {
             kind: mean(accuracy(tiny, question.prompt, question.text) for question in questions)
             for kind, questions in RECORD.portability.items()
         }
-        now = rl.locality_predictions(tiny, RECORD)
-        text = rl.generate_texts(tiny, [request.text], seed=5)[0]
+        now = rl.evaluate.locality_predictions(tiny, RECORD)
+        text = rl.evaluate.generate_texts(tiny, [request.text], seed=5)[0]
         assert scores["edit_success"] == accuracy(tiny, request.text, request.target)
     for kind, value in kinds.items():
         assert scores[f"portability_{kind}"] == pytest.approx(value)
@@ -150,13 +150,15 @@ def test_knowedit_scores_are_those_computed_by_hand(tiny):
 
 def test_scores_without_questions_or_the_model_before_are_left_out(tiny):
     bare = QuestionRecord(RECORD.request)
-    assert set(rl.score_zsre(tiny, bare, before={})) == {"efficacy"}
-    assert set(rl.score_knowedit(tiny, bare, before={}, fluency=False)) == {"edit_success"}
-    found = rl.score_knowedit(tiny, RECORD, fluency=False)
+    assert set(rl.evaluate.score_zsre(tiny, bare, before={})) == {"efficacy"}
+    assert set(rl.evaluate.score_knowedit(tiny, bare, before={}, fluency=False)) == {"edit_success"}
+    found = rl.evaluate.score_knowedit(tiny, RECORD, fluency=False)
     assert set(found) == {"edit_success", "portability", "portability_Reasoning", "portability_Subject_Aliasing"}
 
 
-@pytest.mark.parametrize("score", [rl.score_zsre, lambda *a, **b: rl.score_knowedit(*a, **b, fluency=False)])
+@pytest.mark.parametrize(
+    "score", [rl.evaluate.score_zsre, lambda *a, **b: rl.evaluate.score_knowedit(*a, **b, fluency=False)]
+)
 def test_score_edits_notes_the_model_before_and_gives_rows_that_summarize_reads(tiny, weights_of, score):
     weights = weights_of(tiny)
     bare = QuestionRecord(RECORD.request, case_id=5)
@@ -165,11 +167,11 @@ def test_score_edits_notes_the_model_before_and_gives_rows_that_summarize_reads(
         [RECORD, bare],
         {"rome": lambda *_: made_up(tiny, scale=1.0)},
         score=score,
-        before=rl.locality_predictions,
+        before=rl.evaluate.locality_predictions,
         progress=False,
     )
     summary = rl.summarize(frame).set_index("method")
-    locality = "unchanged" if score is rl.score_zsre else "locality"
+    locality = "unchanged" if score is rl.evaluate.score_zsre else "locality"
     assert summary.loc["base", locality] == 1
     assert summary.loc["rome", locality] < 1
     assert list(summary["n"]) == [2, 2]

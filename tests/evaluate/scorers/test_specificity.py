@@ -25,7 +25,7 @@ def test_the_edit_stands_before_each_neighbourhood_prompt(tiny):
         - math.exp(plain_log_probability(tiny, STATED + prompt, "Rome"))
         for prompt in RECORD.neighborhood_prompts
     ]
-    scores = rl.score_specificity(tiny, RECORD)
+    scores = rl.evaluate.score_specificity(tiny, RECORD)
     assert scores["NS+"] == sum(gain > 0 for gain in gains) / 2
     assert scores["NM+"] == pytest.approx(sum(gains) / 2, abs=1e-6)
     assert set(scores) == {"NS+", "NM+"}
@@ -34,9 +34,9 @@ def test_the_edit_stands_before_each_neighbourhood_prompt(tiny):
 def test_the_divergence_is_that_of_the_next_token_from_before_to_now(tiny):
     prompts = {"NKL": RECORD.neighborhood_prompts, "NKL+": [STATED + p for p in RECORD.neighborhood_prompts]}
     past = {name: [next_log_probs(tiny, prompt) for prompt in those] for name, those in prompts.items()}
-    before = rl.neighborhood_log_probabilities(tiny, RECORD)
+    before = rl.evaluate.neighborhood_log_probabilities(tiny, RECORD)
     with made_up(tiny, scale=0.3).applied(tiny):
-        scores = rl.score_specificity(tiny, RECORD, before=before)
+        scores = rl.evaluate.score_specificity(tiny, RECORD, before=before)
         now = {name: [next_log_probs(tiny, prompt) for prompt in those] for name, those in prompts.items()}
     for name in prompts:
         pairs = zip(past[name], now[name], strict=True)
@@ -46,22 +46,28 @@ def test_the_divergence_is_that_of_the_next_token_from_before_to_now(tiny):
 
 
 def test_a_model_and_itself_do_not_diverge(tiny):
-    scores = rl.score_specificity(tiny, RECORD, before=rl.neighborhood_log_probabilities(tiny, RECORD))
+    scores = rl.evaluate.score_specificity(
+        tiny, RECORD, before=rl.evaluate.neighborhood_log_probabilities(tiny, RECORD)
+    )
     assert scores["NKL"] == scores["NKL+"] == 0
 
 
 def test_without_neighbours_there_are_no_scores(tiny):
     record = rl.EditRecord(RECORD.request, "Paris")
-    before = rl.neighborhood_log_probabilities(tiny, record)
+    before = rl.evaluate.neighborhood_log_probabilities(tiny, record)
     assert before.shape == (0, tiny.cfg.d_vocab)
-    assert rl.score_specificity(tiny, record, before=before) == {}
+    assert rl.evaluate.score_specificity(tiny, record, before=before) == {}
 
 
 def test_scores_of_one_record_go_into_one_summary(tiny):
     """Other scores stand beside the paper's in one table, which come first."""
     options = {"methods": {"rome": lambda *_: made_up(tiny)}, "progress": False}
     further = rl.score_edits(
-        tiny, [RECORD], score=rl.score_specificity, before=rl.neighborhood_log_probabilities, **options
+        tiny,
+        [RECORD],
+        score=rl.evaluate.score_specificity,
+        before=rl.evaluate.neighborhood_log_probabilities,
+        **options,
     )
     frame = pd.concat([further, rl.score_edits(tiny, [RECORD], **options)])
     summary = rl.summarize(frame).set_index("method")

@@ -28,7 +28,7 @@ def test_forecast_is_what_the_applied_edit_adds(tiny_model, weights_of, family, 
     model = tiny_model(family, bos=bos)
     weights = weights_of(model)
     edit = made_up(model)
-    frame = rl.forecast_bleed_over(model, edit, PROMPTS)
+    frame = rl.evaluate.forecast_bleed_over(model, edit, PROMPTS)
     there = added(model, edit, REQUEST.text, 1)[subject_range(model, REQUEST)[1][-1]]
     for prompt in PROMPTS:
         part = frame[frame["prompt"] == prompt]
@@ -42,7 +42,7 @@ def test_forecast_is_what_the_applied_edit_adds(tiny_model, weights_of, family, 
 
 
 def test_the_edited_prompt_gets_the_whole_edit_at_the_subject(tiny):
-    frame = rl.forecast_bleed_over(tiny, made_up(tiny, layers=(0, 2)), [REQUEST.text])
+    frame = rl.evaluate.forecast_bleed_over(tiny, made_up(tiny, layers=(0, 2)), [REQUEST.text])
     assert list(frame["layer"].unique()) == [0, 2]
     last = subject_range(tiny, REQUEST)[1][-1]
     at_subject = frame[frame["position"] == last]
@@ -52,16 +52,16 @@ def test_the_edited_prompt_gets_the_whole_edit_at_the_subject(tiny):
 
 def test_an_edit_of_higher_rank_is_compared_as_a_vector(tiny):
     parts = [made_up(tiny, seed=seed).updates[0] for seed in range(2)]
-    joined = rl.Update(1, torch.cat([p.left for p in parts], 1), torch.cat([p.right for p in parts], 0))
+    joined = rl.edit.Update(1, torch.cat([p.left for p in parts], 1), torch.cat([p.right for p in parts], 0))
     edit = made_up(tiny)
     both = replace(edit, updates=(joined,))
-    frame = rl.forecast_bleed_over(tiny, both, PROMPTS[:1])
+    frame = rl.evaluate.forecast_bleed_over(tiny, both, PROMPTS[:1])
     there = added(tiny, both, REQUEST.text, 1)[subject_range(tiny, REQUEST)[1][-1]]
     here = added(tiny, both, PROMPTS[0], 1)
     assert torch.allclose(torch.tensor(frame["size"]).float(), here.norm(dim=-1) / there.norm(), rtol=1e-3)
     assert torch.allclose(torch.tensor(frame["share"]).float(), here @ there / there.norm() ** 2, atol=1e-3)
     assert (frame["share"].abs() < frame["size"] + 1e-6).all()
-    same = rl.forecast_bleed_over(tiny, replace(edit, updates=tuple(parts)), PROMPTS[:1])
+    same = rl.evaluate.forecast_bleed_over(tiny, replace(edit, updates=tuple(parts)), PROMPTS[:1])
     assert torch.allclose(torch.tensor(same["size"]), torch.tensor(frame["size"]), rtol=1e-4)
 
 
@@ -69,9 +69,11 @@ def test_each_prompt_is_compared_with_the_request_that_it_is_most_like(tiny):
     """With several requests, each of their own prompts gets the whole edit at its subject."""
     other = rl.EditRequest("{} is owned by", "Beats Music", target="Honda")
     edit = replace(made_up(tiny), requests=(REQUEST, other))
-    frame = rl.forecast_bleed_over(tiny, edit, [REQUEST.text, other.text])
-    alone = [rl.forecast_bleed_over(tiny, replace(edit, requests=(one,)), PROMPTS[:1]) for one in (REQUEST, other)]
-    both = rl.forecast_bleed_over(tiny, edit, PROMPTS[:1])
+    frame = rl.evaluate.forecast_bleed_over(tiny, edit, [REQUEST.text, other.text])
+    alone = [
+        rl.evaluate.forecast_bleed_over(tiny, replace(edit, requests=(one,)), PROMPTS[:1]) for one in (REQUEST, other)
+    ]
+    both = rl.evaluate.forecast_bleed_over(tiny, edit, PROMPTS[:1])
     for request in (REQUEST, other):
         part = frame[frame["prompt"] == request.text].set_index("position")
         assert abs(part["share"][subject_range(tiny, request)[1][-1]]) >= 1 - 1e-5
@@ -81,15 +83,15 @@ def test_each_prompt_is_compared_with_the_request_that_it_is_most_like(tiny):
 
 def test_batches_do_not_change_the_forecast(tiny):
     edit = made_up(tiny)
-    together = rl.forecast_bleed_over(tiny, edit, PROMPTS)
-    apart = rl.forecast_bleed_over(tiny, edit, PROMPTS, tokens_per_batch=1)
+    together = rl.evaluate.forecast_bleed_over(tiny, edit, PROMPTS)
+    apart = rl.evaluate.forecast_bleed_over(tiny, edit, PROMPTS, tokens_per_batch=1)
     assert list(together["prompt"].unique()) == PROMPTS
     assert torch.allclose(torch.tensor(together["share"]), torch.tensor(apart["share"]), atol=1e-5)
 
 
 def test_the_strongest_position_of_each_prompt_is_kept(tiny):
-    frame = rl.forecast_bleed_over(tiny, made_up(tiny, layers=(0, 1)), PROMPTS)
-    strongest = rl.strongest_bleed_over(frame).set_index(["prompt", "layer"])
+    frame = rl.evaluate.forecast_bleed_over(tiny, made_up(tiny, layers=(0, 1)), PROMPTS)
+    strongest = rl.evaluate.strongest_bleed_over(frame).set_index(["prompt", "layer"])
     assert len(strongest) == 2 * len(PROMPTS)
     for key, part in frame.groupby(["prompt", "layer"]):
         assert strongest.loc[key, "size"] == part["size"].max()
@@ -100,15 +102,15 @@ def test_the_strongest_position_of_each_prompt_is_kept(tiny):
 def test_no_prompts_a_blank_one_or_an_edit_without_effect_are_refused(tiny):
     for prompts in ([], "One, two."):
         with pytest.raises(ValueError, match="expected a list of one text or more"):
-            rl.forecast_bleed_over(tiny, made_up(tiny), prompts)
+            rl.evaluate.forecast_bleed_over(tiny, made_up(tiny), prompts)
     with pytest.raises(ValueError, match="The prompt is empty"):
-        rl.forecast_bleed_over(tiny, made_up(tiny), [" "])
+        rl.evaluate.forecast_bleed_over(tiny, made_up(tiny), [" "])
     with pytest.raises(ValueError, match="adds nothing at its own prompt in layer 1"):
-        rl.forecast_bleed_over(tiny, made_up(tiny, scale=0.0), PROMPTS)
+        rl.evaluate.forecast_bleed_over(tiny, made_up(tiny, scale=0.0), PROMPTS)
 
 
 def test_an_edit_of_another_width_is_refused_before_any_run(tiny):
     update = made_up(tiny).updates[0]
-    edit = replace(made_up(tiny), updates=(rl.Update(1, update.left[:-1], update.right),))
-    with pytest.raises(rl.EditError, match="127"):
-        rl.forecast_bleed_over(tiny, edit, PROMPTS)
+    edit = replace(made_up(tiny), updates=(rl.edit.Update(1, update.left[:-1], update.right),))
+    with pytest.raises(rl.errors.EditError, match="127"):
+        rl.evaluate.forecast_bleed_over(tiny, edit, PROMPTS)

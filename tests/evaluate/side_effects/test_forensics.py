@@ -44,7 +44,7 @@ def test_rank_one_edits_of_several_layers_come_back(tiny_model, family, dtype):
     """Also when the edited weights were rounded to half precision: rounding is no rank."""
     model = rounded(tiny_model(family), dtype)
     true = made_up(model, layers=(0, 2), scale=0.1).updates
-    found = rl.recover_updates(model, with_updates(model, true, dtype), progress=False)
+    found = rl.evaluate.recover_updates(model, with_updates(model, true, dtype), progress=False)
     assert [(update.layer, update.left.shape[1]) for update in found] == [(0, 1), (2, 1)]
     for ours, theirs in zip(found, true, strict=True):
         assert cosine(ours.left, theirs.left) > 0.999
@@ -56,9 +56,9 @@ def test_rank_one_edits_of_several_layers_come_back(tiny_model, family, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_rank_is_that_of_the_edit(tiny, dtype):
     parts = [made_up(tiny, seed=seed, scale=0.1).updates[0] for seed in range(3)]
-    true = rl.Update(1, torch.cat([p.left for p in parts], 1), torch.cat([p.right for p in parts], 0))
+    true = rl.edit.Update(1, torch.cat([p.left for p in parts], 1), torch.cat([p.right for p in parts], 0))
     model = rounded(tiny, dtype)
-    (found,) = rl.recover_updates(model, with_updates(model, [true], dtype), progress=False)
+    (found,) = rl.evaluate.recover_updates(model, with_updates(model, [true], dtype), progress=False)
     assert found.left.shape[1] == 3
     assert cosine(product(found), product(true)) > 0.999
 
@@ -68,8 +68,8 @@ def test_a_rounded_copy_of_the_original_holds_no_edit(tiny, weights_of):
     before = weights_of(tiny)
     suspect = rounded(tiny, torch.bfloat16)
     with pytest.warns(UserWarning, match="differ that are no MLP output matrix"):
-        assert rl.recover_updates(tiny, suspect, progress=False) == ()
-    changes = rl.weight_changes(tiny, suspect).set_index("parameter").loc["blocks.1.mlp.W_out"]
+        assert rl.evaluate.recover_updates(tiny, suspect, progress=False) == ()
+    changes = rl.evaluate.weight_changes(tiny, suspect).set_index("parameter").loc["blocks.1.mlp.W_out"]
     assert changes["changed"] > 0.9
     assert 0.9 < changes["relative_change"] / changes["relative_rounding"] < 1.1
     assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
@@ -79,14 +79,14 @@ def test_an_edit_on_top_of_a_full_precision_original_comes_back_from_bfloat16(ti
     true = made_up(tiny, scale=0.1).updates
     suspect = rounded(with_updates(tiny, true), torch.bfloat16)
     with pytest.warns(UserWarning, match="differ"):
-        (found,) = rl.recover_updates(tiny, suspect, progress=False)
+        (found,) = rl.evaluate.recover_updates(tiny, suspect, progress=False)
     assert (found.layer, found.left.shape[1]) == (1, 1)
     assert cosine(product(found), product(true[0])) > 0.999
 
 
 def test_identical_models_give_nothing(tiny):
-    assert rl.recover_updates(tiny, copy.deepcopy(tiny), progress=False) == ()
-    assert rl.weight_changes(tiny, tiny).empty
+    assert rl.evaluate.recover_updates(tiny, copy.deepcopy(tiny), progress=False) == ()
+    assert rl.evaluate.weight_changes(tiny, tiny).empty
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -97,7 +97,7 @@ def test_fine_tuning_is_reported_with_its_high_rank(tiny, dtype):
     weight = output_matrix(suspect, 1)
     with torch.no_grad():
         weight.copy_((weight + 0.05 * torch.randn(weight.shape, generator=generator)).to(dtype))
-    (found,) = rl.recover_updates(model, suspect, progress=False)
+    (found,) = rl.evaluate.recover_updates(model, suspect, progress=False)
     assert found.left.shape[1] >= 30  # of 32
 
 
@@ -106,9 +106,9 @@ def test_changes_elsewhere_are_not_hidden(tiny):
     with torch.no_grad():
         suspect.unembed.W_U[3, 5] += 1
     with pytest.warns(UserWarning, match=r"1 parameters differ that are no MLP output matrix \(unembed.W_U"):
-        (found,) = rl.recover_updates(tiny, suspect, progress=False)
+        (found,) = rl.evaluate.recover_updates(tiny, suspect, progress=False)
     assert found.layer == 1
-    changes = rl.weight_changes(tiny, suspect).set_index("parameter")
+    changes = rl.evaluate.weight_changes(tiny, suspect).set_index("parameter")
     assert set(changes.index) == {"unembed.W_U", "blocks.1.mlp.W_out"}
     assert changes["changed"]["unembed.W_U"] == pytest.approx(1 / tiny.unembed.W_U.numel())
 
@@ -117,11 +117,11 @@ def test_the_negated_update_undoes_the_edit(tiny):
     suspect = with_updates(tiny, made_up(tiny, layers=(0, 1)).updates)
     tokens = tiny.to_tokens("The Eiffel Tower is located in")
     assert not torch.allclose(suspect(tokens), tiny(tokens), atol=0.1)
-    found = rl.recover_updates(tiny, suspect, progress=False)
+    found = rl.evaluate.recover_updates(tiny, suspect, progress=False)
     mended = with_updates(suspect, [update.negated() for update in found])
     assert torch.allclose(mended(tokens), tiny(tokens), atol=1e-3)
 
 
 def test_models_of_other_shapes_are_refused(tiny, tiny_model):
     with pytest.raises(ValueError, match=r"have different parameters .*Load both in the same way"):
-        rl.recover_updates(tiny, tiny_model("llama"))
+        rl.evaluate.recover_updates(tiny, tiny_model("llama"))

@@ -29,9 +29,9 @@ def test_perplexity_is_that_of_each_window_read_by_itself(tiny_model, family, bo
     before, length = ([0], 9) if bos else ([], 10)
     windows = [before + ids[i : i + length] for i in range(0, 23, length)]
     options = {"tokens": 23, "window": 10, "tokens_per_batch": tokens_per_batch, "progress": False}
-    ours = rl.perplexity(model, TEXT, **options)
+    ours = rl.evaluate.perplexity(model, TEXT, **options)
     assert ours == pytest.approx(plain_perplexity(model, windows), rel=1e-4)
-    assert rl.perplexity(model, ids, **options) == ours
+    assert rl.evaluate.perplexity(model, ids, **options) == ours
 
 
 @torch.no_grad()
@@ -39,7 +39,9 @@ def test_a_window_is_at_most_the_context_and_a_text_at_most_itself(tiny):
     ids = tiny.tokenizer(TEXT * 9, add_special_tokens=False, verbose=False)["input_ids"]
     windows = [ids[:128], ids[128:256], ids[256:]]
     assert 256 < len(ids) <= 384
-    assert rl.perplexity(tiny, TEXT * 9, progress=False) == pytest.approx(plain_perplexity(tiny, windows), rel=1e-4)
+    assert rl.evaluate.perplexity(tiny, TEXT * 9, progress=False) == pytest.approx(
+        plain_perplexity(tiny, windows), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,4 +56,4 @@ def test_a_window_is_at_most_the_context_and_a_text_at_most_itself(tiny):
 )
 def test_a_text_without_a_predicted_token_is_refused(tiny, text, options, says):
     with pytest.raises(ValueError, match=says):
-        rl.perplexity(tiny, text, progress=False, **options)
+        rl.evaluate.perplexity(tiny, text, progress=False, **options)
