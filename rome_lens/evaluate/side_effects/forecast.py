@@ -12,6 +12,7 @@ from rome_lens.data.records import PLACE, check_prompts
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.matrix import matrix_for
 from rome_lens.edit.search.key import subject_activations
+from rome_lens.errors import EditError
 from rome_lens.models import Model, key_name, pad
 from rome_lens.models.labels import token_texts
 from rome_lens.models.running import mlp_keys
