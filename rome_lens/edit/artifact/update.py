@@ -1,6 +1,6 @@
 """Low-rank updates of MLP matrices as data."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
@@ -78,10 +78,12 @@ class Update:
         """What takes this update away again, up to rounding."""
         return replace(self, left=-self.left, made_for="")
 
-    def joined(self, later: "Update") -> "Update":
-        """Both updates of one matrix as one, of the sum of their ranks, made for what this one was made for."""
-        left, right = torch.cat([self.left, later.left], dim=1), torch.cat([self.right, later.right])
-        return replace(self, left=left, right=right)
+    def joined(self, later: Sequence["Update"]) -> "Update":
+        """All updates of one matrix as one, of the sum of their ranks, made for what this one was made for."""
+        if not later:
+            return self
+        left = torch.cat([self.left, *(update.left for update in later)], dim=1)
+        return replace(self, left=left, right=torch.cat([self.right, *(update.right for update in later)]))
 
 
 def least_rank(
@@ -101,10 +103,9 @@ def one_for_each_matrix(updates: Iterable[Update]) -> tuple[Update, ...]:
     Raises:
         EditError: they are for MLPs of different sizes.
     """
-    by_matrix: dict[tuple[int, MlpMatrix], Update] = {}
+    by_matrix: dict[tuple[int, MlpMatrix], list[Update]] = {}
     shapes: dict[tuple[int, int], str] = {}
     for update in updates:
-        before = by_matrix.get((update.layer, update.matrix))
         shapes.setdefault(update.shape if update.matrix == "out" else update.shape[::-1], update.place)
         if len(shapes) > 1:
             found = " and ".join(f"{shape} ({place})" for shape, place in shapes.items())
@@ -112,5 +113,5 @@ def one_for_each_matrix(updates: Iterable[Update]) -> tuple[Update, ...]:
                 f"The updates are for matrices of the shapes {found}, expected one shape: that of one model's MLPs. "
                 "Put together only edits of one model."
             )
-        by_matrix[update.layer, update.matrix] = before.joined(update) if before else update
-    return tuple(by_matrix.values())
+        by_matrix.setdefault((update.layer, update.matrix), []).append(update)
+    return tuple(first.joined(later) for first, *later in by_matrix.values())

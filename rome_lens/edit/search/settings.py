@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rome_lens.checking import check_seed
+from rome_lens.checking import check_seed, check_whole
 from rome_lens.edit.search.contexts import EditedToken, check_contexts, check_lengths, check_token, sample_contexts
 from rome_lens.models import Model
 
@@ -24,6 +24,11 @@ class SearchConfig:
         clamp_norm_factor: bound of |delta| / |v0|.
         kl_factor: of the essence term in Eq. 4.
         early_stop_loss: the search stops below this loss (5e-2 in compute_v).
+        steps_on_top: the search also stops once each token of the target was the most probable one, in all contexts,
+            for so many steps in a row, as ENCORE's does (Gupta et al. 2025, arXiv 2502.01636: 4 for GPT-2 XL, 3 for
+            Llama 2, 2 for Llama 3); None: it does not.
+        anchor_norm: what |v*| is brought to (NAS, arXiv 2602.02543): the mean over pilot edits of the unedited model,
+            from `anchor_norm`. A v* of more than twice that is not written: v0 is kept. None: v* stays as it is found.
     """
 
     token: EditedToken = "subject_last"
@@ -36,6 +41,8 @@ class SearchConfig:
     clamp_norm_factor: float = 4.0
     kl_factor: float = 0.0625
     early_stop_loss: float = 0.05
+    steps_on_top: int | None = None
+    anchor_norm: float | None = None
 
     def __post_init__(self) -> None:
         check_token(self.token)
@@ -44,9 +51,10 @@ class SearchConfig:
         check_lengths("context_lengths", self.context_lengths)
         check_seed(self.seed)
         check_positive(self, "steps", "learning_rate", "clamp_norm_factor")
-        for name in ("weight_decay", "kl_factor"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or a number above.")
+        check_not_negative(self, "weight_decay", "kl_factor")
+        check_whole(steps_on_top=self.steps_on_top)
+        if self.anchor_norm is not None:
+            check_positive(self, "anchor_norm")
 
     def contexts_for(self, model: Model) -> tuple[str, ...]:
         """The contexts, sampled from the model if they are not given."""
@@ -87,3 +95,10 @@ def check_positive(config: object, *names: str) -> None:
     for name in names:
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} is {getattr(config, name)}, expected a number above 0.")
+
+
+def check_not_negative(config: object, *names: str) -> None:
+    """Raises ValueError unless these fields of the config are at least 0."""
+    for name in names:
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name} is {getattr(config, name)}, expected 0 or a number above.")

@@ -183,9 +183,10 @@ def _left_padded(state: PastState, lengths: Sequence[int], width: int) -> PastSt
 
 def run_tails(
     model: Model, layer: int, tails: Tails, delta: Float[Tensor, "request d_model"], at: Place
-) -> tuple[Float[Tensor, " request"], Float[Tensor, "request d_vocab"]]:
+) -> tuple[Float[Tensor, " request"], Float[Tensor, "request d_vocab"], Bool[Tensor, " request"]]:
     """What Eq. 4 is made of, differentiable: the mean negative log-probability of a target token (over contexts and
-    tokens), and the log-probabilities of all tokens after the essence's subject.
+    tokens), and the log-probabilities of all tokens after the essence's subject. Last, whether each target token is the
+    most probable one in all contexts.
     """
     change = delta[tails.request]
     if at == "mlp":
@@ -197,4 +198,9 @@ def run_tails(
     predicted, essence = logits(model, needed).log_softmax(-1).split([len(tails.row), len(tails.essence)])
     target = predicted.gather(-1, tails.token[:, None])[:, 0]
     of_request = tails.request[tails.row].bincount().tolist()
-    return torch.stack([-part.mean() for part in target.split(of_request)]), essence
+    on_top = predicted.argmax(-1) == tails.token
+    return (
+        torch.stack([-part.mean() for part in target.split(of_request)]),
+        essence,
+        torch.stack([part.all() for part in on_top.split(of_request)]),
+    )

@@ -40,9 +40,13 @@ class ForcedBatch:
 
     def losses(self, model: Model, final: Float[Tensor, "row pos d_model"]) -> Float[Tensor, " row"]:
         """The mean negative log-probability of each row's tokens, for what `run` gave. Differentiable."""
+        each = self.token_losses(model, final).split(self.lengths)
+        return torch.stack([target.mean() for target in each])
+
+    def token_losses(self, model: Model, final: Float[Tensor, "row pos d_model"]) -> Float[Tensor, " token"]:
+        """The negative log-probability of each token that is to follow, row by row. Differentiable."""
         log_probs = logits(model, final[self.rows, self.positions]).log_softmax(-1)
-        each = log_probs.gather(-1, self.targets[:, None])[:, 0].split(self.lengths)
-        return -torch.stack([target.mean() for target in each])
+        return -log_probs.gather(-1, self.targets[:, None])[:, 0]
 
     def part(self, start: int, stop: int) -> "ForcedBatch":
         """The rows from `start` up to `stop`."""

@@ -9,8 +9,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rome_lens.edit.artifact.hooks import output_hooks
 from rome_lens.edit.methods.mend.network import EditorNetwork
+from rome_lens.edit.search.gradients import inputs_and_gradients
 from rome_lens.edit.search.teacher_forcing import ForcedBatch
-from rome_lens.models import Hook, HookList, Model, frozen
+from rome_lens.models import Hook, HookList, Model
 
 Factors = tuple[Float[Tensor, "_ d_mlp"], Float[Tensor, "_ d_model"]]  # a row for each token
 
@@ -21,23 +22,11 @@ def gradient_factors(model: Model, asked: ForcedBatch, layers: Sequence[int]) ->
     The loss is the mean over the rows of `asked` of the mean negative log-probability of a target's token. In the last
     block only the tokens that predict the target are left.
     """
-    keys: dict[int, Tensor] = {}
-    nothing = {layer: torch.zeros_like(asked.residual, dtype=torch.float32) for layer in layers}
-
-    def reading(layer: int) -> list[tuple[str, Hook]]:
-        def add_nothing(key: Float[Tensor, "row pos d_mlp"]) -> Float[Tensor, "row pos d_model"]:
-            keys[layer] = key.detach().float()
-            return nothing[layer].requires_grad_()
-
-        return output_hooks(model, layer, add_nothing)
-
-    with frozen(model), torch.enable_grad():
-        final = asked.run(model, hooks=[hook for layer in layers for hook in reading(layer)])
-        deltas = torch.autograd.grad(asked.losses(model, final).mean(), list(nothing.values()))
-    depends = {layer: delta.any(-1) for layer, delta in zip(layers, deltas, strict=True)}
-    return {
-        layer: (keys[layer][depends[layer]], delta[depends[layer]]) for layer, delta in zip(layers, deltas, strict=True)
-    }
+    found = inputs_and_gradients(
+        model, asked, [(layer, "out") for layer in layers], lambda final: asked.losses(model, final).mean()
+    )
+    pairs = {layer: (*found[layer, "out"], found[layer, "out"][1].any(-1)) for layer in layers}
+    return {layer: (keys[depends], deltas[depends]) for layer, (keys, deltas, depends) in pairs.items()}
 
 
 def edited_factors(network: EditorNetwork, factors: Sequence[Mapping[int, Factors]]) -> list[dict[int, Factors]]:
