@@ -10,6 +10,7 @@ from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.methods.batch import BatchProblem, write_batch
 from rome_lens.edit.methods.closed_forms import alphaedit_factor
+from rome_lens.edit.methods.memory import EditMemory
 from rome_lens.edit.methods.requests import Requests
 from rome_lens.edit.search.settings import BatchConfig, check_positive
 from rome_lens.edit.search.targets import MemitTargets
@@ -26,10 +27,13 @@ class AlphaEditConfig(BatchConfig):
             to (nullspace_threshold: 2e-2 for GPT-J and Llama 3 8B). In the unit of squared keys, so that it depends
             on the model.
         ridge: of the update's own norm, also in that unit (L2: 10 for both).
+        earlier_keys: protects the keys of a sequence's earlier batches too, as the paper and the authors' code do; they
+            are in the `memory`.
     """
 
     null_space_threshold: float = 2e-2
     ridge: float = 10.0
+    earlier_keys: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,13 +48,14 @@ def alphaedit(
     covariances: Mapping[int, KeyCovariance] | None = None,
     config: AlphaEditConfig | None = None,
     targets: MemitTargets | None = None,
+    memory: EditMemory | None = None,
     on_unhealthy: OnUnhealthy = "warn",
     progress: bool = True,
 ) -> Edit:
     """AlphaEdit (Fang et al. 2024, arXiv 2410.02355): writes only where ordinary keys hardly reach.
 
-    This is one batch of it. The keys of earlier batches, which the paper protects as well, are not kept. Everything
-    else, arguments included, is as in `memit`.
+    Everything else, arguments included, is as in `memit`. Without a `memory` it is one batch by itself, and no keys of
+    earlier batches are protected.
 
     Raises:
         CovarianceError: also if no eigenvalue of C is below the threshold. C may be singular.
@@ -58,5 +63,7 @@ def alphaedit(
     """
     config = AlphaEditConfig() if config is None else config
     form = partial(alphaedit_factor, threshold=config.null_space_threshold, ridge=config.ridge)
-    problem = BatchProblem("alphaedit", form, False, requests, covariances, config)
+    problem = BatchProblem(
+        "alphaedit", form, False, requests, covariances, config, memory if config.earlier_keys else None
+    )
     return write_batch(model, problem, targets, on_unhealthy, progress)

@@ -17,6 +17,7 @@ from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_probl
 from rome_lens.edit.artifact.update import Update
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import covariances_for
+from rome_lens.edit.methods.memory import EditMemory
 from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.search.key import subject_activations
 from rome_lens.edit.search.settings import BatchConfig
@@ -25,8 +26,8 @@ from rome_lens.edit.search.value import search_figures
 from rome_lens.errors import CovarianceError, EditError
 from rome_lens.models import Model, key_name, norms_mlp_output, output_matrix
 
-ClosedForm = Callable[[Float[Tensor, "request d_mlp"], KeyCovariance], Float[Tensor, "d_mlp request"]]
-"""From keys and C to the left factor of an update; see closed_forms.py."""
+ClosedForm = Callable[..., Float[Tensor, "d_mlp request"]]
+"""From keys, C and what is kept of earlier keys (`earlier`) to the left factor of an update; see closed_forms.py."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class BatchProblem:
     requests: Requests
     covariances: Mapping[int, KeyCovariance] | None
     config: BatchConfig
+    memory: EditMemory | None = None  # where the keys of earlier batches are kept
 
 
 def write_batch(
@@ -51,6 +53,8 @@ def write_batch(
     """The edit that `memit`, `emmet` and `alphaedit` give; they document the arguments and what is raised."""
     requests, covariances = as_requests(asked.requests), covariances_for(model, asked.covariances)
     check_requests(requests)
+    if asked.memory is not None:
+        asked.memory.check(asked.method, as_json(asked.config))
     layers = sorted(covariances) if asked.config.layers is None else list(asked.config.layers)
     _check_layers(model, layers, covariances)
     if targets is None:
@@ -58,7 +62,10 @@ def write_batch(
     else:
         targets.check_use(requests, layers[-1], asked.config)
         targets.check_model(model)
-    factors = spread(model, targets, layers, covariances, asked.form, method=asked.method, progress=progress)
+    earlier = {} if asked.memory is None else {layer: asked.memory.tensors.get(f"keys.{layer}") for layer in layers}
+    factors, keys = spread(
+        model, targets, layers, covariances, asked.form, earlier=earlier, method=asked.method, progress=progress
+    )
     health = EditHealth(
         **update_norms((left @ right, output_matrix(model, layer)) for layer, (left, right) in factors.items()),
         **search_figures(targets.values),
@@ -67,7 +74,18 @@ def write_batch(
     used = as_json(replace(asked.config, layers=layers, contexts=targets.contexts))
     edit = Edit.of(model, requests, factors, method=asked.method, config=used, health=health)
     report_problems(health, on_unhealthy, edit=edit)
+    if asked.memory is not None:
+        kept = {f"keys.{layer}": _with_earlier(keys[layer], earlier[layer]) for layer in layers}
+        asked.memory.keep(asked.method, as_json(asked.config), kept)
     return edit
+
+
+def _with_earlier(
+    keys: Float[Tensor, "request d_mlp"], earlier: Float[Tensor, "d_mlp d_mlp"] | None
+) -> Float[Tensor, "d_mlp d_mlp"]:
+    """KT K of all keys so far, in float32."""
+    gram = (keys.T @ keys).float()
+    return gram if earlier is None else earlier + gram
 
 
 def _check_layers(model: Model, layers: Sequence[int], covariances: Mapping[int, KeyCovariance]) -> None:
@@ -99,10 +117,11 @@ def spread(
     covariances: Mapping[int, KeyCovariance],
     form: ClosedForm,
     *,
+    earlier: Mapping[int, Float[Tensor, "d_mlp d_mlp"] | None],
     method: str,
     progress: bool,
-) -> Factors:
-    """The updates (left, right) by which the layers, ascending, bring the subjects' states to the targets.
+) -> tuple[Factors, dict[int, Float[Tensor, "request d_mlp"]]]:
+    """By layer, ascending: the updates (left, right) that bring the subjects' states to the targets, and the keys.
 
     Each layer's keys, and what is still missing after the last one, are measured with the updates before it in the
     weights; afterwards these are bit for bit what they were.
@@ -113,20 +132,22 @@ def spread(
     """
     sought = torch.stack([value.vector for value in targets.values]).to(model.cfg.device)
     factors: Factors = {}
+    keys: dict[int, Tensor] = {}
     for done, layer in enumerate(tqdm(layers, desc=method, unit="layer", disable=not progress)):
         so_far = Edit(tuple(Update(edited, *pair) for edited, pair in factors.items()), targets.requests)
         with so_far.applied(model):
-            keys = mean_keys(model, layer, targets)
+            keys[layer] = mean_keys(model, layer, targets).cpu().double()
             missing = sought - subject_states(model, layers[-1], targets.requests, token=targets.search["token"])
         share = (missing / (len(layers) - done)).cpu()
-        factor = form(keys.cpu().double(), covariances[layer]).float()
+        given = {"earlier": earlier[layer]} if earlier.get(layer) is not None else {}
+        factor = form(keys[layer], covariances[layer], **given).float()
         if not (factor.isfinite().all() and share.isfinite().all()):
             raise EditError(
                 f"The update of layer {layer} is not finite. No weight was changed. Use other contexts, or covariances "
                 "from more text."
             )
         factors[layer] = factor, share
-    return factors
+    return factors, keys
 
 
 def mean_keys(model: Model, layer: int, targets: MemitTargets) -> Float[Tensor, "request d_mlp"]:

@@ -11,8 +11,9 @@ from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import covariances_for
 from rome_lens.edit.methods.batch import BatchProblem, write_batch
 from rome_lens.edit.methods.closed_forms import memit_factor
+from rome_lens.edit.methods.memory import EditMemory
 from rome_lens.edit.methods.requests import Requests
-from rome_lens.edit.search.settings import BatchConfig, check_positive
+from rome_lens.edit.search.settings import BatchConfig, check_not_negative, check_positive
 from rome_lens.edit.search.targets import MemitTargets
 from rome_lens.models import Model
 
@@ -29,14 +30,22 @@ class MemitConfig(BatchConfig):
             Llama 3, 20,000 for GPT-2 XL). A key is answered to the share g / (lambda + g) with g = k C^-1 k, whose mean
             over the keys of C is d_mlp. None: 15,000 for each 16,384 of d_mlp, GPT-J's, so that such a key is answered
             to the same share in a model of any width.
+        frobenius_weight: lambda_n, how much |D|^2 of the update itself weighs against one request, as the norm
+            constraint of ENCORE (Gupta et al. 2025, arXiv 2502.01636: 10 for GPT-2 XL and Llama 2, 20 for Llama 3). In
+            the unit of squared keys.
+        earlier_keys: weighs the keys of a sequence's earlier batches like those of this one, as AlphaEdit does; they
+            are in the `memory`.
     """
 
     covariance_weight: float | None = None
+    frobenius_weight: float = 0.0
+    earlier_keys: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.covariance_weight is not None:
             check_positive(self, "covariance_weight")
+        check_not_negative(self, "frobenius_weight")
 
     def weight(self, d_mlp: int) -> float:
         """The weight that was given, or the one for this width."""
@@ -51,6 +60,7 @@ def memit(
     covariances: Mapping[int, KeyCovariance] | None = None,
     config: MemitConfig | None = None,
     targets: MemitTargets | None = None,
+    memory: EditMemory | None = None,
     on_unhealthy: OnUnhealthy = "warn",
     progress: bool = True,
 ) -> Edit:
@@ -71,6 +81,8 @@ def memit(
         config: the numbers; None: `MemitConfig()`, which edits the layers of the covariances.
         targets: the states to be reached, from `memit_targets`; None: they are searched, which is most of the work.
             Their contexts are used for the keys.
+        memory: of the sequence that this batch goes on with: the keys of its earlier batches, if the config wants them.
+            It is changed once the edit is computed.
         on_unhealthy: what to do if the edit's `health` has problems: an EditWarning, an EditError, or nothing.
         progress: shows bars.
 
@@ -88,6 +100,9 @@ def memit(
     config = MemitConfig() if config is None else config
     covariances = covariances_for(model, covariances)
     weight = config.weight(max((len(each.second_moment) for each in covariances.values()), default=0))
-    config, form = replace(config, covariance_weight=weight), partial(memit_factor, weight=weight)
-    problem = BatchProblem("memit", form, True, requests, covariances, config)
+    config, form = (
+        replace(config, covariance_weight=weight),
+        partial(memit_factor, weight=weight, ridge=config.frobenius_weight),
+    )
+    problem = BatchProblem("memit", form, True, requests, covariances, config, memory if config.earlier_keys else None)
     return write_batch(model, problem, targets, on_unhealthy, progress)
