@@ -203,7 +203,7 @@ CASES: dict[str, Any] = {
     "Update": lambda w: {"layer": 1, "left": torch.ones(4, 1), "right": torch.ones(1, 2)},
     "ultraedit": lambda w: {
         "model": w.model,
-        "requests": [REQUEST],
+        "requests": [REQUEST, rl.EditRequest("{} is owned by", "Beats Music", "Apple")],
         "config": rl.edit.UltraEditConfig(layers=[1]),
         **WARNS_NOT,
     },

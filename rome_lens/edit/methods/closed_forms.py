@@ -76,9 +76,9 @@ def alphaedit_factor(
     Raises:
         CovarianceError: there is no such eigenvector.
     """
-    values, vectors = torch.linalg.eigh(covariance.second_moment.double())
-    free = vectors[:, values < threshold].to(keys)
+    free = covariance.directions_below(threshold).to(keys)
     if free.shape[1] == 0:
+        values = torch.linalg.eigvalsh(covariance.second_moment.double())
         raise CovarianceError(
             f"No eigenvalue of the covariance of layer {covariance.layer} is below null_space_threshold={threshold} "
             f"(the least is {values[0].item():.2e}, the median {values.median().item():.2e}). Raise the threshold."
