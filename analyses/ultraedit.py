@@ -142,7 +142,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             matrices=tuple(matrices.split(",")),
             learning_rate=rate,
         )
-        given = {"turn": options.turn, "checkpoints": options.checkpoints, "sample": options.sample, "text": text}
+        given: dict[str, Any] = {
+            "turn": options.turn,
+            "checkpoints": options.checkpoints,
+            "sample": options.sample,
+            "text": text,
+        }
         numbers = {name: asdict(config)[name] for name in ("matrices", "learning_rate")}
         for row in run(model, records, config, **given):
             rows.append({"layers": " ".join(map(str, config.layers_for(model))), **numbers, **row})

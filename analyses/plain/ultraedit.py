@@ -1,6 +1,7 @@
 """UltraEdit's equations (arXiv 2505.14679), written down as they stand, on a model in Hugging Face's classes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ def plain_ultraedit(
 
     A turn is a list of mini-batches, which are lists of (tokens, where the answer starts).
     """
-    statistics: dict[tuple[int, int], list] = {}
+    statistics: dict[tuple[int, int], list[Any]] = {}
     changes = []
     for turn in turns:
         seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
@@ -56,7 +57,7 @@ def _answer_rows(
     inputs: dict[str, list[Tensor]] = {name: [] for name in modules}
     outputs: dict[str, list[Tensor]] = {name: [] for name in modules}
 
-    def note(name: str):
+    def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             output.retain_grad()
             inputs[name].append(args[0])

@@ -83,8 +83,9 @@ def edit_sequence(
 
     With `out`, everything is saved as it is made: each batch's edit as a file (00001.safetensors, ...), what the method
     keeps, and what was measured in rows.jsonl. A sequence that was killed goes on from there when it is called again
-    with the same arguments: saved edits are applied again and no row is measured twice. More records or checkpoints, or
-    another stop rule, may be given as well. Another method is refused; what of it is compared, `score_edits` says.
+    with the same arguments: saved edits are applied again and no row is measured twice. More records (after whole
+    batches) or checkpoints, or another stop rule, may be given as well. Another method is refused; what of it is
+    compared, `score_edits` says.
 
     Args:
         model: is edited and put back.
@@ -125,8 +126,8 @@ def edit_sequence(
     text_digest = None if text is None else hashlib.sha256(text.encode()).hexdigest()
     depends = {"text": text_digest, "perplexity_tokens": perplexity_tokens, "method": plain(method)}
     depends |= {"batch": batch, "score": plain(score)}
-    if score is None:
-        score = score_record if isinstance(records[0], EditRecord) else score_zsre
+    scorer: Scorer = score_record if isinstance(records[0], EditRecord) else score_zsre
+    scorer = scorer if score is None else score
 
     def perplexity_after(edits: int) -> float | None:
         if text is None:
@@ -141,7 +142,7 @@ def edit_sequence(
         return number_or_nan(rows.get("perplexity", edits, measure))
 
     def check_point(edits: int) -> float | None:
-        rows.get("scores", edits, lambda: [_scores(score, model, record)[0] for record in records[:edits]])
+        rows.get("scores", edits, lambda: [_scores(scorer, model, record)[0] for record in records[:edits]])
         return perplexity_after(edits)
 
     stopped, done = "", 0
@@ -160,7 +161,7 @@ def edit_sequence(
             rows.check("record", number, plain(record))
         base = perplexity_after(0)
         for number, record in enumerate(records, start=1):
-            rows.get("base", number, partial(score, model, record))
+            rows.get("base", number, partial(scorer, model, record))
         for number, start in enumerate(starts, start=1):
             part = records[start : start + batch]
             try:
@@ -180,7 +181,7 @@ def edit_sequence(
             rows.check("weights", done, [digest(find_matrix(model, *place).values) for place in originals])
             growth = _growth(model, originals)
             for i, record in enumerate(part, start=start + 1):
-                rows.get("edit", i, partial(_after, score, model, record, edit, growth))
+                rows.get("edit", i, partial(_after, scorer, model, record, edit, growth))
                 bar.update()
             value = check_point(done) if reached else None
             if reason := stop.reason(edit.health, value, base):

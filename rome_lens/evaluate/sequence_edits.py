@@ -1,6 +1,6 @@
 """The edits of a sequence: made batch by batch, or read from its folder; and all of them as one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -26,7 +26,7 @@ class SequenceEdits:
     def __init__(self, model: Model, method: Method, folder: Path | None, *, batch: int):
         self._folder = folder
         self._batch = batch
-        self._make = partial(method, model)
+        self._make: Callable[..., Edit] = partial(method, model)
         self._memory = EditMemory() if "memory" in signature(method).parameters else None
 
     def get(self, number: int, requests: Sequence[EditRequest]) -> Edit:

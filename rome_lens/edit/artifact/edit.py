@@ -80,7 +80,7 @@ class Edit:
 
         `factors` holds (left, right) by layer, or by (layer, matrix).
         """
-        places = [each if isinstance(each, tuple) else (each, "out") for each in factors]
+        places: list[tuple[int, MlpMatrix]] = [each if isinstance(each, tuple) else (each, "out") for each in factors]
         updates = tuple(
             Update(layer, left.cpu(), right.cpu(), digest(find_matrix(model, layer, matrix).values), matrix)
             for (layer, matrix), (left, right) in zip(places, factors.values(), strict=True)

@@ -8,6 +8,7 @@ import torch
 from rome_lens.checking import checked
 from rome_lens.data.records import EditRequest
 from rome_lens.edit.search.settings import BatchConfig, SearchConfig
+from rome_lens.edit.search.suffix import Place
 from rome_lens.edit.search.value import optimise_values
 from rome_lens.models import Model
 
@@ -36,7 +37,7 @@ def anchor_norm(
     """
     if not requests:
         raise ValueError("requests is empty, expected at least 1 EditRequest.")
-    at = "resid" if isinstance(config, BatchConfig) else "mlp"
+    at: Place = "resid" if isinstance(config, BatchConfig) else "mlp"
     free, contexts = replace(config, anchor_norm=None), config.contexts_for(model)
     values = optimise_values(model, layer, requests, contexts, free, at=at, progress=progress)
     norms = torch.stack([value.vector.norm() for value in values])
