@@ -3,7 +3,7 @@
 `speed.csv`: the library's one pass against whole forward passes that read one layer each from TransformerLens' cache,
 and against passes of the library for one layer each, which stop after it. `convergence.csv` and its figure: what
 `KeyCovariance.report` tells at growing numbers of tokens, and how nearly C^-1 k, as it is and shrunk, has the direction
-that the most tokens give (the median over the probe's keys; the most tokens hold the fewer).
+that the most tokens give (the median over the fingerprint's keys; the most tokens hold the fewer).
 """
 
 from collections.abc import Sequence
@@ -91,10 +91,10 @@ def convergence(model: Model, layers: Sequence[int], text: str, counts: Sequence
 
 
 def agreement(covariance: rl.KeyCovariance, best: rl.KeyCovariance) -> float | None:
-    """The median over the probe's keys of the cosine between both covariances' C^-1 k; None if one is singular."""
-    assert best.probe is not None
+    """Median over the fingerprint's keys of the cosine between both C^-1 k; None if one covariance is singular."""
+    assert best.fingerprint is not None
     try:
-        pairs = [(covariance.solve(key), best.solve(key)) for key in best.probe]
+        pairs = [(covariance.solve(key), best.solve(key)) for key in best.fingerprint]
     except rl.errors.CovarianceError:
         return None
     return torch.stack([torch.cosine_similarity(one, other, dim=0) for one, other in pairs]).median().item()
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = sorted(count for count in options.counts if count <= available)
     frame = convergence(model, options.layers, text, counts)
     write_csv(frame, options.out / "convergence.csv")
-    write_figure(plot_convergence(frame), options.out / "convergence.html")
+    write_figure(plot_convergence(frame), options.out / "convergence")
     write_manifest(options, model)
     print(frame.to_string(index=False))
 

@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 
 import rome_lens as rl
 from rome_lens.data.records import Continuation
-from rome_lens.evaluate.likelihood import divergence, mean_log_probabilities, next_token_log_probabilities
+from rome_lens.evaluate.likelihood import mean_log_probabilities
 from rome_lens.models import Model
+from rome_lens.models.prediction import divergence, next_token_log_probabilities
 from rome_lens.storage import open_journal, plain
 
 from .common.figures import write_figure
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = correlations(frame)
     write_csv(frame, options.out / "bleed_over.csv")
     write_csv(table, options.out / "correlations.csv")
-    write_figure(plot_bleed_over(frame), options.out / "bleed_over.html", columns=1)
+    write_figure(plot_bleed_over(frame), options.out / "bleed_over", columns=1)
     write_manifest(options, model)
     print(table.round(3).to_string(index=False))
 

@@ -1,4 +1,4 @@
-"""Collects the key covariance of one layer from a text file, saves it, and tells how well it is determined.
+"""Collects the key covariance of one layer from a text file, saves it, and reports how well it is estimated.
 
 The covariance that ships for SmolLM2-135M was made with the defaults from the raw test split of WikiText-2:
 rome-lens collect_covariance --texts wikitext2_test_raw.txt --corpus "WikiText-2, raw, test split"

@@ -16,11 +16,12 @@ import plotly.graph_objects as go
 import torch
 
 import rome_lens as rl
-from rome_lens.models import Kind, Model, logits, run, sample_text
+from rome_lens.models import Kind, Model, sample_text
+from rome_lens.models.prediction import most_probable, next_token_log_probabilities
 from rome_lens.models.tokens import tokenize
+from rome_lens.plots.saving import HTML
 from rome_lens.storage import check_new_file, new_file
 
-from .common.figures import HTML
 from .common.manifest import write_manifest
 from .common.options import parser, write_csv
 
@@ -160,15 +161,12 @@ def _spread(records: Sequence[rl.EditRecord], count: int, *, after: rl.EditRecor
     return [records[i] for i in order[:count]]
 
 
-@torch.no_grad()
 def _predict(model: Model, record: rl.EditRecord, when: str, top: int = 5) -> pd.DataFrame:
     """The most probable next tokens after the record's own prompt, a paraphrase and two neighbours."""
     rows = []
     for prompt in (record.request.text, *record.paraphrase_prompts[:1], *record.neighborhood_prompts[:2]):
-        tokens = torch.tensor([tokenize(model, prompt).ids], device=model.cfg.device)
-        best = logits(model, run(model, tokens)[:, -1]).softmax(-1)[0].topk(top)
-        for rank, (p, i) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True), start=1):
-            rows.append((when, prompt, rank, model.tokenizer.decode([i]), p))
+        best = most_probable(model, next_token_log_probabilities(model, [prompt])[0].exp(), top)
+        rows += [(when, prompt, rank, token, p) for rank, (token, p) in enumerate(best, start=1)]
     return pd.DataFrame(rows, columns=["when", "prompt", "rank", "token", "probability"])
 
 

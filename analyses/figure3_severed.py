@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ).traces
     effects = rl.average_effects(traces)
     write_csv(effects, options.out / "severed.csv")
-    write_figure(rl.plots.plot_severed(effects), options.out / "figure3.html")
+    write_figure(rl.plots.plot_severed(effects), options.out / "figure3")
     write_manifest(options, model, corruption=repr(traces[0].config.corruption))
     print(effects.loc[effects.groupby("kind", sort=False)["mean"].idxmax()].to_string(index=False))
 

@@ -15,8 +15,7 @@ import torch
 import rome_lens as rl
 from rome_lens.edit.search.key import subject_keys
 from rome_lens.evaluate.likelihood import mean_log_probabilities
-from rome_lens.models import Model, mlp_output, pad
-from rome_lens.models.running import mlp_keys
+from rome_lens.models import Model, mlp_keys, mlp_output, pad
 from rome_lens.models.tokens import tokenize
 
 from .common.figures import write_figure
@@ -126,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_csv(frame, options.out / f"{name}.csv")
     sizes = numbers(model, edit)
     write_csv(sizes, options.out / "numbers.csv")
-    write_figure(plot_rewrite(**frames), options.out / "figure4.html")
+    write_figure(plot_rewrite(**frames), options.out / "figure4")
     write_manifest(options, model, prompt=record.request.text, target=record.request.target)
     print(sizes.to_string(index=False))
 

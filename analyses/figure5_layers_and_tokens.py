@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = methods_of_cells(covariances, options.edited, rl.edit.sample_contexts(model))
     summary = with_cells(rl.summarize(rl.score_edits(model, records, methods, out=options.out / "records")))
     write_csv(summary, options.out / "scores.csv")
-    write_figure(plot_layers_and_tokens(summary), options.out / "figure5.html")
+    write_figure(plot_layers_and_tokens(summary), options.out / "figure5")
     write_manifest(options, model)
     print(summary[["token", "layer", "n", "S", "ES", "PS", "NS"]].round(3).to_string(index=False))
 

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     frame = pd.concat(frames)
     write_csv(frame, options.out / "texts.csv")
     words = {record.request.target: "#0072b2", record.target_true: "#d55e00"}
-    write_figure(plot_texts(frame, highlight=words), options.out / "figure6.html")
+    write_figure(plot_texts(frame, highlight=words), options.out / "figure6")
     write_manifest(options, model, prompt=record.request.text, target=record.request.target)
     print(frame.to_string(index=False))
 

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     effects = pd.concat(frames)
     write_csv(report, options.out / "report.csv")
     write_csv(effects, options.out / "effects.csv")
-    write_figure(rl.plots.plot_noise_levels(effects[effects["role"].isin(ROLES)]), options.out / "noise_levels.html")
+    write_figure(rl.plots.plot_noise_levels(effects[effects["role"].isin(ROLES)]), options.out / "noise_levels")
     write_manifest(options, model, corruptions={name: repr(corruption) for name, corruption in chosen.items()})
     print(report.drop(columns=["kind", "metric", "window"]).round(4).to_string(index=False))
 

@@ -27,7 +27,7 @@ def write_results(out: Path) -> pd.DataFrame:
     }
     for name, frame in frames.items():
         write_csv(frame[["method", *frame.columns.drop("method")]], out / f"{name}.csv")
-    write_figure(rl.plots.plot_sequence(frames["checkpoints"]), out / "figure.html")
+    write_figure(rl.plots.plot_sequence(frames["checkpoints"]), out / "figure")
     return frames["checkpoints"]
 
 

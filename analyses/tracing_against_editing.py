@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = correlations(frame)
     write_csv(frame, options.out / "facts.csv")
     write_csv(table, options.out / "correlations.csv")
-    write_figure(plot_tracing_against_editing(frame, table), options.out / "tracing_against_editing.html")
+    write_figure(plot_tracing_against_editing(frame, table), options.out / "tracing_against_editing")
     write_manifest(options, model, contexts=list(config.contexts or ()))
     print(table.round(3).to_string(index=False))
 

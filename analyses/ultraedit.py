@@ -109,7 +109,8 @@ def measured(
     """Mean scores of at most `sample` records, evenly spaced, and the perplexity."""
     count = min(sample, len(records))
     scored = [records[number * len(records) // count] for number in range(count)]
-    scores = pd.DataFrame([rl.evaluate.score_zsre(model, record) for record in scored]).mean().to_dict()
+    means = pd.DataFrame([rl.evaluate.score_zsre(model, record) for record in scored]).mean()
+    scores = {str(name): float(value) for name, value in means.items()}
     if text is not None:
         scores["perplexity"] = rl.evaluate.perplexity(model, text, tokens=2_000, progress=False)
     return {"scored": count, **scores}

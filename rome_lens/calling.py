@@ -1,4 +1,4 @@
-"""What the caller has set for the whole of torch, or for a model, does not change what the package computes."""
+"""Keeps torch's global settings, and the models' training mode, from changing what the package computes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,16 +12,15 @@ from torch import nn
 _DEFAULT = torch.device("cpu")  # torch's own, while nobody has set another
 
 before_each_call: list[Callable[[], None]] = []
-"""What is done first in every public call: ending what an earlier one, broken off, had to leave."""
+"""Called first in every public call: finishes what an interrupted earlier one had to leave."""
 
 
 @contextmanager
 def undisturbed(*models: nn.Module) -> Iterator[None]:
-    """Inside, torch computes as it does when nobody has set anything, and the models are in evaluation mode.
+    """Inside, torch has its default settings and the models are in evaluation mode; afterwards all is as before.
 
-    Set aside are inference mode, autocast, another default dtype than float32 and another default device than the CPU
-    (the default dtype is one for all threads). Afterwards all is as before, and each module of a model in the mode in
-    which it was.
+    That concerns inference mode, autocast, a default dtype other than float32 and a default device other than the CPU
+    (the default dtype is shared by all threads). Each module of a model goes back to its own mode.
     """
     training = [module for model in models for module in _modules(model) if module.training]
     with ExitStack() as stack:
@@ -43,9 +42,9 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
 
 
 def undisturbed_call(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, `undisturbed`: its arguments that are models with hook points are in evaluation mode.
+    """The function, run `undisturbed` with the models among its arguments in evaluation mode.
 
-    Of a context manager, entering and leaving are; the body runs as the caller has set things.
+    A context manager is entered and left `undisturbed`; its body runs with the caller's settings.
     """
 
     @wraps(function)
@@ -77,7 +76,7 @@ def undisturbed_call(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _accelerators() -> list[str]:
-    """The kind of accelerator that torch has here, if any."""
+    """The type of torch's accelerator on this machine, if any."""
     found = torch.accelerator.current_accelerator()
     return [] if found is None else [found.type]
 
@@ -93,7 +92,7 @@ def _models(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[nn.Module]:
 
 
 def _modules(model: nn.Module) -> Iterator[nn.Module]:
-    """All modules once. A TransformerBridge does not count the model that it wraps among its own."""
+    """All modules once. The model that a TransformerBridge wraps is not among its children."""
     waiting, seen = [model, *filter(None, [vars(model).get("original_model")])], set()
     while waiting:
         module = waiting.pop()

@@ -1,6 +1,6 @@
-"""The door of what is public: what functions, constructors and methods are given is compared with their annotations.
+"""What every public function, constructor and method does first: it compares its arguments with their annotations.
 
-Then they run `undisturbed` by what the caller has set for torch or the model.
+Then it runs `undisturbed` by the caller's settings of torch and the model.
 """
 
 import inspect
@@ -23,12 +23,10 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 
 def checked(thing: T) -> T:
-    """Arguments that do not fit their annotations are refused before anything is done: see `_check`.
+    """Refuses arguments that do not fit their annotations before anything is done (`_check`), then runs `undisturbed`.
 
-    What is done then is done `undisturbed`.
-
-    To be the outermost decorator of a function; or of a class, whose constructor and public methods are checked.
-    What makes an instance in another way (a classmethod) checks by itself, and is `undisturbed` as well.
+    The outermost decorator of a function; or of a class, whose constructor and public methods are then checked. Class
+    methods and static methods check their arguments by themselves, and run `undisturbed` as well.
     """
     if not isinstance(thing, type):
         return _checks_arguments(thing)
@@ -41,14 +39,14 @@ def checked(thing: T) -> T:
 
 
 def check_whole(*, least: int = 1, **numbers: int | None) -> None:
-    """Raises ValueError unless each of the numbers is None, or whole and from `least` on."""
+    """Raises ValueError unless each of the numbers is None or a whole number of at least `least`."""
     for name, number in numbers.items():
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
-            raise ValueError(f"{name} is {number!r}, expected a whole number from {least} on.")
+            raise ValueError(f"{name} is {number!r}, expected a whole number of at least {least}.")
 
 
 def check_seed(seed: int | None) -> None:
-    """Raises ValueError unless `seed` is None, or one that every random generator takes."""
+    """Raises ValueError unless `seed` is None or a seed that every random generator takes."""
     if seed is not None and not 0 <= seed <= _MOST_SEED:
         raise ValueError(f"seed is {seed}, expected a whole number from 0 to {_MOST_SEED}.")
 
@@ -78,9 +76,9 @@ def _checks_arguments(function: T) -> T:
 
 
 def _check(name: str, value: object, hint: Any) -> None:
-    """Raises TypeError (ValueError where the annotation lists what may be said) unless the value fits its annotation.
+    """Raises TypeError (for a Literal: ValueError) unless the value fits its annotation.
 
-    beartype looks at one item of a list, a tuple or a dict; here it is shown each alone.
+    beartype checks one item of a list, tuple or dict; here it gets each item in turn.
     """
     for shown in (value, *(_items(value) if _has_any_length(hint) else ())):
         if not is_bearable(shown, hint, conf=_CONF) or (isinstance(value, bool) and hint in (int, float)):
@@ -89,7 +87,7 @@ def _check(name: str, value: object, hint: Any) -> None:
 
 
 def _items(value: object) -> Iterator[object]:
-    """For each item of a list, tuple or dict with several, one that holds it alone."""
+    """For each item of a list, tuple or dict with several, a container of the same type with that item alone."""
     if isinstance(value, list | tuple) and len(value) > 1:
         yield from ([item] if isinstance(value, list) else (item,) for item in value)
     elif isinstance(value, dict) and len(value) > 1:

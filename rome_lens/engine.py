@@ -1,4 +1,4 @@
-"""Where work on many items is done: in this process, or on the workers of a Ray cluster, each with its own model."""
+"""Work on many items: in this process, or on the workers of a Ray cluster, each with its own copy of the model."""
 
 import importlib.util
 import logging
@@ -21,8 +21,8 @@ _RETRIES = 3
 
 
 @runtime_checkable
-class Spread(Protocol):
-    """What `open_workers` gives: a map over items, in the order in which they are finished."""
+class ParallelMap(Protocol):
+    """A map over items, whose results come in the order in which they are finished."""
 
     def __call__(
         self, function: Callable[[Model, Item], Result], items: Sequence[Item]
@@ -32,45 +32,45 @@ class Spread(Protocol):
 @contextmanager
 def open_workers(
     model: ModelSource, *, engine: EngineName = "local", workers: int = 1, gpus_per_worker: float = 0.0
-) -> Iterator[Spread]:
-    """Gives `spread(function, items)`, which yields (index, function(model, item)) for each item as it is finished.
+) -> Iterator[ParallelMap]:
+    """Gives a map that yields (index, function(model, item)) for each item as soon as it is finished.
 
-    "local" is a plain loop in this process. With "ray", each worker is a process somewhere in the Ray cluster that has
-    a model of its own and does one item at a time. A worker that dies is replaced and its item done again; an item that
+    "local" is a plain loop in this process. With "ray", each worker is a process in the Ray cluster with its own copy
+    of the model, and does one item at a time. A worker that dies is replaced and its item is done again; an item that
     kills its worker four times ends the work. What `function` raises is raised here. A cluster that was joined before
     (`ray.init`), or that RAY_ADDRESS names, is used; else one is started on this machine and stopped at the end.
 
     Args:
-        model: a model, which is copied to each worker, or what `load_model` takes, which each worker loads by itself.
+        model: A model, which is copied to each worker, or what `load_model` takes, which each worker loads by itself.
         engine: "local" or "ray".
-        workers: of "ray". Each reserves one CPU and uses as many threads as OMP_NUM_THREADS says where Ray was
-            started, or one.
-        gpus_per_worker: that each reserves; a fraction lets workers share one. A worker sees only its own.
+        workers: For "ray": number of workers. Each reserves one CPU, and uses as many threads as OMP_NUM_THREADS says
+            where Ray was started, or one.
+        gpus_per_worker: For "ray": GPUs that each worker reserves, and sees; a fraction lets workers share one.
 
     Raises:
         ValueError: no such engine, fewer than one worker, or more than the cluster has room for.
         UnavailableError: Ray is not installed.
     """
     if engine == "local":
-        yield _InTurn(loaded(model))
+        yield _SerialMap(loaded(model))
     elif engine == "ray":
         with _ray_cluster(workers, gpus_per_worker) as ray:
-            crew = _Crew(ray, model, workers, gpus_per_worker)
+            workers_map = _RayMap(ray, model, workers, gpus_per_worker)
             try:
-                yield crew
+                yield workers_map
             finally:
-                crew.dismiss()
+                workers_map.stop()
     else:
         raise ValueError(f"engine is {engine!r}, expected 'local' or 'ray'.")
 
 
 def loaded(model: ModelSource) -> Model:
-    """The model itself, loaded where it is only named."""
+    """The model itself, or the one that `load_model` loads by this name or path."""
     return load_model(model) if isinstance(model, str | os.PathLike) else model
 
 
-class _InTurn:
-    """One item after the other, here."""
+class _SerialMap:
+    """One item after the other, in this process."""
 
     def __init__(self, model: Model):
         self._model = model
@@ -105,16 +105,16 @@ def _ray_cluster(workers: int, gpus_per_worker: float) -> Iterator[Any]:
             ray.shutdown()
 
 
-class _Crew:
-    """Workers on a Ray cluster. Ray itself replaces those that die, and does their items again."""
+class _RayMap:
+    """Workers on a Ray cluster. Ray itself replaces those that die, and repeats their items."""
 
     def __init__(self, ray: Any, model: ModelSource, workers: int, gpus: float):
         self._ray = ray
         self._model = model if isinstance(model, str | os.PathLike) else ray.put(model)
-        hired = ray.remote(_Worker).options(
+        actor = ray.remote(_Worker).options(
             num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=_RETRIES, max_concurrency=1
         )
-        self._workers = [hired.remote(self._model) for _ in range(workers)]
+        self._workers = [actor.remote(self._model) for _ in range(workers)]
 
     def __call__(
         self, function: Callable[[Model, Item], Result], items: Sequence[Item]
@@ -142,13 +142,13 @@ class _Crew:
                 ) from error
             yield index, result
 
-    def dismiss(self) -> None:
+    def stop(self) -> None:
         for worker in self._workers:
             self._ray.kill(worker)
 
 
 class _Worker:
-    """What runs in a worker's process."""
+    """The Ray actor: runs in a worker's process."""
 
     def __init__(self, model: ModelSource):
         self._source = model
@@ -156,7 +156,7 @@ class _Worker:
 
     @cached_property
     def _model(self) -> Model:
-        """Loaded with the first item, so that what is wrong with it is raised as the item's error."""
+        """Loaded with the first item, so that a failure to load is raised as that item's error."""
         return loaded(self._source)
 
     def run(self, shared: Sequence[Any], item: Any) -> Any:

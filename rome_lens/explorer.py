@@ -1,4 +1,4 @@
-"""A widget for notebooks: trace a fact, click a state to restore it, rewrite the fact, and take that back."""
+"""A widget for notebooks: trace a fact, click a state to restore it, edit the fact, and undo the edit."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,16 +31,16 @@ _KINDS = {"residual state": "resid", "MLP": "mlp", "attention": "attn"}
 
 @checked
 class Explorer:
-    """One fact of one model under the microscope; in a notebook, the last line of a cell shows it.
+    """A widget to trace and edit one fact; a notebook shows it when it is the last line of a cell.
 
-    The buttons do what the methods do, which may be called as well. The model's weights are changed by `apply` until
-    `undo`, and by nothing else.
+    The buttons call the methods, which may be called directly as well. `apply` changes the model's weights until
+    `undo`; nothing else changes them.
 
     Attributes:
         model: the model.
-        widget: what a notebook shows.
+        widget: the ipywidgets widget.
         trace: the last trace, or None.
-        edit: the last edit that was computed, or None; it stays when it is undone.
+        edit: the last edit that was computed, or None; kept after `undo`.
     """
 
     def __init__(
@@ -55,17 +55,17 @@ class Explorer:
         config: RomeConfig | None = None,
         covariance: KeyCovariance | None = None,
     ):
-        """Builds the widget; nothing is run before a button is clicked or a method called.
+        """Builds the widget. Nothing runs before a button is clicked or a method is called.
 
         Args:
-            model: is run; changed by `apply` until `undo`.
-            fact: what to begin with; prompt and subject can be changed in the widget.
-            target: what to write in its place.
-            prompts: other prompts to watch; the fact's own is always there.
-            samples: corrupted runs of a trace.
-            window: of MLPs and attentions.
-            config: of the edit, its layer included; None: that of `rome`.
-            covariance: of the edit; None: the one that ships for the model.
+            model: Model to run; changed by `apply` until `undo`.
+            fact: The fact to begin with; prompt and subject can be changed in the widget.
+            target: The new object.
+            prompts: Further prompts to compare before and after the edit; the fact's own is always compared.
+            samples: Number of corrupted runs of a trace.
+            window: Number of MLPs or attentions restored together.
+            config: For `rome`, the layer included; None: its default.
+            covariance: For `rome`; None: the one that ships for the model.
 
         Raises:
             ValueError: a number is below 1, or a prompt is blank.
@@ -113,11 +113,11 @@ class Explorer:
 
     @property
     def fact(self) -> Fact:
-        """The prompt and subject as they stand in the widget; its answer is the model's own."""
+        """The prompt and subject in the widget, without an answer: a trace takes the model's own."""
         return Fact(self._prompt.value, self._subject.value)
 
     def run_trace(self) -> CausalTrace:
-        """Traces the fact and shows its heatmap, whose cells can be clicked.
+        """Traces the fact and shows its heatmap, with cells that can be clicked.
 
         Raises:
             ValueError: as `causal_trace`.
@@ -135,9 +135,9 @@ class Explorer:
         return trace
 
     def restore(self, position: int, layer: int) -> pd.DataFrame:
-        """Shows what the model says when the state at this token and layer is restored in the corrupted run.
+        """Shows what the model predicts when the state at this token and layer is restored in the corrupted run.
 
-        One state is restored, without the window that the heatmap of MLPs and attentions has.
+        Only this state is restored, whereas a cell of the heatmap of MLPs or attentions restores a window of layers.
 
         Returns:
             As `predict_restored`.
@@ -157,8 +157,9 @@ class Explorer:
         return found
 
     def apply(self) -> Edit:
-        """Computes the edit, writes it into the model's weights, and shows what it changed. An edit that is applied is
-        taken back first.
+        """Computes the edit, writes it into the model's weights, and shows what it changed.
+
+        An edit that is already applied is undone first.
 
         Raises:
             EditError, CovarianceError, ValueError: as `rome`.
@@ -186,10 +187,10 @@ class Explorer:
         return edit
 
     def undo(self) -> None:
-        """Puts the weights back, bit for bit. Without an applied edit it does nothing.
+        """Restores the weights bit for bit. Does nothing if no edit is applied.
 
         Raises:
-            EditError: the matrix was changed by something else meanwhile.
+            EditError: something else has changed the matrix in the meantime.
         """
         if self._applied is not None:
             self._applied.revert()
@@ -202,7 +203,7 @@ class Explorer:
             self._clicked(partial(self.restore, position, layer))()
 
     def _clicked(self, work: Callable[[], object]) -> Callable[..., None]:
-        """Does the work while the buttons rest, and shows an error in its place."""
+        """A callback that does the work with the buttons disabled, and shows an error in the widget."""
 
         def run(*_: object) -> None:
             with self._busy():
@@ -215,7 +216,7 @@ class Explorer:
 
     @contextmanager
     def _busy(self) -> Iterator[None]:
-        """The buttons rest, and the status says that something runs."""
+        """Inside, the buttons are disabled and the status says that something runs."""
         self._status.value = "Running ..."
         for button in self._buttons.values():
             button.disabled = True

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: one way for tracing effects and for scores."""
+"""Bootstrap intervals, for tracing effects and for scores."""
 
 from collections.abc import Callable
 
@@ -14,17 +14,17 @@ def bootstrap_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[Float[np.ndarray, " result"], Float[np.ndarray, " result"]]:
-    """The percentile interval of a statistic of column means, by resampling whole rows.
+    """The percentile bootstrap interval of a statistic of column means; whole rows are resampled.
 
     Args:
-        values: a row for each independent unit (a fact, a record); NaN where a unit has no value.
-        statistic: takes means [resample, column] to [resample, result]; the means themselves by default.
-        confidence: of the interval.
-        resamples: how many times the rows are drawn anew.
-        seed: of the drawing.
+        values: A row for each independent unit (a fact, a record); NaN where a unit has no value.
+        statistic: Maps means [resample, column] to [resample, result]; by default the means themselves.
+        confidence: Of the interval.
+        resamples: Number of resamples.
+        seed: Of the resampling.
 
     Returns:
-        Lower and upper ends.
+        The lower and upper ends.
     """
     rows = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     present = ~np.isnan(values)
@@ -33,5 +33,5 @@ def bootstrap_interval(
     with np.errstate(invalid="ignore"):
         means = (weights @ np.where(present, values, 0.0)) / (weights @ present)
     results = statistic(means)
-    tail = (1 - confidence) / 2
-    return np.nanquantile(results, tail, axis=0), np.nanquantile(results, 1 - tail, axis=0)
+    beyond = (1 - confidence) / 2
+    return np.nanquantile(results, beyond, axis=0), np.nanquantile(results, 1 - beyond, axis=0)

@@ -1,4 +1,4 @@
-"""The version of the package, and the newest ones of its libraries that the tests have run with."""
+"""The version of the package, and the newest versions of its libraries that the tests have run with."""
 
 import re
 from importlib.metadata import version
@@ -18,11 +18,11 @@ NEWEST = {
     "pandas": "3",
     "plotly": "7",
 }
-"""As exactly as a newer one is worth a warning: of a library that changes in minor releases, the minor release."""
+"""Major releases; minor ones where a library changes in those. A newer one than these is worth a warning."""
 
 
 def warn_of_newer() -> None:
-    """One VersionWarning that names the libraries which are newer than those that the tests have run with."""
+    """Warns once, naming the libraries that are newer than the versions that the tests have run with."""
     newer = [f"{name} {version(name)} (tested up to {most})" for name, most in NEWEST.items() if _is_newer(name, most)]
     if newer:
         warn(

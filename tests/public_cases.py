@@ -341,6 +341,12 @@ CASES: dict[str, Any] = {
     },
     "same_length_subject": lambda w: {"model": w.model, "fact": FACT, "others": [rl.Fact("{} is", "The Eiffel Rower")]},
     "sample_contexts": lambda w: {"model": w.model, "lengths": [(3, 2)]},
+    "save": lambda w: {
+        "figure": rl.plots.plot_scores(SUMMARY),
+        "path": "figure",
+        "suffixes": [".html"],
+        "overwrite": True,
+    },
     "score_generation": lambda w: {"model": w.model, "record": w.record, "length": 20},
     "score_knowedit": lambda w: {"model": w.model, "record": w.question, "fluency": False},
     "score_record": lambda w: {"model": w.model, "record": w.record},

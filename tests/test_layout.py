@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "edit": BASE,
     "evaluate": BASE | {"edit", "plots"},
     "explorer": BASE | {"edit", "evaluate", "locate", "plots"},
-    "plots": set(),
+    "plots": {"errors", "storage"},
     "data": {"errors", "models", "storage"},
     "engine": {"errors", "models"},
     "models": {"errors", "storage"},

@@ -76,7 +76,7 @@ def _agreement(spearman: float, r2: float) -> str:
 
 @checked
 def plot_convergence(frame: pd.DataFrame) -> go.Figure:
-    """How well covariances are determined as tokens grow, a line for each layer: how far two halves of the text differ,
+    """How well covariances are estimated as tokens grow, a line for each layer: how far two halves of the text differ,
     how nearly they give the same direction, and how many directions the keys spread over.
 
     Args:

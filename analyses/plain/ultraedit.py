@@ -78,7 +78,9 @@ def _answer_rows(
     return {
         name: (
             torch.cat([each[0, at].detach() for each, at in zip(inputs[name], where, strict=True)]),
-            torch.cat([each.grad[0, at] for each, at in zip(outputs[name], where, strict=True)]),
+            torch.cat(
+                [each.grad[0, at] for each, at in zip(outputs[name], where, strict=True) if each.grad is not None]
+            ),
         )
         for name in modules
     }

@@ -1,4 +1,4 @@
-"""Data sets that are downloaded once and kept in the user's cache."""
+"""Data sets that are downloaded once, into the user's cache."""
 
 import time
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ ADDRESSES = {
     "wiki_recent": f"{_KNOWEDIT}/wiki_recent/recent_test.json",
     "wiki_counterfact": f"{_KNOWEDIT}/wiki_counterfact/test_cf.json",
 }
-_FIELDS = {  # one that each record has, by which a data set is told from an error page
+_FIELDS = {  # a field of every record, which tells a data set from an error page
     "counterfact": "requested_rewrite",
     "known_1000": "attribute",
     "zsre_mend_eval": "loc_ans",
@@ -36,20 +36,19 @@ _SLOWEST = 1000  # bytes a second
 
 
 def downloaded(name: str, *, refresh: bool = False, timeout: float = 30.0) -> Path:
-    """The file of the data set `name`, one of ADDRESSES: from the cache, or downloaded into it.
+    """The file of a data set, from the cache or downloaded into it with a progress bar.
 
-    It comes over HTTPS alone. What is kept has the length that the server told, at most 512 MB, and is a JSON list of
-    this data set's records; its publishers give no checksums. What was kept before stays until the new file is whole.
-    Shows a bar.
+    Only HTTPS is used. A file is kept if it has the length that the server announced, at most 512 MB, and is a JSON
+    list of this data set's records (its publishers give no checksums). An older file stays until the new one is whole.
 
     Args:
-        name: of the data set.
-        refresh: downloads it again, although the cache has it.
-        timeout: how many seconds to wait for the server to answer, or to go on.
+        name: One of ADDRESSES.
+        refresh: Download the file again, even if the cache has it.
+        timeout: Seconds to wait for the server to answer or to send more.
 
     Raises:
-        UnavailableError: the address cannot be reached, what came is not the whole file or is something else, or the
-            cache cannot be written.
+        UnavailableError: the address cannot be reached, the file came incomplete or is something else, or the cache
+            cannot be written.
     """
     path = platformdirs.user_cache_path("rome_lens") / "datasets" / f"{name}.json"
     if path.is_file() and not refresh:
@@ -71,7 +70,7 @@ def downloaded(name: str, *, refresh: bool = False, timeout: float = 30.0) -> Pa
 
 
 def _blocks(name: str, timeout: float) -> Iterator[bytes]:
-    """The file, block by block, with all that goes wrong on its way."""
+    """The file, block by block. Whatever goes wrong on the way becomes an UnavailableError."""
     address = ADDRESSES[name]
     try:
         with _open(address, timeout) as answer:
@@ -95,7 +94,7 @@ def _blocks(name: str, timeout: float) -> Iterator[bytes]:
 
 
 def _open(address: str, timeout: float) -> HTTPResponse:
-    """Opens an address by HTTPS; redirects, too, may lead only to such."""
+    """Opens an HTTPS address; redirects may lead only to another one."""
     _check_secure(address)
     return build_opener(_SecureRedirects).open(address, timeout=timeout)
 

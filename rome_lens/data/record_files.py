@@ -1,4 +1,4 @@
-"""Files of records: a JSON list, or JSON lines, in UTF-8. Anything else is named for what it is."""
+"""Files of records: a JSON list or JSON lines, in UTF-8. The error for another file says what kind of file it is."""
 
 import os
 from pathlib import Path
@@ -39,11 +39,13 @@ _LINES = (".jsonl", ".ndjson")
 
 
 def read_records(path: str | os.PathLike[str]) -> Any:
-    """What a JSON file holds, or the list of what the lines of a file of JSON lines hold. A byte order mark is skipped.
+    """The value in a JSON file, or a list with the value of each line of a JSON lines file.
+
+    A byte order mark is skipped.
 
     Raises:
         FileNotFoundError: there is no such file.
-        FormatError: the file is something else; the message says what, if its first bytes tell.
+        FormatError: the file is something else; the message says what, as far as its first bytes show it.
     """
     path = existing_file(path, "a JSON file")
     check_size(path, MOST_JSON_BYTES)
@@ -60,7 +62,7 @@ def read_records(path: str | os.PathLike[str]) -> Any:
 
 
 def _named(content: bytes) -> tuple[str, str] | None:
-    """What a file is by its first bytes, and what to do with it; None: perhaps JSON."""
+    """What kind of file this is by its first bytes, and what to do about it; None: perhaps JSON."""
     for start, name, advice in _KINDS:
         if content.startswith(start):
             return name, advice

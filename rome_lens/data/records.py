@@ -1,18 +1,19 @@
 """Facts, requests to change them, and where their subjects' tokens are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rome_lens.checking import checked
 from rome_lens.errors import DataWarning, warn
 from rome_lens.models import Model
-from rome_lens.models.tokens import TokenizedText, tokenize
+from rome_lens.models.teacher_forcing import TargetRow
+from rome_lens.models.tokens import TokenizedText, tokenize, tokenize_continuation
 
 PLACE = "{}"
 
 
 def fill(template: str, value: str) -> str:
-    """The template with its {} replaced. Other braces are text."""
+    """The template with its first {} replaced. Other braces are text."""
     return template.replace(PLACE, value, 1)
 
 
@@ -29,18 +30,18 @@ def template_about(subject: str, text: str) -> str:
 
 
 def check_template(template: str, what: str) -> None:
-    """Raises unless `template` is a string that holds exactly one {}."""
+    """Raises TypeError or ValueError unless `template` is a string with exactly one {}."""
     if not isinstance(template, str):
         raise TypeError(f"The {what} is {template!r}, expected a string with one {{}}.")
     if template.count(PLACE) != 1:
         raise ValueError(
-            f"The {what} {template!r} holds {template.count(PLACE)} times {{}}, expected exactly one. "
+            f"The {what} {template!r} holds {{}} {template.count(PLACE)} times, expected exactly once. "
             f"Write the {what} with {{}} where the subject stands."
         )
 
 
 def check_text(value: str, what: str) -> None:
-    """Raises unless `value` is a string that is not empty or blank."""
+    """Raises TypeError or ValueError unless `value` is a string that is not blank."""
     if not isinstance(value, str):
         raise TypeError(f"The {what} is {value!r}, expected a string.")
     if not value.strip():
@@ -48,7 +49,7 @@ def check_text(value: str, what: str) -> None:
 
 
 def check_subject(subject: str) -> None:
-    """Raises unless `subject` is a text that neither begins nor ends with a space."""
+    """Raises TypeError or ValueError unless `subject` is a text without spaces at its ends."""
     check_text(subject, "subject")
     if subject != subject.strip():
         raise ValueError(
@@ -58,7 +59,7 @@ def check_subject(subject: str) -> None:
 
 
 def check_prompts(prompts: Sequence[str], name: str = "prompts") -> None:
-    """Raises unless `prompts` is a sequence of one text or more, none of them blank."""
+    """Raises TypeError or ValueError unless `prompts` has at least one text, and no blank one."""
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"{name} is {prompts!r}, expected a list of one text or more.")
     for prompt in prompts:
@@ -67,7 +68,7 @@ def check_prompts(prompts: Sequence[str], name: str = "prompts") -> None:
 
 @dataclass(frozen=True)
 class _AboutSubject:
-    """A prompt about a subject: `prompt` holds one {}, the place of `subject`."""
+    """A prompt about a subject: `prompt` holds one {}, where `subject` stands."""
 
     prompt: str
     subject: str
@@ -91,13 +92,13 @@ class _AboutSubject:
 @checked
 @dataclass(frozen=True)
 class Fact(_AboutSubject):
-    """What a model may know: the prompt's continuation.
+    """A fact that a model may know: a prompt about a subject, and its continuation.
 
     Attributes:
-        prompt: a text with one {}, the place of the subject: "{} is located in the city of".
+        prompt: a text with one {}, where the subject stands: "{} is located in the city of".
         subject: "The Eiffel Tower".
-        answer: the continuation, without the leading space ("Paris"), or None: whatever the model says.
-        space: whether a space stands before the answer: None decides as such texts are written (`Continuation`).
+        answer: the continuation, without the leading space ("Paris"); None: whatever the model predicts.
+        space: whether a space stands before the answer; None: as in ordinary writing (see `Continuation`).
     """
 
     answer: str | None = None
@@ -110,7 +111,7 @@ class Fact(_AboutSubject):
 
     @classmethod
     def from_text(cls, text: str, subject: str, answer: str | None = None, *, space: bool | None = None) -> "Fact":
-        """A fact from a whole sentence: the subject's first occurrence in it is the subject.
+        """A fact from a whole sentence; {} takes the place of the subject's first occurrence.
 
         Raises:
             ValueError: the subject does not occur in the text.
@@ -121,15 +122,15 @@ class Fact(_AboutSubject):
 @checked
 @dataclass(frozen=True)
 class EditRequest(_AboutSubject):
-    """A fact to write into a model (paper section 3): after the prompt about the subject, the model shall say `target`.
+    """A fact to write into a model (paper section 3): `target` is to follow the prompt about the subject.
 
     Attributes:
-        prompt: a text with one {}, the place of the subject.
+        prompt: a text with one {}, where the subject stands.
         subject: the subject.
         target: the new object, without the leading space ("Rome"); one token or several.
-        true_answer: The object before the edit ("Paris"), for methods that need it (`kn`); None: not known.
-        space: whether a space stands before the target, and before the true answer, wherever they are asked for: None
-            decides as such texts are written (`Continuation`).
+        true_answer: the object before the edit ("Paris"), for methods that need it (`kn`); None: not known.
+        space: whether a space stands before the target and the true answer; None: as in ordinary writing (see
+            `Continuation`).
     """
 
     target: str
@@ -146,15 +147,15 @@ class EditRequest(_AboutSubject):
 @checked
 @dataclass(frozen=True)
 class Continuation:
-    """A text and what is asked to follow it.
+    """A prompt and the text that is to follow it.
 
     Attributes:
-        prompt: the text.
-        text: what follows, without the space between them.
-        space: whether a space stands between them. True: one, unless there is one already; False: none; None: one but
-            where writing has none: within Chinese, Japanese, Thai and other scripts without spaces, after an opening
-            bracket or quotation mark, a currency sign, a hyphen, a slash, a tag, a special token of the tokenizer or
-            white space, and before a mark that closes or an 's.
+        prompt: the prompt.
+        text: the continuation, without the space between them.
+        space: whether a space stands between them. True: one, unless there is one already; False: none; None: as in
+            ordinary writing, which has none within Chinese, Japanese, Thai and other scripts without spaces, after an
+            opening bracket or quotation mark, a currency sign, a hyphen, a slash, a tag, a special token of the
+            tokenizer or white space, and before a closing mark or an 's.
     """
 
     prompt: str
@@ -165,18 +166,18 @@ class Continuation:
 @checked
 @dataclass(frozen=True)
 class EditRecord:
-    """A request with the prompts that tell how well the edit did (the schema of CounterFact, paper section 3.4).
+    """A request with the prompts that evaluate the edit (the schema of CounterFact, paper section 3.4).
 
     Attributes:
-        request: what to write.
+        request: the fact to write.
         target_true: the object before the edit.
-        paraphrase_prompts: other ways to ask the same; the target shall follow.
-        neighborhood_prompts: prompts about other subjects with the same true object; it shall still follow.
+        paraphrase_prompts: other wordings of the prompt, which the target should follow.
+        neighborhood_prompts: prompts about other subjects with the same true object, which it should still follow.
         attribute_prompts: prompts about subjects whose true object is the new target.
-        generation_prompts: open starts about the subject.
-        case_id: the number in the data set.
-        relation: Wikidata's name of the relation, such as P36, or "".
-        target_id: Wikidata's name of the new target, such as Q220, or "": it finds reference texts about it.
+        generation_prompts: beginnings of texts about the subject.
+        case_id: number of the record in the data set.
+        relation: Wikidata's id of the relation, such as P36, or "".
+        target_id: Wikidata's id of the new target, such as Q220, or ""; reference texts are found by it.
     """
 
     request: EditRequest
@@ -203,7 +204,7 @@ class EditRecord:
 
     @property
     def fact(self) -> Fact:
-        """What the record says the model knew before the edit."""
+        """The fact before the edit, with the true object as its answer."""
         return Fact(self.request.prompt, self.request.subject, self.target_true, space=self.request.space)
 
 
@@ -213,11 +214,11 @@ class QuestionRecord:
     """A request with questions that have one answer each (the data sets zsRE and KnowEdit).
 
     Attributes:
-        request: what to write.
-        paraphrase_prompts: other ways to ask the same; the target shall follow.
-        portability: questions by kind whose answer follows from the new fact; the model shall give it.
-        locality: questions by kind that the edit shall not touch, with their true answers.
-        case_id: the number in the data set.
+        request: the fact to write.
+        paraphrase_prompts: other wordings of the prompt, which the target should follow.
+        portability: by kind, questions whose answers follow from the new fact.
+        locality: by kind, questions that the edit should not affect, with their true answers.
+        case_id: number of the record in the data set.
     """
 
     request: EditRequest
@@ -232,10 +233,10 @@ class QuestionRecord:
 
 
 def subject_range(model: Model, about: Fact | EditRequest) -> tuple[TokenizedText, range]:
-    """The prompt's tokens, and which of them hold the subject's characters.
+    """The prompt's tokens, and the positions of those that hold the subject's characters.
 
-    The positions come from the tokenizer's character offsets: a BOS token, a leading space, a second occurrence of the
-    subject, or a token that reaches beyond the subject's end do not move them.
+    The positions come from the tokenizer's character offsets, so that a BOS token, a leading space, a second occurrence
+    of the subject, or a token that reaches beyond the subject's end does not shift them.
 
     Raises:
         ValueError: no token covers the subject; and as `tokenize`.
@@ -249,3 +250,13 @@ def subject_range(model: Model, about: Fact | EditRequest) -> tuple[TokenizedTex
             "Choose a subject that the tokenizer can read."
         )
     return text, positions
+
+
+def target_rows(model: Model, continuations: Iterable[Continuation]) -> list[TargetRow]:
+    """Each prompt with its continuation as tokens, and the position at which the continuation starts.
+
+    Raises:
+        ValueError: as `tokenize_continuation`.
+    """
+    encoded = [tokenize_continuation(model, c.prompt, c.text, space=c.space) for c in continuations]
+    return [(text.ids, start) for text, start in encoded]

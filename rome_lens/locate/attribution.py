@@ -1,7 +1,7 @@
 """Attribution patching: the restoration grid to first order, from one gradient (Nanda 2023; Syed et al. 2023).
 
-Restoring a state changes the metric by about gradient . (clean state - corrupted state), the gradient taken in the
-corrupted run. That gives every cell from one clean pass and one corrupted pass with its gradient.
+Restoring a state changes the metric by about gradient . (clean state - corrupted state), with the gradient taken in the
+corrupted run. So one clean pass, one corrupted pass and its backward pass give every cell.
 """
 
 from collections.abc import Callable
@@ -28,10 +28,10 @@ def attributed_values(
     window: int,
     head: int | None = None,
 ) -> tuple[float, Float[Tensor, "pos layer"]]:
-    """The corrupted run's metric, and what restoring each cell would make of it to first order.
+    """The corrupted run's metric, and a first-order estimate of the metric with each cell restored.
 
-    A window's layers are summed, which counts twice what one of them does by way of another in the window. No parameter
-    of the model gets a gradient.
+    The layers of a window are summed, which counts twice the effect of one layer through another in the window. No
+    parameter of the model gets a gradient.
 
     Raises:
         ValueError: the metric has no gradient.

@@ -14,34 +14,34 @@ from rome_lens.storage import plain
 
 Method = Literal["exact", "attribution"]
 COLUMNS = ("position", "token", "role", "layer", "kind", "window", "method", "indirect_effect")
-"""Of a trace's frame, beside the metric's own."""
+"""The columns of a trace's frame, besides the metric's own."""
 
 
 @checked
 @dataclass(frozen=True)
 class TraceConfig:
-    """How to trace. A trace keeps the config that it was made with.
+    """The options of a causal trace. A trace keeps the config that it was made with.
 
     Attributes:
         kind: which states are restored: "resid", a block's output; "mlp" or "attn", what a window of MLPs or attentions
             adds to the residual stream; "head", one attention head's output.
         window: number of layers restored together for "mlp" and "attn": layers l - window // 2 to
             l + (window - 1) // 2, as far as they exist. In a trace's config it is 1 for the other kinds.
-        samples: number of corrupted runs that each number is the mean of.
-        corruption: how the subject is hidden; by default Gaussian noise of 3 sigma. An object or a function of your own
-            fits as well: see `Corruption` and `CorruptionFunction`. In a trace's config the width of noise is a number.
-        metric: what is read: "prob", the answer's probability, its tokens' multiplied; "logprob", its logarithm in
-            nats; "logit_diff", the logit of the answer's first token minus that of a wrong answer's; "kl", the
-            divergence in nats of the next token's distribution from that after the clean prompt (0 when all is
-            restored); or a function of your own: see `Metric`.
+        samples: number of corrupted runs to average over.
+        corruption: how the subject is hidden; by default Gaussian noise of 3 sigma. Takes your own object or function
+            as well: see `Corruption` and `CorruptionFunction`. In a trace's config the noise's std is a number.
+        metric: what is read from the logits: "prob", the probability of the answer (the product over its tokens);
+            "logprob", its logarithm in nats; "logit_diff", the logit of the answer's first token minus that of a wrong
+            answer's; "kl", the KL divergence in nats of the next token's distribution from that after the clean prompt
+            (0 when all is restored); or a function of your own: see `Metric`.
         wrong_answer: for "logit_diff".
-        head: its number, for "head".
-        positions: which rows of the grid are wanted; None: all.
-        layers: which columns; None: all.
-        severed: sublayers that are held at their corrupted values while a state is restored (paper figure 3 and
-            appendix B.2): what the state does by way of them is cut off.
-        severed_positions: where; None: at the restored position, as the paper does.
-        method: "exact", or "attribution": the gradient approximation of the same grid (attribution patching, Nanda
+        head: number of the head, for "head".
+        positions: rows of the grid to compute; None: all.
+        layers: columns of the grid to compute; None: all.
+        severed: sublayers that keep their corrupted outputs while a state is restored (paper figure 3 and
+            appendix B.2), which cuts off the state's effect through them.
+        severed_positions: positions where they do; None: the restored position, as in the paper.
+        method: "exact", or "attribution": a gradient approximation of the same grid (attribution patching, Nanda
             2023; Syed et al. 2023, arXiv 2310.10348), many times cheaper, and labelled wherever it is shown.
 
     Raises:
@@ -104,19 +104,19 @@ class TraceConfig:
             )
 
     def check_comparable(self) -> None:
-        """Raises ValueError if a metric or corruption cannot be told from others in a folder."""
+        """Raises ValueError for a metric or corruption that cannot be compared with one from an earlier run."""
         check_comparable("metric", self.metric)
         check_comparable("corruption", self.corruption)
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as plain JSON values; of a metric or corruption of your own, its name and settings."""
+        """The config as plain JSON values. A metric or corruption of your own becomes its name and settings."""
         values = {each.name: plain(getattr(self, each.name)) for each in fields(self)}
         metric = self.metric if isinstance(self.metric, str) else to_record(self.metric)
         return values | {"corruption": to_record(self.corruption), "metric": metric}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TraceConfig":
-        """The config that `to_dict` wrote. A metric or corruption of your own is there by name, and cannot be run."""
+        """The config that `to_dict` wrote. A metric or corruption of your own comes back as its name; it cannot run."""
         metric, corruption = values["metric"], Recorded(**values["corruption"])
         settings = corruption.settings if isinstance(corruption.settings, dict) else {}
         known = CORRUPTIONS.get(settings.get("class", ""))
@@ -126,7 +126,7 @@ class TraceConfig:
 
 
 def with_options(config: TraceConfig | None, options: Mapping[str, Any]) -> TraceConfig:
-    """The config with the options that are not None in place of its own.
+    """The config with its fields replaced by the options that are not None.
 
     Raises:
         TypeError, ValueError: as `TraceConfig`.

@@ -1,7 +1,7 @@
 """How the subject is hidden from the model (paper section 2.1; Zhang and Nanda 2024, arXiv 2309.16042).
 
-A corruption takes the embeddings of the subject's tokens and gives back, a row for each sample, what the corrupted run
-has in their place. The same rows serve the corrupted baseline and every cell of the grid.
+A corruption takes the clean embeddings of the subject's tokens and returns the corrupted ones, one row per sample. The
+same rows serve the corrupted baseline and every cell of the grid.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,14 +30,12 @@ class Corruption(Protocol):
     def corrupted(
         self, model: Model, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
     ) -> Float[Tensor, "sample token d_model"]:
-        """What stands in place of the clean embeddings of the subject's tokens: a row for each sample, or one row if
-        nothing is random.
-        """
+        """The embeddings that replace the subject's clean ones: one row per sample, or one row if nothing is random."""
 
 
 @runtime_checkable
 class CorruptionFunction(Protocol):
-    """A corruption as a function of your own, which takes and gives what `Corruption.corrupted` does."""
+    """A corruption as a function of your own, with the arguments and result of `Corruption.corrupted`."""
 
     def __call__(
         self, model: Model, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int, /
@@ -47,13 +45,13 @@ class CorruptionFunction(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class _Noise:
-    """Noise that is added to the clean embeddings, or stands in their place.
+    """Noise added to the clean embeddings, or put in their place.
 
     Attributes:
-        seed: of NumPy's RandomState, drawn in the order sample, token, dimension as the authors' code does it: the
-            same noise on every device, and the same for every restored state.
-        replace: put the noise in place of the embeddings instead of adding it (in the baseline and in the grid alike;
-            the released code forgets it in the baseline).
+        seed: of NumPy's RandomState, drawn in the order sample, token, dimension as in the authors' code: the same
+            noise on every device and for every restored state.
+        replace: replaces the embeddings by the noise instead of adding it, in the baseline as in the grid (the released
+            code forgets the baseline).
     """
 
     seed: int = 1
@@ -65,7 +63,7 @@ class _Noise:
     def corrupted(
         self, model: Model, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
     ) -> Float[Tensor, "sample token d_model"]:
-        """Clean embeddings plus noise, or noise alone; in their dtype and on their device."""
+        """The clean embeddings plus noise, or the noise alone, in their dtype and on their device."""
         random = np.random.RandomState(self.seed)
         noise = torch.from_numpy(self._draw(random, model, (samples, *clean.shape))).to(clean)
         return noise if self.replace else clean + noise
@@ -76,12 +74,12 @@ class _Noise:
 
 @dataclass(frozen=True, kw_only=True)
 class _ScaledNoise(_Noise):
-    """Independent noise of one width for all entries.
+    """Independent noise with one standard deviation for all entries.
 
     Attributes:
         std: the noise's standard deviation; None: `sigmas` times that of the entries of subjects' embeddings.
-        sigmas: see `std`; the paper's is 3 (section 2.1).
-        subjects: whose embeddings sigma is taken from; None: the subjects of the fact set that ships with the package.
+        sigmas: see `std`; 3 in the paper (section 2.1).
+        subjects: subjects whose embeddings give sigma; None: those of the facts that ship with the package.
     """
 
     std: float | None = None
@@ -113,7 +111,7 @@ class _ScaledNoise(_Noise):
 @checked
 @dataclass(frozen=True, kw_only=True)
 class GaussianNoise(_ScaledNoise):
-    """Independent Gaussian noise, the paper's: by default of 3 sigma (section 2.1)."""
+    """Independent Gaussian noise, by default of 3 sigma: the paper's corruption (section 2.1)."""
 
     def _unit(self, random: np.random.RandomState, shape: tuple[int, int, int]) -> np.ndarray:
         return random.randn(*shape)
@@ -122,7 +120,7 @@ class GaussianNoise(_ScaledNoise):
 @checked
 @dataclass(frozen=True, kw_only=True)
 class UniformNoise(_ScaledNoise):
-    """Independent noise, uniform between -sqrt(3) and sqrt(3) standard deviations."""
+    """Independent uniform noise between -sqrt(3) and sqrt(3) standard deviations."""
 
     def _unit(self, random: np.random.RandomState, shape: tuple[int, int, int]) -> np.ndarray:
         return random.uniform(-np.sqrt(3), np.sqrt(3), shape)
@@ -131,7 +129,7 @@ class UniformNoise(_ScaledNoise):
 @checked
 @dataclass(frozen=True, kw_only=True)
 class StudentNoise(_ScaledNoise):
-    """Independent noise with heavy tails: Student's t, scaled to the standard deviation.
+    """Independent heavy-tailed noise: Student's t, scaled to the standard deviation.
 
     Attributes:
         degrees: of freedom, above 2.
@@ -151,11 +149,11 @@ class StudentNoise(_ScaledNoise):
 @checked
 @dataclass(frozen=True, kw_only=True)
 class MultivariateGaussianNoise(_Noise):
-    """Gaussian noise with the covariance of subjects' embeddings; with `replace`, around their mean as well.
+    """Gaussian noise with the covariance of subjects' embeddings and, with `replace`, their mean.
 
     Attributes:
-        scale: factor of the noise around its mean; 1 is as spread as the embeddings themselves.
-        subjects: whose embeddings; None: the subjects of the fact set that ships with the package.
+        scale: factor on the noise around its mean; 1 has the covariance of the embeddings themselves.
+        subjects: subjects whose embeddings are used; None: those of the facts that ship with the package.
     """
 
     scale: float = 1.0
@@ -178,9 +176,10 @@ class MultivariateGaussianNoise(_Noise):
 @checked
 @dataclass(frozen=True)
 class TokenReplacement:
-    """Symmetric token replacement: another subject of as many tokens stands in the subject's place.
+    """Symmetric token replacement: another subject with as many tokens takes the subject's place.
 
-    Nothing leaves the distribution that the model knows (Zhang and Nanda 2024, section 2). There is one corrupted row.
+    The corrupted prompt stays in the model's training distribution (Zhang and Nanda 2024, section 2). Nothing is
+    random: there is one corrupted row.
 
     Attributes:
         subject: the other subject; `same_length_subject` finds one.
@@ -197,7 +196,7 @@ class TokenReplacement:
         """The embeddings of the other subject's tokens in the same prompt.
 
         Raises:
-            ValueError: the other subject has another number of tokens, or changes tokens beside its own.
+            ValueError: the other subject has another number of tokens, or changes neighbouring tokens.
         """
         text, positions = subject_range(model, fact)
         other, there = subject_range(model, Fact(fact.prompt, self.subject))
@@ -215,16 +214,16 @@ CORRUPTIONS = {
     f"{each.__module__}.{each.__qualname__}": each
     for each in (GaussianNoise, UniformNoise, StudentNoise, MultivariateGaussianNoise, TokenReplacement)
 }
-"""Those of the package, by the names that a stored trace calls them."""
+"""The package's own corruptions, by their names in stored traces."""
 
 
 def corrupted_embeddings(
     model: Model, fact: Fact, prompt: TracedPrompt, corruption: Corruption | CorruptionFunction, samples: int
 ) -> Float[Tensor, "sample token d_model"]:
-    """What stands in place of the embeddings of the subject's tokens.
+    """The embeddings that replace those of the subject's tokens.
 
     Raises:
-        ValueError: a corruption of the user's own gave something else.
+        ValueError: a corruption of the user's own returned something else.
     """
     clean = embed(model, prompt.tokens)[prompt.subject.start : prompt.subject.stop]
     made = corruption.corrupted if isinstance(corruption, Corruption) else corruption
@@ -239,7 +238,7 @@ def corrupted_embeddings(
 
 
 def resolved(corruption: Corruption | CorruptionFunction, model: Model) -> Corruption | CorruptionFunction:
-    """The corruption with its width as a number, where it is given in sigmas of embeddings."""
+    """The corruption with `std` as a number, where it is given in sigmas of embeddings."""
     return replace(corruption, std=corruption.scale(model)) if isinstance(corruption, _ScaledNoise) else corruption
 
 
@@ -247,7 +246,7 @@ def resolved(corruption: Corruption | CorruptionFunction, model: Model) -> Corru
 def same_length_subject(model: Model, fact: Fact, others: Iterable[Fact]) -> str:
     """The first subject among `others`, facts of the same relation, that can replace the fact's token for token.
 
-    Subjects with the fact's own answer are passed over: the answer would not be lost.
+    Subjects with the fact's own answer are skipped: replacing by them would not hide the answer.
 
     Raises:
         ValueError: there is none.
@@ -266,7 +265,7 @@ def same_length_subject(model: Model, fact: Fact, others: Iterable[Fact]) -> str
 
 
 def check_subjects(subjects: Sequence[str] | None) -> None:
-    """Raises ValueError unless these are None, or a list of one subject or more."""
+    """Raises ValueError unless `subjects` is None or a list of at least one subject."""
     if subjects is None:
         return
     if isinstance(subjects, str) or not subjects:
@@ -276,7 +275,7 @@ def check_subjects(subjects: Sequence[str] | None) -> None:
 
 
 def subject_embeddings(model: Model, subjects: Sequence[str] | None = None) -> Float[Tensor, "token d_model"]:
-    """The embeddings of all tokens of the subjects, in float32; None: the subjects of the fact set in the package."""
+    """The embeddings of the subjects' tokens, in float32; None: subjects of the facts that ship with the package."""
     if subjects is None:
         subjects = sorted({record.request.subject for record in load_builtin_records()})
     ids = [i for subject in subjects for i in tokenize(model, subject).ids]

@@ -19,16 +19,15 @@ def average_effects(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.DataF
     no role and are left out.
 
     Args:
-        traces: of one model; several kinds may be mixed. Severed traces and those of attribution
-            are called so in the kind.
+        traces: of one model; several kinds may be mixed. The kind names severed sublayers and attribution: see `label`.
         seed: of the bootstrap.
 
     Returns:
         A row for each kind, role and layer: kind, role, layer, mean, ci_low, ci_high, n (facts that have the role).
 
     Raises:
-        ValueError: no traces, traces of models with different numbers of layers, or different windows, metrics or
-            traced layers of one kind.
+        ValueError: no traces, models with different numbers of layers, or one kind with different windows, metrics or
+            traced layers.
     """
     check_seed(seed)
     if not traces:
@@ -56,7 +55,7 @@ def average_effects(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.DataF
 
 
 def label(trace: CausalTrace) -> str:
-    """The trace's kind, with the head's number, what was severed, and the method if it is not the exact one."""
+    """The trace's kind, with the head's number, the severed sublayers, and the method unless it is exact."""
     config = trace.config
     kind = config.kind if config.head is None else f"{config.kind} {config.head}"
     kind += f", {' and '.join(config.severed)} severed" if config.severed else ""
@@ -68,7 +67,7 @@ def average_total_effect(traces: Sequence[CausalTrace], *, seed: int = 0) -> pd.
     """The average total effect, clean minus corrupted, with its 95 % bootstrap interval over facts (paper section 2.2).
 
     Returns:
-        A row for each kind (they share their clean and corrupted runs): kind, mean, ci_low, ci_high, n.
+        A row for each kind: kind, mean, ci_low, ci_high, n. Kinds traced together share their clean and corrupted runs.
 
     Raises:
         ValueError: no traces.

@@ -1,21 +1,21 @@
-"""The restoration grid: what the model says when one state of a corrupted run is put back to its clean value.
+"""The restoration grid: what the model predicts when one state of a corrupted run is put back to its clean value.
 
-The idea: a cell of the grid needs a forward pass, but hardly any of it is its own. A restored state changes nothing at
-earlier positions and in earlier layers, so a cell runs only the positions from its own on, reads the keys and values of
-those before from the corrupted run, and starts after its first restored layer, in which only its own position changes.
-All cells of a position are one batch, which grows from block to block as cells join it. So for a window of layers 1 to
-3, restored at position p of six blocks:
+The idea: a cell of the grid is a forward pass, but most of that pass is the corrupted run over again. A restored state
+changes nothing at earlier positions or in earlier layers. So a cell runs only its own position and the later ones,
+reads the keys and values of earlier positions from the corrupted run, and starts after its first restored layer, where
+only its own position differs. All cells of a position run as one batch, which grows from block to block as cells join.
+For a model of six blocks, with a window of layers 1 to 3 restored at position p:
 
     block        0   1   2   3   4   5
     before p     k   k   k   k   k   k      k  keys and values of the corrupted run, read
     p            c   f   r   r   o   .      c  states of the corrupted run, read
-    after p      c   c   o   o   o   .      f  restored for all positions in one pass (`first_restored`)
+    after p      c   c   o   o   o   .      f  restored, for all positions in one pass (`first_restored`)
     at the end   c   c   o   o   o   o      r  run and restored
                                             o  run
                                             .  not run: the answer does not depend on it
 
-A window that begins where a longer one begins (at the model's first layers) follows it to its end, and is split off
-there. The end is the positions that predict the answer's tokens.
+Near the model's first layers several windows begin at layer 0. They share the rows of the longest of them, and each
+takes a copy of these rows at the layer where it ends. "At the end" are the positions that predict the answer's tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,15 +28,16 @@ from torch import Tensor
 
 from rome_lens.locate.metrics import Measure
 from rome_lens.locate.runs import CorruptedRun, Sublayer, answer_logits
-from rome_lens.models import Kind, Model, run_block, state_name
+from rome_lens.models import Kind, Model, hooked, run_block, state_name
 
-_ROWS_AT_ONCE = 64  # of logits
+_LOGIT_ROWS = 64  # computed at once: a row of logits is as long as the vocabulary
 
 
 def restored_layers(kind: Kind, layer: int, window: int, n_layers: int) -> range:
-    """The layers whose states are restored at once: [l - w // 2, l + w // 2) for MLPs and attention, as the authors'
-    code has it (window 10 covers l - 5 to l + 4; an odd window one layer more above), clipped to the model; residual
-    states and heads are restored at one layer.
+    """The layers whose states are restored together.
+
+    For MLPs and attention these are [l - w // 2, l + w // 2), clipped to the model, as in the authors' code: a window
+    of 10 covers l - 5 to l + 4, and an odd one has its extra layer above. Residual states and heads: one layer.
     """
     if kind in ("resid", "head"):
         return range(layer, layer + 1)
@@ -45,19 +46,19 @@ def restored_layers(kind: Kind, layer: int, window: int, n_layers: int) -> range
 
 @dataclass
 class _Batch:
-    """What a block is running on, for the hooks: rows cell * samples to (cell + 1) * samples are one cell's."""
+    """What the current block runs on, for the hooks. A cell has the rows cell * samples to (cell + 1) * samples."""
 
     layer: int
-    positions: range  # that come out of the block
-    restored: range  # positions to restore
-    cells: list[int]  # to restore
-    severed: Sequence[int]  # positions where severed sublayers are held
+    positions: range  # of the block's output
+    restored: range  # positions whose states are restored
+    cells: list[int]  # cells whose states are restored in this layer
+    severed: Sequence[int]  # positions where severed sublayers keep their corrupted output
 
 
 def _hooks(
     clean: Float[Tensor, "layer pos *state"], corrupted: CorruptedRun, kind: Kind, head: int | None, batch: _Batch
 ) -> list[tuple[str, Callable[..., Tensor]]]:
-    """Hooks that restore and sever states as `batch` says when they are called."""
+    """Hooks that restore and sever states. They read `batch` when they are called, so it may change between blocks."""
     n_layers, samples = len(clean), corrupted.residual.shape[1]
 
     def restore(value: Tensor, hook: object) -> Tensor:
@@ -79,9 +80,9 @@ def _hooks(
         def hold(value: Tensor, hook: object) -> Tensor:
             held = [p for p in batch.severed if p in batch.positions]
             value = value.clone()
-            kept = corrupted.sublayers[kind][batch.layer][:, held]
-            there = [p - batch.positions.start for p in held]
-            value[:, there] = kept.repeat(len(value) // samples, 1, 1).to(value.device)
+            original = corrupted.sublayers[kind][batch.layer][:, held]
+            here = [p - batch.positions.start for p in held]
+            value[:, here] = original.repeat(len(value) // samples, 1, 1).to(value.device)
             return value
 
         return hold
@@ -101,9 +102,9 @@ def first_restored(
     head: int | None = None,
     severed_positions: Sequence[int] | None = None,
 ) -> Float[Tensor, "layer sample pos d_model"]:
-    """The corrupted run's states after each block, at each position as if this block's state were restored there.
+    """The corrupted run's residual states after each block, each position as if only that block's state were restored.
 
-    All positions are restored in one pass: what one of them changes in a block, no other sees before the next block.
+    One pass serves all positions: a change at one position reaches no other before the next block's attention.
     """
     samples, length = corrupted.residual.shape[1:3]
     if kind == "resid":
@@ -111,7 +112,7 @@ def first_restored(
     everywhere = range(length)
     batch = _Batch(0, everywhere, everywhere, [0], everywhere if severed_positions is None else severed_positions)
     after = []
-    with model.hooks(fwd_hooks=_hooks(clean, corrupted, kind, head, batch)):
+    with hooked(model, _hooks(clean, corrupted, kind, head, batch)):
         for batch.layer in range(len(clean)):
             after.append(run_block(model, corrupted.residual[batch.layer], batch.layer))
     return torch.stack(after)
@@ -133,19 +134,19 @@ def restored_values(
 ) -> Float[Tensor, "metric column"]:
     """The metrics, mean over the samples, with the states at `position` restored around each of `layers` (ascending).
 
-    `entering` is what `first_restored` gives. Outputs of the sublayers in `corrupted.sublayers` are held at their
-    corrupted values at `severed_positions` (the restored position itself if None). The batch grows to len(layers) *
-    samples rows of the positions from `position` on: choose `layers` to bound memory.
+    `entering` comes from `first_restored`. The sublayers in `corrupted.sublayers` keep their corrupted outputs at
+    `severed_positions` (None: at the restored position). The batch grows to len(layers) * samples rows of the positions
+    from `position` to the last: choose `layers` to bound memory.
     """
     n_layers, (samples, length) = len(clean), corrupted.residual.shape[1:3]
     answer = corrupted.logits.shape[1]
     windows = [restored_layers(kind, layer, window, n_layers) for layer in layers]
-    longest = {w.start: w for w in windows}
+    longest = {w.start: w for w in windows}  # ascending layers: the last window with a start is the longest
     held = [position] if severed_positions is None else severed_positions
     batch = _Batch(0, range(position, length), range(position, position + 1), [], held)
     joined: list[range] = []  # windows, in the order of their rows
     rows = corrupted.residual[0, :0, position:]
-    with model.hooks(fwd_hooks=_hooks(clean, corrupted, kind, head, batch)):
+    with hooked(model, _hooks(clean, corrupted, kind, head, batch)):
         for batch.layer in range(min(longest) + 1, n_layers + 1):
             if (begun := longest.get(batch.layer - 1)) is not None:
                 state = corrupted.residual[batch.layer, :, position:].clone()
@@ -161,7 +162,7 @@ def restored_values(
                 rows = run_block(model, rows, batch.layer, past=corrupted.past[batch.layer].upto(position), last=last)
     found = [
         torch.stack([measure(logits) for measure in measures])
-        for logits in (answer_logits(model, some, answer) for some in rows.split(_ROWS_AT_ONCE))
+        for logits in (answer_logits(model, some, answer) for some in rows.split(_LOGIT_ROWS))
     ]
     means = torch.cat(found, dim=1).unflatten(1, (len(joined), samples)).mean(2)
     return means[:, [joined.index(w) for w in windows]]

@@ -1,4 +1,4 @@
-"""Traces of many facts, kept on disk as they are made, so that a run that was stopped goes on where it was."""
+"""Traces of many facts, kept on disk as they are made, so that a stopped run resumes where it was."""
 
 import json
 import os
@@ -29,11 +29,11 @@ _KIND = "rome_lens traces 1"
 @checked
 @dataclass(frozen=True)
 class TracedFacts:
-    """What `trace_facts` gives.
+    """The result of `trace_facts`.
 
     Attributes:
         traces: one for each fact, kind and metric.
-        not_predicted: the facts that were not traced since the model does not predict their answer: prompt, subject,
+        not_predicted: facts that were left out because the model does not predict their answer: prompt, subject,
             answer, predicted.
     """
 
@@ -62,28 +62,28 @@ def trace_facts(
 
     Args:
         model: Model to run, or what `load_model` takes; left unchanged.
-        facts: what to trace.
-        kinds: of the states to restore; None: the config's, or "resid", "mlp" and "attn" without a config.
-        metrics: what is read, all off the same runs; None: the config's.
-        config: how to trace; None: `TraceConfig()`.
-        out: a folder for traces of this model alone; made if it is missing. Each trace is kept in it as soon as it is
-            made; one that is there already, with the same fact and config, is read and not made again. A metric or
-            corruption of your own is compared by its name and its attributes, not by its code; a lambda or an inner
-            function cannot be compared and is refused.
-        only_predicted: leave out facts whose answer the model does not predict, and report them in `not_predicted`.
-        engine: "local", or "ray": facts are spread over the workers of a Ray cluster (docs/cluster.md).
-        workers: of "ray": how many, each with a model of its own.
-        gpus_per_worker: of "ray": that each reserves.
-        tokens_per_batch: bounds memory, as in `causal_trace`.
-        progress: shows a bar.
-        options: fields of `TraceConfig` that replace the config's.
+        facts: Facts to trace.
+        kinds: States to restore; None: the config's kind, or "resid", "mlp" and "attn" without a config.
+        metrics: What to read, all from the same runs; None: the config's metric.
+        config: How to trace; None: `TraceConfig()`.
+        out: Folder for traces of this model alone; made if missing. Each trace is written as soon as it is made. One
+            that is there already, with the same fact and config, is read instead of made again. A metric or corruption
+            of your own is compared by its name and attributes, not by its code; a lambda or an inner function cannot be
+            compared and is refused.
+        only_predicted: Leave out facts whose answer the model does not predict, and list them in `not_predicted`.
+        engine: "local", or "ray" to distribute the facts over the workers of a Ray cluster (docs/cluster.md).
+        workers: For "ray": number of workers, each with its own copy of the model.
+        gpus_per_worker: For "ray": GPUs that each worker reserves.
+        tokens_per_batch: Bounds memory, as in `causal_trace`.
+        progress: Show a progress bar.
+        options: Fields of `TraceConfig` that replace the config's.
 
     Returns:
-        The traces, in the order of the facts, then kinds, then metrics; and the facts that were left out.
+        The traces, ordered by fact, then kind, then metric; and the facts that were left out.
 
     Raises:
-        ValueError: no facts, a metric or corruption that `out` cannot compare, or as `causal_trace`.
-        FormatError: the folder was begun with another model or other weights, or holds other files or damaged ones.
+        ValueError: no facts, or a metric or corruption that `out` cannot compare; and as `causal_trace`.
+        FormatError: the folder was begun with another model or other weights, or holds foreign or damaged files.
         TypeError: an option that `TraceConfig` does not have.
         UnavailableError: another run has the folder open, or its disk is full or may not be written to.
     """
@@ -91,7 +91,7 @@ def trace_facts(
         raise ValueError("facts is empty, expected one Fact or more.")
     for name, chosen in (("kinds", kinds), ("metrics", metrics)):
         if chosen is not None and not chosen:
-            raise ValueError(f"{name} is empty, expected one of them or more.")
+            raise ValueError(f"{name} is empty, expected at least one, or None.")
     check_whole(tokens_per_batch=tokens_per_batch)
     shared = with_options(config, options)
     usual: Sequence[Kind] = ("resid", "mlp", "attn") if config is None and "kind" not in options else (shared.kind,)
@@ -100,15 +100,15 @@ def trace_facts(
         for one in configs[0]:
             one.check_comparable()
     not_predicted: dict[Fact, str] = {}
-    with open_workers(model, engine=engine, workers=workers, gpus_per_worker=gpus_per_worker) as spread:
-        work = partial(_grids, facts=facts, identify=out is not None)
-        ((_, (identity, grids)),) = spread(work, [configs])
+    with open_workers(model, engine=engine, workers=workers, gpus_per_worker=gpus_per_worker) as parallel_map:
+        prepare = partial(_grids, facts=facts, identify=out is not None)
+        ((_, (identity, grids)),) = parallel_map(prepare, [configs])
         with open_journal(out, kind=_KIND, identity=identity, read=_read) as journal:
             made = dict(journal.rows)
             tasks = [(fact, {key: one for key, one in grid.items() if key not in made}) for fact, grid in grids]
             with tqdm(total=len(tasks), desc=f"trace {len(facts)} facts", unit="grid", disable=not progress) as bar:
                 trace = partial(_traced, only_predicted=only_predicted, tokens_per_batch=tokens_per_batch)
-                for index, found in spread(trace, tasks):
+                for index, found in parallel_map(trace, tasks):
                     fact, missing = tasks[index]
                     if isinstance(found, str):
                         not_predicted[fact] = found
@@ -124,13 +124,13 @@ def trace_facts(
     )
 
 
-Grid = tuple[Fact, dict[str, TraceConfig]]  # the traces that come from the same runs, by what they depend on
+Grid = tuple[Fact, dict[str, TraceConfig]]  # the configs of traces that share their runs, by `_key`
 
 
 def _grids(
     model: Model, configs: Sequence[Sequence[TraceConfig]], *, facts: Sequence[Fact], identify: bool
 ) -> tuple[dict[str, str], list[Grid]]:
-    """The model's identity, if it is wanted, and what to trace: a grid for each fact and kind.
+    """The model's identity, if asked for, and the work: a grid for each fact and kind.
 
     Raises ValueError if the configs do not fit the model.
     """
@@ -143,7 +143,7 @@ def _grids(
 
 
 def _traced(model: Model, grid: Grid, *, only_predicted: bool, tokens_per_batch: int | None) -> list[CausalTrace] | str:
-    """The traces of a grid; or what the model predicts in place of the fact's answer."""
+    """The traces of a grid; or the model's prediction, if that is not the fact's answer."""
     fact, configs = grid[0], list(grid[1].values())
     prompt = prepare_prompt(model, fact, kinds={one.kind for one in configs})
     if only_predicted and int(prompt.answer[0]) != prompt.predicted:
@@ -159,17 +159,17 @@ def load_traces(folder: str | os.PathLike[str]) -> list[CausalTrace]:
     """The traces that `trace_facts` has kept in a folder so far.
 
     Raises:
-        FileNotFoundError: there are no traces in this folder.
-        FormatError: it holds something else or is damaged.
+        FileNotFoundError: the folder holds no traces.
+        FormatError: the folder holds something else, or is damaged.
     """
     return list(dict(read_journal(folder, kind=_KIND, read=_read)).values())
 
 
 def _key(fact: Fact, config: TraceConfig) -> str:
-    """What a trace depends on besides the model."""
+    """The fact and config of a trace, as text: what it depends on besides the model."""
     return json.dumps([plain(fact), plain(config)], sort_keys=True)
 
 
 def _read(row: Mapping[str, Any]) -> tuple[str, CausalTrace]:
-    """A trace by what it depends on."""
+    """A stored trace and its `_key`."""
     return row["key"], CausalTrace.from_dict(row["trace"])

@@ -1,4 +1,4 @@
-"""What is read off the logits of a run: the quantity that restoring a state brings back.
+"""What is read from the logits of a run: the quantity that restoring a state brings back.
 
 Zhang and Nanda 2024 (arXiv 2309.16042, section 4) show that conclusions can change with this choice.
 """
@@ -21,24 +21,23 @@ MetricName = Literal["prob", "logprob", "logit_diff", "kl"]
 
 @runtime_checkable
 class Metric(Protocol):
-    """A metric of your own: a function, or an object with `__call__`. Its name is the column of the trace's frame.
+    """A metric of your own: a function, or an object with `__call__`. Its name becomes a column of the trace's frame.
 
-    It is called with the clean run's logits, with the corrupted run's, and with those of many restored cells at once,
-    so the number of a row may depend on that row only. For method="attribution" its gradient is taken.
+    It is called on the clean run's logits, on the corrupted run's, and on those of many restored cells at once, so the
+    value of a row may depend on that row only. method="attribution" takes its gradient.
     """
 
     def __call__(self, logits: Float[Tensor, "row answer vocab"], prompt: TracedPrompt, /) -> Float[Tensor, " row"]:
-        """A number for each row.
+        """The metric of each row.
 
         Args:
-            logits: at the positions that predict the answer's tokens, the first at `logits[:, 0]`.
-            prompt: the fact as tokens (`prompt.answer` are the ids of the answer's), and the clean run
-                (`prompt.clean.logits`).
+            logits: At the positions that predict the answer's tokens; `logits[:, 0]` predicts the first.
+            prompt: The fact as tokens (`prompt.answer`: ids of the answer), and the clean run (`prompt.clean.logits`).
         """
 
 
 def prob(logits: Float[Tensor, "row answer vocab"], prompt: TracedPrompt) -> Float[Tensor, " row"]:
-    """The answer's probability: the product of its tokens'."""
+    """The answer's probability: the product over its tokens."""
     return logprob(logits, prompt).exp()
 
 
@@ -54,7 +53,7 @@ def logit_diff(logits: Float[Tensor, "row answer vocab"], prompt: TracedPrompt) 
 
 
 def kl(logits: Float[Tensor, "row answer vocab"], prompt: TracedPrompt) -> Float[Tensor, " row"]:
-    """The divergence, in nats, of the next token's distribution from that after the clean prompt."""
+    """The KL divergence, in nats, of the next token's distribution from that after the clean prompt."""
     clean = prompt.clean.logits[0].log_softmax(-1)
     return (clean.exp() * (clean - logits[:, 0].log_softmax(-1))).sum(-1)
 
@@ -64,13 +63,13 @@ METRICS: dict[str, Metric] = {"prob": prob, "logprob": logprob, "logit_diff": lo
 
 @dataclass(frozen=True, eq=False)
 class Measure:
-    """A metric, read for one prompt."""
+    """A metric for one prompt."""
 
     metric: MetricName | Metric
     prompt: TracedPrompt
 
     def __call__(self, logits: Float[Tensor, "row answer vocab"]) -> Float[Tensor, " row"]:
-        """The number for each row. Raises ValueError if a metric of the user's own gives something else."""
+        """The metric of each row. Raises ValueError if a metric of the user's own returns something else."""
         metric = METRICS[self.metric] if isinstance(self.metric, str) else self.metric
         found = metric(logits, self.prompt)
         if not isinstance(found, Tensor) or found.shape != logits.shape[:1] or not found.is_floating_point():

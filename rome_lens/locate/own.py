@@ -1,4 +1,4 @@
-"""Metrics and corruptions of the user's own: their names, and what a stored trace tells of them."""
+"""Metrics and corruptions of the user's own: their names, and how a stored trace records them."""
 
 import inspect
 from collections.abc import Callable
@@ -15,17 +15,17 @@ class Recorded:
 
     Attributes:
         name: of the function, or of the object's class.
-        settings: what tells it from others, as JSON values.
+        settings: its attributes, as JSON values.
     """
 
     name: str
     settings: Any
 
     def __call__(self, *arguments: object) -> NoReturn:
-        """Raises ValueError: a file holds what it was called, not what it does."""
+        """Raises ValueError: the file holds its name, not its code."""
         raise ValueError(
-            f"{self.name} was read from a file, which holds its name alone. Give the metric or corruption itself: "
-            "dataclasses.replace(trace.config, metric=...), say."
+            f"{self.name} was read from a file, which holds only its name. Give the metric or corruption itself, for "
+            "example with dataclasses.replace(trace.config, metric=...)."
         )
 
 
@@ -60,7 +60,7 @@ def check_takes(what: str, thing: Callable[..., Any], *arguments: str) -> None:
 
 
 def check_comparable(what: str, thing: object) -> None:
-    """Raises ValueError for a lambda or an inner function: what it takes from around it cannot be compared."""
+    """Raises ValueError for a lambda or an inner function: the variables that it closes over cannot be compared."""
     function = thing.func if isinstance(thing, partial) else thing
     if any(sign in getattr(function, "__qualname__", "") for sign in ("<lambda>", "<locals>")):
         raise ValueError(

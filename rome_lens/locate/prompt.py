@@ -1,4 +1,4 @@
-"""A fact as the tokens that a trace runs on, and what the model says to it."""
+"""A fact as the tokens that a trace runs on, and the clean run on them."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ class TracedPrompt:
     """A fact as tokens, and the clean run.
 
     Attributes:
-        tokens: the prompt's, followed by the answer's but the last (teacher forcing).
-        answer: the answer's.
-        subject: positions of the subject's.
-        length: how many are the prompt's.
+        tokens: the prompt's tokens, followed by all but the last of the answer's (teacher forcing).
+        answer: the answer's tokens.
+        subject: positions of the subject's tokens.
+        length: number of tokens of the prompt.
         predicted: the model's own top token after the prompt.
-        clean: the run on `tokens`: `clean.logits`, [answer, vocab], are those that predict the answer's tokens.
+        clean: the run on `tokens`; `clean.logits`, [answer, vocab], predict the answer's tokens.
         wrong: first token of the wrong answer, if the config names one.
     """
 
@@ -40,8 +40,9 @@ class TracedPrompt:
 
 @torch.no_grad()
 def prepare_prompt(model: Model, fact: Fact, *, kinds: Collection[Kind] = ()) -> TracedPrompt:
-    """Tokenises the fact and runs it once, keeping the states of `kinds`; its answer is the model's own top token if it
-    names none.
+    """Tokenises the fact and runs it once, keeping the states of `kinds`.
+
+    The answer of a fact without one is the model's own top token.
 
     Raises:
         ValueError: as `subject_range` and `tokenize_continuation`.
@@ -59,7 +60,7 @@ def prepare_prompt(model: Model, fact: Fact, *, kinds: Collection[Kind] = ()) ->
 
 
 def warn_if_not_predicted(model: Model, fact: Fact, prompt: TracedPrompt) -> None:
-    """Says so if the answer that the fact names is not what the model predicts."""
+    """Warns if the model does not predict the fact's answer."""
     if int(prompt.answer[0]) != prompt.predicted:
         warn(
             f"The model does not predict {''.join(token_texts(model, prompt.answer.tolist()))!r} after {fact.text!r} "

@@ -1,6 +1,5 @@
 """Restoring a set of states at once."""
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from rome_lens.locate.metrics import Metric, MetricName, make_measures
 from rome_lens.locate.prompt import TracedPrompt, prepare_prompt, warn_if_not_predicted
 from rome_lens.locate.runs import answer_logits, put_in_place
 from rome_lens.models import EMBEDDING, Kind, Model, check_layer, run, state_name
-from rome_lens.models.labels import token_text
+from rome_lens.models.prediction import most_probable
 
 
 @checked
@@ -44,16 +43,16 @@ def restore_states(
 ) -> float:
     """The metric, mean over the samples, when all these states of the corrupted run are put back to their clean values.
 
-    No states give the corrupted run's value; all of one layer's residual states give the clean one.
+    An empty list gives the corrupted run's value; all residual states of one layer give the clean run's.
 
     Args:
         model: Model to run; left unchanged.
-        fact: prompt, subject and, if wanted, answer.
-        states: what to restore.
-        samples: as in `TraceConfig`, with the three below.
-        corruption: how the subject is hidden; None: Gaussian noise of 3 sigma.
-        metric: what is read.
-        wrong_answer: for "logit_diff".
+        fact: Prompt, subject and, optionally, answer.
+        states: States to restore.
+        samples: This and the next three are as in `TraceConfig`.
+        corruption: How the subject is hidden; None: Gaussian noise of 3 sigma.
+        metric: What is read from the logits.
+        wrong_answer: For "logit_diff".
 
     Raises:
         ValueError: a state does not exist; and as `causal_trace`.
@@ -75,7 +74,9 @@ def predict_restored(
     corruption: Corruption | CorruptionFunction | None = None,
     top: int = 5,
 ) -> pd.DataFrame:
-    """What the model would say next when these states of the corrupted run are put back, as `restore_states` does it.
+    """The model's most probable next tokens when these states of the corrupted run are put back to their clean values.
+
+    The arguments are those of `restore_states`.
 
     Returns:
         A row for each of the `top` most probable tokens after the prompt: token, probability (mean over the samples).
@@ -88,13 +89,12 @@ def predict_restored(
         raise ValueError(f"top is {top}, expected a number from 1 to {model.cfg.d_vocab}.")
     prompt = _prepared(model, fact, states)
     logits = _restored_logits(model, fact, prompt, states, config)
-    best = logits[:, 0].softmax(-1).mean(0).topk(top)
-    tokens = [token_text(model, token) for token in best.indices.tolist()]
-    return pd.DataFrame({"token": tokens, "probability": best.values.tolist()})
+    best = most_probable(model, logits[:, 0].softmax(-1).mean(0), top)
+    return pd.DataFrame(best, columns=["token", "probability"])
 
 
 def _prepared(model: Model, fact: Fact, states: Sequence[State]) -> TracedPrompt:
-    """Raises ValueError if the model has no such states."""
+    """The prompt with its clean run. Raises ValueError if a state does not exist."""
     prompt = prepare_prompt(model, fact, kinds={state.kind for state in states})
     warn_if_not_predicted(model, fact, prompt)
     for state in states:
@@ -110,32 +110,23 @@ def _prepared(model: Model, fact: Fact, states: Sequence[State]) -> TracedPrompt
 
 @torch.no_grad()
 def _restored_logits(
-    model: Model,
-    fact: Fact,
-    prompt: TracedPrompt,
-    states: Sequence[State],
-    config: TraceConfig,
+    model: Model, fact: Fact, prompt: TracedPrompt, states: Sequence[State], config: TraceConfig
 ) -> Float[Tensor, "sample answer vocab"]:
-    """Where the answer is predicted."""
-    embedded = corrupted_embeddings(model, fact, prompt, config.corruption, config.samples)
+    """The logits that predict the answer's tokens, with these states restored."""
 
-    by_name: dict[str, list[State]] = defaultdict(list)
-    for state in states:
-        by_name[state_name(state.kind, state.layer)].append(state)
+    def restore(state: State) -> Callable[..., Tensor]:
+        index = (state.position,) if state.head is None else (state.position, state.head)
+        clean = prompt.clean.states[state.kind][(state.layer, *index)]
 
-    def restore(here: list[State]) -> Callable[..., Tensor]:
         def put(value: Tensor, hook: object) -> Tensor:
             value = value.clone()
-            for state in here:
-                index = (state.position,) if state.head is None else (state.position, state.head)
-                value[(slice(None), *index)] = prompt.clean.states[state.kind][(state.layer, *index)]
+            value[(slice(None), *index)] = clean
             return value
 
         return put
 
-    hooks = [
-        (EMBEDDING, put_in_place(prompt.subject, embedded)),
-        *((name, restore(here)) for name, here in by_name.items()),
-    ]
+    embedded = corrupted_embeddings(model, fact, prompt, config.corruption, config.samples)
+    restoring = [(state_name(state.kind, state.layer), restore(state)) for state in states]
+    hooks = [(EMBEDDING, put_in_place(prompt.subject, embedded)), *restoring]
     residual = run(model, prompt.tokens.expand(len(embedded), -1), hooks=hooks)
     return answer_logits(model, residual, len(prompt.answer))

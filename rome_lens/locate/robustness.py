@@ -32,14 +32,14 @@ def robustness_report(
 
     Args:
         model: Model to run; left unchanged.
-        facts: those that the model predicts are used.
-        kind: of the states.
-        corruptions: by name; by default Gaussian noise of 3 sigma and of 1 sigma.
-        metrics: "kl" is counted with its sign turned, so that more is better for all.
-        windows: numbers of layers.
-        samples: corrupted runs for each number.
-        out: a folder for traces of this model, from which a report that was stopped goes on; as in `trace_facts`.
-        progress: shows bars.
+        facts: Facts to trace; those that the model does not predict are left out.
+        kind: States to restore.
+        corruptions: By name; by default Gaussian noise of 3 sigma and of 1 sigma.
+        metrics: What to read. "kl" enters with its sign reversed, so that larger is better for every metric.
+        windows: Numbers of layers.
+        samples: Number of corrupted runs to average over.
+        out: Folder for the traces, from which a stopped report resumes; as in `trace_facts`.
+        progress: Show progress bars.
 
     Returns:
         A row for each setting: kind, corruption, metric, window, n (facts), peak_role and peak_layer (where the average
@@ -50,7 +50,7 @@ def robustness_report(
         ValueError: the model predicts none of the facts; and as `trace_facts`.
     """
     if not windows:
-        raise ValueError("windows is empty, expected one number of layers or more.")
+        raise ValueError("windows is empty, expected at least one number of layers.")
     corruptions = corruptions or {"3 sigma": GaussianNoise(), "1 sigma": GaussianNoise(sigmas=1.0)}
     rows = []
     first: pd.Series | None = None

@@ -1,4 +1,4 @@
-"""The roles that the paper's averages sort tokens into (paper figure 2)."""
+"""The token roles that effects are averaged over (paper figure 2)."""
 
 FIRST_SUBJECT = "first subject token"
 MIDDLE_SUBJECT = "middle subject tokens"
@@ -9,12 +9,13 @@ LAST = "last token"
 BEFORE = "before the subject"
 
 ROLES = (FIRST_SUBJECT, MIDDLE_SUBJECT, LAST_SUBJECT, FIRST_SUBSEQUENT, FURTHER, LAST)
-"""In the order of the paper's figure, without the positions before the subject, where nothing can be restored."""
+"""In the order of the paper's figure, without the positions before the subject, where restoring changes nothing."""
 
 
 def token_roles(length: int, subject: range) -> list[str]:
-    """The role of each position of a prompt. A subject of one token is its last; the prompt's end is the last token
-    unless the subject ends there.
+    """The role of each position of a prompt.
+
+    The only token of a subject counts as its last. The prompt's last token has that role unless the subject ends there.
     """
     roles = [BEFORE] * subject.start + [MIDDLE_SUBJECT] * len(subject) + [FURTHER] * (length - subject.stop)
     roles[subject.start] = FIRST_SUBJECT

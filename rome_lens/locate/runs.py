@@ -15,7 +15,7 @@ from rome_lens.models import (
     Kind,
     Model,
     PastState,
-    check_shown,
+    check_exposed,
     input_name,
     logits,
     run,
@@ -28,7 +28,7 @@ Sublayer = Literal["mlp", "attn"]
 
 @dataclass(frozen=True, eq=False)
 class CleanRun:
-    """What one run without corruption leaves: the states to restore, and the logits where the answer is predicted."""
+    """The run without corruption: the states to restore, and the logits that predict the answer."""
 
     states: dict[Kind, Float[Tensor, "layer pos *state"]]
     logits: Float[Tensor, "answer vocab"]
@@ -36,12 +36,12 @@ class CleanRun:
 
 @dataclass(frozen=True, eq=False)
 class CorruptedRun:
-    """What one run with corruption leaves.
+    """The run with corruption.
 
     Attributes:
-        residual: the states before each block and after the last.
+        residual: residual states before each block and after the last.
         past: keys and values of each layer.
-        logits: where the answer is predicted.
+        logits: those that predict the answer.
         sublayers: outputs of the severed sublayers, by their kind.
     """
 
@@ -60,21 +60,21 @@ def answer_logits(
 
 
 def clean_run(model: Model, tokens: Int[Tensor, " pos"], answer_length: int, kinds: Collection[Kind]) -> CleanRun:
-    """Runs the prompt as it is, and keeps the states of `kinds`. Raises ValueError if the model does not show them."""
+    """Runs the prompt as it is, keeping the states of `kinds`. Raises ValueError if the model does not expose them."""
     states: dict[Kind, list[Tensor]] = {kind: [] for kind in kinds}
     hooks = [
         (state_name(kind, i), keep(states[kind], tokens.device)) for kind in states for i in range(model.cfg.n_layers)
     ]
-    stream: list[Tensor] = []  # GPT-1 does not show it, and cannot be run in parts
+    stream: list[Tensor] = []  # GPT-1 does not expose the residual stream, so it cannot be run block by block
     residual = run(model, tokens[None], hooks=[*hooks, (state_name("resid", 0), keep(stream))])
-    check_shown(model, [] if stream else [state_name("resid", 0)])
-    check_shown(model, [state_name(kind, 0) for kind, values in states.items() if len(values) < model.cfg.n_layers])
+    check_exposed(model, [] if stream else [state_name("resid", 0)])
+    check_exposed(model, [state_name(kind, 0) for kind, values in states.items() if len(values) < model.cfg.n_layers])
     kept = {kind: torch.cat(values) for kind, values in states.items()}
     return CleanRun(kept, answer_logits(model, residual, answer_length)[0])
 
 
 def put_in_place(subject: range, embedded: Float[Tensor, "sample token d_model"]) -> Callable[..., Tensor]:
-    """A hook on the embeddings that puts the corrupted ones where the subject's tokens are, in the last rows."""
+    """A hook that replaces the embeddings of the subject's tokens, in the last rows of the batch."""
 
     def corrupt(value: Tensor, hook: object) -> Tensor:
         value = value.clone()
@@ -92,7 +92,7 @@ def corrupted_run(
     answer_length: int,
     severed: Sequence[Sublayer] = (),
 ) -> CorruptedRun:
-    """Runs the prompt once for each sample, with `embedded` in place of the subject's embeddings."""
+    """Runs the prompt once for each sample, with `embedded` in place of the embeddings of the subject's tokens."""
     n_layers, samples = model.cfg.n_layers, len(embedded)
     states: list[Tensor] = []
     outputs: dict[Sublayer, list[Tensor]] = {kind: [] for kind in severed}
@@ -111,7 +111,7 @@ def corrupted_run(
 
 
 def keep(states: list[Tensor], device: torch.device | None = None) -> Callable[..., None]:
-    """A hook that adds each tensor it sees to `states`, on a device, or (None) where it is."""
+    """A hook that appends each tensor it sees to `states`, moved to `device` (None: where it is)."""
 
     def append(value: object, hook: object) -> None:
         if isinstance(value, Tensor):

@@ -27,20 +27,20 @@ class CausalTrace:
     """The (position, layer) grid of one fact and one kind of state.
 
     Attributes:
-        fact: what was traced.
+        fact: the fact that was traced.
         model: name of the model.
-        config: how it was traced: with the samples that were run, the noise's width as a number, and a window of 1
-            where one layer was restored at a time.
-        tokens: the prompt's tokens as text, with their leading spaces; those that make a character only together as
+        config: how it was traced: with the number of samples that were run, the noise's std as a number, and a window
+            of 1 where one layer was restored at a time.
+        tokens: the prompt's tokens as text, with their leading spaces; tokens that share a character are labelled
             東(1/2), 東(2/2).
         subject_range: positions of the subject's tokens, [start, end).
-        answer: what was traced, without the leading space.
+        answer: the answer that was traced, without the leading space.
         answer_tokens: its ids.
         predicted: the model's own top token after the clean prompt, without the leading space.
         predicted_token: its id.
         clean: the metric after the clean prompt.
-        corrupted: the same with the subject corrupted, mean over the samples.
-        restored: [position, layer]: the same with the states there restored; NaN where that is not wanted.
+        corrupted: the metric with the subject corrupted, mean over the samples.
+        restored: [position, layer]: the metric with the states there restored; NaN in cells that were not traced.
     """
 
     fact: Fact
@@ -63,7 +63,7 @@ class CausalTrace:
 
     @property
     def metric(self) -> str:
-        """The name of what `clean`, `corrupted` and `restored` are."""
+        """The name of the metric of `clean`, `corrupted` and `restored`."""
         return name_of(self.config.metric)
 
     @property
@@ -78,12 +78,14 @@ class CausalTrace:
 
     @property
     def is_correct(self) -> bool:
-        """Whether the model's own top token is the answer's first: compared as tokens, spaces included."""
+        """Whether the model's own top token is the answer's first token, spaces included."""
         return self.answer_tokens[:1] == (self.predicted_token,)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for each traced cell: position, token, role, layer, kind, window, method, the metric under
-        its own name ("prob"), and indirect_effect, its difference from the corrupted run's.
+        """A row for each traced cell.
+
+        The columns are position, token, role, layer, kind, window, method, the metric under its own name ("prob"), and
+        indirect_effect, its difference from the corrupted run's.
         """
         positions, layers = self.restored.shape
         index = pd.MultiIndex.from_product([range(positions), range(layers)], names=["position", "layer"])
@@ -114,7 +116,7 @@ class CausalTrace:
         """The trace that `to_dict` wrote.
 
         Raises:
-            FormatError: a field is missing, unknown or broken.
+            FormatError: a field is missing, unknown or malformed.
         """
         try:
             grid = [[float("nan") if x is None else x for x in row] for row in values["restored"]]

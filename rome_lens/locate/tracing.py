@@ -21,9 +21,8 @@ from rome_lens.locate.own import name_of
 from rome_lens.locate.prompt import TracedPrompt, prepare_prompt, warn_if_not_predicted
 from rome_lens.locate.runs import corrupted_run
 from rome_lens.locate.trace import CausalTrace
-from rome_lens.models import Kind, Model
+from rome_lens.models import Kind, Model, tokens_that_fit
 from rome_lens.models.labels import token_text, token_texts
-from rome_lens.models.memory import tokens_that_fit
 
 
 @checked
@@ -42,27 +41,27 @@ def causal_trace(
     progress: bool = True,
     **options: Any,
 ) -> CausalTrace:
-    """Restores each hidden state of a corrupted run in turn, and reads the answer (paper section 2.1).
+    """Restores each hidden state of a corrupted run in turn, and reads the metric (paper section 2.1).
 
-    An answer of several tokens is scored by teacher forcing. Without an answer in the fact, the model's own top token
-    is traced; an answer that the model does not predict is traced all the same, with a warning.
+    An answer of several tokens is scored by teacher forcing. For a fact without an answer, the model's own top token
+    is traced. An answer that the model does not predict is traced with a warning.
 
     Args:
         model: Model to run; left unchanged.
-        fact: prompt, subject and, if wanted, answer.
-        kind: which states are restored. This and the next four are described at `TraceConfig`; None: the config's.
-        window: number of layers restored together.
-        samples: number of corrupted runs.
-        corruption: how the subject is hidden.
-        metric: what is read.
-        config: how to trace; None: `TraceConfig()`. Keywords replace what it says.
-        tokens_per_batch: bounds memory, and the result does not depend on it; None: a part of what is free.
-        progress: shows a bar.
-        options: the other fields of `TraceConfig`: `layers`, `positions`, `head`, `severed`, `method`, ...
+        fact: Prompt, subject and, optionally, answer.
+        kind: States to restore. `TraceConfig` describes this and the next four; None: the config's.
+        window: Number of layers restored together.
+        samples: Number of corrupted runs.
+        corruption: How the subject is hidden.
+        metric: What is read from the logits.
+        config: How to trace; None: `TraceConfig()`. Keywords replace its fields.
+        tokens_per_batch: Bounds memory; the result does not depend on it. None: a share of the free memory.
+        progress: Show a progress bar.
+        options: The other fields of `TraceConfig`: `layers`, `positions`, `head`, `severed`, `method`, ...
 
     Raises:
-        ValueError: the subject has no tokens, the prompt is longer than the context, options do not fit, a metric or
-            corruption of your own does not give what it should, or the model's output is not finite.
+        ValueError: the subject has no tokens, the prompt is longer than the context, options do not fit each other, a
+            metric or corruption of your own returns something else than it should, or the model's output is not finite.
         TypeError: an option that `TraceConfig` does not have.
     """
     common = {"kind": kind, "window": window, "samples": samples, "corruption": corruption, "metric": metric}
@@ -87,8 +86,9 @@ def trace_prompt(
     tokens_per_batch: int | None = None,
     progress: bool = True,
 ) -> list[CausalTrace]:
-    """A trace for each metric, all read off the same runs. The fact is tokenised and the config is checked before;
-    `causal_trace` is the way in.
+    """A trace for each metric, all from the same runs.
+
+    The caller has tokenised the fact and checked the config: `causal_trace` and `trace_facts` do.
     """
     wanted = range(prompt.length) if config.positions is None else config.positions
     if outside := [p for p in wanted if p >= prompt.length]:
@@ -141,7 +141,7 @@ def _attributed(
     positions: Sequence[int],
     config: TraceConfig,
 ) -> tuple[float, Float[Tensor, "position layer"]]:
-    """The corrupted run's value and the approximate grid; NaN in cells that are not wanted."""
+    """The corrupted run's metric and the approximate grid; NaN in cells that are not wanted."""
     corrupted, grid = attributed_values(
         model, prompt, embedded, measure, kind=config.kind, window=config.window, head=config.head
     )
@@ -164,7 +164,7 @@ def _exact(
 ) -> list[tuple[float, Float[Tensor, "position layer"]]]:
     """For each metric the corrupted run's value and the grid; NaN in cells that are not wanted.
 
-    Positions before the subject have the corrupted run's value.
+    Positions before the subject have the corrupted run's value: the corruption does not reach them.
     """
     subject, n_layers = prompt.subject, model.cfg.n_layers
     corrupted = corrupted_run(model, prompt.tokens, subject, embedded, len(prompt.answer), config.severed)

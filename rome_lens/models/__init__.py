@@ -1,33 +1,18 @@
-"""The one room that knows TransformerLens' own names: hook points, weights, BOS, key/value caches.
+"""The room that knows TransformerLens and Hugging Face: their classes, hook points, weights, and key/value caches.
 
-The rest of the package asks this folder for what it needs in the field's words (residual state, MLP output, key), and
-gets plain tensors back.
+The rest of the package asks it in the field's words (residual state, MLP output, key) and gets plain tensors back.
 """
 
-from rome_lens.models.adding import check_added
-from rome_lens.models.hook_points import EMBEDDING, Hook, HookList, Kind, input_name, key_name, state_name
-from rome_lens.models.identity import architecture_digest, model_identity
-from rome_lens.models.kinds import Model
-from rome_lens.models.kv_cache import PastState
-from rome_lens.models.loading.converting import converted, is_pickled, known_names, official_name
+from rome_lens.models.hook_points import EMBEDDING, Hook, HookList, Kind, hooked, input_name, key_name, state_name
+from rome_lens.models.identity import architecture_digest, fingerprint_cosine, fingerprint_keys, model_identity
+from rome_lens.models.kinds import EditableModel, Model, name_of
+from rome_lens.models.loading.layout import optimize_layout
 from rome_lens.models.loading.load import load_model
-from rome_lens.models.mlp import (
-    PLAIN,
-    MlpMatrix,
-    OutputMatrix,
-    contribution_change,
-    find_matrix,
-    find_output_matrix,
-    key_width,
-    mlp_contribution,
-    mlp_output,
-    norms_mlp_output,
-    output_matrix,
-    output_matrix_name,
-)
-from rome_lens.models.mlp_input import preactivation_name, read_mlp_input
+from rome_lens.models.mlp import MlpMatrix
+from rome_lens.models.mlp.contribution import contribution_change, mlp_contribution, mlp_output, norms_mlp_output
+from rome_lens.models.mlp.inputs import preactivation_name, read_mlp_input
+from rome_lens.models.mlp.matrix import OutputMatrix, find_matrix, find_output_matrix, output_matrix
 from rome_lens.models.parameters import (
-    asking,
     bos_token,
     check_layer,
     check_model,
@@ -35,13 +20,14 @@ from rome_lens.models.parameters import (
     embed,
     embeddings,
     frozen,
-    optimize_layout,
+    requiring_grad,
 )
-from rome_lens.models.prefix_tree import run_tree
-from rome_lens.models.running import (
+from rome_lens.models.running.adding import check_added
+from rome_lens.models.running.forward import (
+    check_exposed,
     check_finite,
-    check_shown,
     logits,
+    mlp_keys,
     pad,
     run,
     run_and_read,
@@ -49,11 +35,14 @@ from rome_lens.models.running import (
     run_blocks,
     run_with_past,
 )
-from rome_lens.models.sampling import sample_text, write_on
+from rome_lens.models.running.kv_cache import PastState
+from rome_lens.models.running.memory import tokens_that_fit
+from rome_lens.models.running.prefix_tree import run_tree
+from rome_lens.models.running.sampling import sample_text, sample_texts, write_on
 
 __all__ = [
     "EMBEDDING",
-    "PLAIN",
+    "EditableModel",
     "Hook",
     "HookList",
     "Kind",
@@ -62,39 +51,38 @@ __all__ = [
     "OutputMatrix",
     "PastState",
     "architecture_digest",
-    "asking",
     "bos_token",
     "check_added",
+    "check_exposed",
     "check_finite",
     "check_layer",
     "check_model",
-    "check_shown",
     "check_top_k",
     "contribution_change",
-    "converted",
     "embed",
     "embeddings",
     "find_matrix",
     "find_output_matrix",
+    "fingerprint_cosine",
+    "fingerprint_keys",
     "frozen",
+    "hooked",
     "input_name",
-    "is_pickled",
     "key_name",
-    "key_width",
-    "known_names",
     "load_model",
     "logits",
     "mlp_contribution",
+    "mlp_keys",
     "mlp_output",
     "model_identity",
+    "name_of",
     "norms_mlp_output",
-    "official_name",
     "optimize_layout",
     "output_matrix",
-    "output_matrix_name",
     "pad",
     "preactivation_name",
     "read_mlp_input",
+    "requiring_grad",
     "run",
     "run_and_read",
     "run_block",
@@ -102,6 +90,8 @@ __all__ = [
     "run_tree",
     "run_with_past",
     "sample_text",
+    "sample_texts",
     "state_name",
+    "tokens_that_fit",
     "write_on",
 ]

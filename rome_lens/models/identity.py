@@ -1,4 +1,4 @@
-"""What a model is recognised by: its architecture, its weights, its keys for fixed tokens."""
+"""What identifies a model: its architecture, its weights, and a fingerprint, its keys for fixed tokens."""
 
 import hashlib
 import json
@@ -9,29 +9,28 @@ from torch import Tensor
 
 from rome_lens.models.kinds import Model, is_bridge
 from rome_lens.models.parameters import check_layer
-from rome_lens.models.running import mlp_keys
+from rome_lens.models.running.forward import mlp_keys
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 over the golden ratio, as a signed number
-_ENTRIES_AT_ONCE = 1 << 18  # what a core's cache holds
+_ENTRIES_AT_ONCE = 1 << 18  # fits in a core's cache
+_LENGTH = 16  # tokens of a fingerprint
 
-_LENGTH = 16
 
-
-def probe_keys(model: Model, layer: int) -> Float[Tensor, "probe d_mlp"]:
-    """The keys of a row of tokens spread over the vocabulary, in float32, on the CPU."""
+def fingerprint_keys(model: Model, layer: int) -> Float[Tensor, "token d_mlp"]:
+    """The keys of a fixed row of tokens from all over the vocabulary, in float32, on the CPU."""
     check_layer(model, layer)
     length = min(_LENGTH, model.cfg.n_ctx)
     tokens = torch.linspace(0, model.cfg.d_vocab - 1, length + 2).long()[None, 1:-1]
     return mlp_keys(model, tokens, torch.ones_like(tokens), [layer])[layer][0].float().cpu()
 
 
-def probe_cosine(model: Model, layer: int, probe: Float[Tensor, "probe d_mlp"]) -> float:
-    """The cosine between a model's probe keys and those that were kept: near 1 if it is the same model."""
-    return torch.cosine_similarity(probe_keys(model, layer).flatten(), probe.flatten(), dim=0).item()
+def fingerprint_cosine(model: Model, layer: int, fingerprint: Float[Tensor, "token d_mlp"]) -> float:
+    """The cosine between a model's fingerprint and a stored one: near 1 if it is the same model."""
+    return torch.cosine_similarity(fingerprint_keys(model, layer).flatten(), fingerprint.flatten(), dim=0).item()
 
 
 def architecture_digest(model: Model) -> str:
-    """SHA-256 of the model's sizes and kind: the same for every fine-tuned, folded or half-precision copy."""
+    """SHA-256 of the model's sizes and family: the same for every fine-tuned, folded or half-precision copy."""
     cfg = model.cfg
     sizes = [cfg.n_layers, cfg.d_model, cfg.d_mlp, cfg.n_heads, cfg.n_key_value_heads, cfg.d_head, cfg.d_vocab]
     architecture = cfg.architecture if is_bridge(model) else cfg.original_architecture
@@ -40,10 +39,10 @@ def architecture_digest(model: Model) -> str:
 
 
 def model_identity(model: Model) -> dict[str, str]:
-    """What tells a model from others: its name, `architecture_digest`, and a digest of its weights as they are.
+    """What identifies a model: its name, `architecture_digest`, and a digest of its weights as they are.
 
-    The digest sees every number, so that it is another after an edit, fine-tuning, folding or in another dtype. It does
-    not depend on the device or the memory order (0.5 s for 163 million weights on one core).
+    The digest depends on every number, so an edit, fine-tuning, folding or another dtype changes it. The device and the
+    memory order do not (0.5 s for 163 million weights on one core).
     """
     weights = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -59,8 +58,8 @@ def model_identity(model: Model) -> dict[str, str]:
 def _row_sums(weight: Tensor) -> Int[Tensor, " row"]:
     """For each row, the sum of its entries' bits times odd factors, modulo 2^32 (of 64-bit entries, 2^64).
 
-    One changed entry always changes its row's sum, and any other change but for one in 2^32. Cryptographic hashes are
-    slower, and would want the entries in one memory order.
+    A change of one entry always changes its row's sum; of several entries, all but one change in 2^32 do.
+    Cryptographic hashes are slower, and need the entries in one memory order.
     """
     rows = weight if weight.ndim > 1 else weight.reshape(1, -1)
     bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]

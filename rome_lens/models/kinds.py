@@ -1,8 +1,9 @@
-"""The classes of TransformerLens that a model may be of."""
+"""The classes that a model may be of."""
 
 from typing import TYPE_CHECKING, TypeAlias
 
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedModel
 
 try:
     from transformer_lens import HookedTransformer
@@ -18,6 +19,17 @@ else:
 """A model as TransformerLens has it, of either of its classes; every function takes both."""
 
 
+EditableModel: TypeAlias = Model | PreTrainedModel
+"""What an edit can be applied to: a model of TransformerLens or of Hugging Face."""
+
+
 def is_bridge(model: Model) -> bool:
-    """Whether the model runs by Hugging Face's own code, with hooks put into it; else it is a HookedTransformer."""
+    """Whether the model is a TransformerBridge (Hugging Face's code with hooks), not a HookedTransformer."""
     return isinstance(model, TransformerBridge)
+
+
+def name_of(model: EditableModel) -> str:
+    """The model's name."""
+    if isinstance(model, PreTrainedModel):
+        return model.name_or_path or type(model).__name__
+    return str(model.cfg.model_name)

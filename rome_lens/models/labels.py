@@ -1,4 +1,4 @@
-"""Tokens as text that can be read, also where a token holds only some of a character's bytes."""
+"""Tokens as readable text, even where a token holds only some of a character's bytes."""
 
 import re
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ _MOST_PARTS = 8
 
 
 def token_text(model: Model, token: int) -> str:
-    r"""A token by itself, with its leading space; bytes that are no whole character as \xe6\x97."""
+    r"""One token's text, with its leading space; bytes that are not a whole character appear as \xe6\x97."""
     return token_texts(model, [token])[0]
 
 
 def token_texts(model: Model, tokens: Sequence[int]) -> list[str]:
-    r"""A text's tokens, one label each, with their leading spaces.
+    r"""A label for each token of a text, with its leading space.
 
-    Tokens that are whole characters only together are labelled with these and their number: 東(1/2), 東(2/2). Bytes
-    that never become a character are written as \xe6\x97.
+    Tokens that share a character are labelled with it and numbered: 東(1/2), 東(2/2). Bytes that never make a character
+    appear as \xe6\x97.
     """
     pieces = [_decoded(model.tokenizer, token) for token in tokens]
     labels: list[str] = []
@@ -31,7 +31,7 @@ def token_texts(model: Model, tokens: Sequence[int]) -> list[str]:
 
 
 def _joined(pieces: Sequence[str | bytes]) -> list[str]:
-    """The labels of as many pieces from the first on as make whole characters; of the first one if none do."""
+    """Labels for the first pieces that together make whole characters; for the first piece alone if none do."""
     read = b""
     for count, piece in enumerate(pieces, start=1):
         if isinstance(piece, str):
@@ -46,10 +46,10 @@ def _joined(pieces: Sequence[str | bytes]) -> list[str]:
 
 
 def _decoded(tokenizer: Any, token: int) -> str | bytes:
-    """The token's text, or its bytes if they are no text."""
+    """The token's text, or its bytes if they are not whole characters."""
     text, piece = tokenizer.decode([token]), tokenizer.convert_ids_to_tokens(token)
     if _LOST not in text:
-        dropped = piece is not None and piece.startswith("▁") and not text.startswith(" ")  # as SentencePiece decodes
+        dropped = piece is not None and piece.startswith("▁") and not text.startswith(" ")  # by SentencePiece's decoder
         return f" {text}" if dropped else text
     if byte := _BYTE.fullmatch(piece):
         return bytes.fromhex(byte[1])
@@ -58,7 +58,7 @@ def _decoded(tokenizer: Any, token: int) -> str | bytes:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The characters that byte-level BPE writes for bytes (GPT-2): themselves if they print, else those from 256 on."""
+    """The character that byte-level BPE (GPT-2) writes for each byte: itself if it prints, else one from U+0100."""
     printed = {*range(33, 127), *range(161, 173), *range(174, 256)}
     hidden = [byte for byte in range(256) if byte not in printed]
     return {chr(byte): byte for byte in printed} | {chr(256 + i): byte for i, byte in enumerate(hidden)}

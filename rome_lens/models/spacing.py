@@ -1,7 +1,7 @@
-"""Whether a space stands between a prompt and what follows it.
+"""Whether a space stands between a prompt and the text that follows.
 
-Nearly always one does. None does where writing has none: within scripts without spaces, after what opens or leads
-(brackets, quotes, currency signs, hyphens), before what closes, and after a tag such as those of chat templates.
+Nearly always it does. There is none where ordinary writing has none: within scripts without spaces, after an opening or
+leading mark (bracket, quote, currency sign, hyphen), before a closing one, and after a tag as in chat templates.
 """
 
 import re
@@ -30,13 +30,13 @@ _SUFFIX = re.compile(r"[,;:!?%)\]}…°\u200b]|\.(?!\w)|['’](?:s|re|ve|ll|d|m)
 
 
 def separator(prompt: str, text: str, *, space: bool | None = None, specials: Sequence[str] = ()) -> str:
-    """What stands between a prompt and the text that follows: " " or "".
+    """The separator between a prompt and the text that follows: " " or "".
 
     Args:
-        prompt: what comes first.
-        text: what follows.
-        space: True: a space, unless there is one already; False: none; None: as such texts are written.
-        specials: the tokenizer's special tokens, after which there is no space.
+        prompt: The prompt.
+        text: The text that follows.
+        space: True: a space, unless there is one already; False: none; None: as in ordinary writing.
+        specials: The tokenizer's special tokens, which no space follows.
     """
     if space is not None:
         return " " if space and prompt[-1:] != " " and text[:1] != " " else ""
@@ -52,7 +52,7 @@ def separator(prompt: str, text: str, *, space: bool | None = None, specials: Se
 
 
 def _leads(prompt: str) -> bool:
-    """Whether the prompt ends in what stands directly before the next word."""
+    """Whether the prompt ends in a mark that stands directly before the next word."""
     last, before = prompt[-1:], prompt[-2:-1]
     kind = unicodedata.category(last) if last else ""
     if kind == "Sc":
@@ -69,7 +69,7 @@ def _leads(prompt: str) -> bool:
 
 
 def _follows_closely(prompt: str, text: str) -> bool:
-    """Whether the text begins with what stands directly after the word before."""
+    """Whether the text begins with a mark that stands directly after the previous word."""
     first, last = text[:1], prompt[-1:]
     kind = unicodedata.category(first) if first else ""
     marks = _open_marks(prompt)
@@ -90,7 +90,7 @@ def _unspaced(prompt: str, text: str) -> bool:
 
 
 def _open_marks(text: str) -> list[int]:
-    """Where the quotation marks stand that are not closed again."""
+    """The places of quotation marks that are not closed again."""
     found: list[int] = []
     for i, character in enumerate(text):
         if character not in _CLOSED_BY:

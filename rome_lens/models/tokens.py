@@ -1,4 +1,4 @@
-"""Texts as the model's tokens, with the characters that each token covers."""
+"""Texts as tokens, with the characters that each token covers."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ def tokenize(model: Model, text: str) -> TokenizedText:
     """Tokenises by the model's own rule: BOS first if and only if `model.cfg.default_prepend_bos`.
 
     Raises:
-        ValueError: the model has no tokenizer, or one that does not tell character offsets; the text is longer than
-            the model's context.
+        ValueError: the model has no tokenizer, or one without character offsets; the text is longer than the model's
+            context.
     """
     ids, offsets = _encoded(model, text)
     before = bos_token(model)
@@ -37,7 +37,7 @@ def tokenize(model: Model, text: str) -> TokenizedText:
 
 
 def spaced(prompt: str, continuation: str, *, space: bool | None = None, specials: Sequence[str] = ()) -> str:
-    """The continuation with what separates it from the prompt before it: see `separator`."""
+    """The continuation with the space, if any, that belongs between it and the prompt: see `separator`."""
     return separator(prompt, continuation, space=space, specials=specials) + continuation
 
 
@@ -49,12 +49,12 @@ def continued(model: Model, prompt: str, continuation: str, *, space: bool | Non
 def tokenize_continuation(
     model: Model, prompt: str, continuation: str, *, space: bool | None = None
 ) -> tuple[TokenizedText, int]:
-    """Tokenises prompt and continuation as one text, and tells at which position the continuation's tokens start.
+    """Tokenises prompt and continuation as one text; returns it and the position of the continuation's first token.
 
-    Between them stands what `separator` says. Tokenising both together is what the model would see, with and without
+    `separator` decides on a space between them. Tokenised together they are what the model would see, with and without
     BOS, and for tokenizers that treat the start of a text in their own way. Spaces at the prompt's end belong to the
-    continuation's first token, as in running text. Any other token that would hold characters of both (Anglo, -S, axon)
-    is split: what the model has read are the prompt's own tokens.
+    continuation's first token, as in running text. Any other token with characters of both (Anglo, -S, axon) is split,
+    because the model has read the prompt's own tokens.
 
     Raises:
         ValueError: the continuation has no tokens; and as `tokenize`.
@@ -82,7 +82,7 @@ def tokenize_continuation(
 
 
 def _tokenizer(model: Model) -> Any:
-    """The model's tokenizer. Raises ValueError if there is none that tells character offsets."""
+    """The model's tokenizer. Raises ValueError if it has none, or one without character offsets."""
     check_model(model)
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -102,7 +102,7 @@ def _encoded(model: Model, text: str) -> tuple[tuple[int, ...], tuple[tuple[int,
 
 
 def _fitting(model: Model, text: TokenizedText) -> TokenizedText:
-    """The text, if it fits the model's context."""
+    """The text itself. Raises ValueError if it is longer than the model's context."""
     if len(text.ids) > model.cfg.n_ctx:
         raise ValueError(
             f"The prompt {text.text[:60]!r}... has {len(text.ids)} tokens, but {model.cfg.model_name} reads at most "
@@ -112,8 +112,8 @@ def _fitting(model: Model, text: TokenizedText) -> TokenizedText:
 
 
 def _split(model: Model, before: TokenizedText, following: str) -> TokenizedText:
-    """The tokens of a text, and then those of what follows it, as they are in the middle of a text."""
-    ids, offsets = _encoded(model, f"\n{following}")  # the line break stands for what comes before
+    """The tokens of a text, followed by those of what follows it, tokenised as in the middle of a text."""
+    ids, offsets = _encoded(model, f"\n{following}")  # the line break stands for the text before
     inside = [i for i, (_, end) in enumerate(offsets) if end > 1]
     shift = len(before.text) - 1
     moved = tuple((offsets[i][0] + shift, offsets[i][1] + shift) for i in inside)
@@ -130,9 +130,9 @@ def _specials(model: Model, prompt: str) -> list[str]:
 
 
 def token_pieces(model: Model, texts: Iterable[str], length: int, tokens: int) -> Iterator[list[int]]:
-    """The texts' tokens strung together and cut into rows of `length`, `tokens` in all; the last may be shorter.
+    """The texts' tokens joined and cut into rows of `length`, `tokens` in all; the last row may be shorter.
 
-    No BOS is among them, and no more text is read than is needed.
+    There is no BOS among them, and no more texts are read than needed.
     """
     waiting: list[int] = []
     for text in texts:
@@ -150,7 +150,10 @@ def token_pieces(model: Model, texts: Iterable[str], length: int, tokens: int) -
 
 
 def batches(rows: Sequence[tuple[int, ...]], tokens: int) -> list[list[tuple[int, ...]]]:
-    """Consecutive rows, so many that their padded batch holds at most `tokens` tokens (one row at least)."""
+    """Batches of consecutive rows, each with at most `tokens` tokens when padded, or with one row.
+
+    Rows have to be in ascending order of their length.
+    """
     found: list[list[tuple[int, ...]]] = []
     for row in rows:
         if found and (len(found[-1]) + 1) * len(row) <= tokens:

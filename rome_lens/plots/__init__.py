@@ -1,8 +1,9 @@
-"""Figures: a tidy frame in, a plotly Figure out. Knows pandas and plotly only."""
+"""Figures: a tidy frame in, a plotly Figure out. Knows pandas and plotly only, and how files are written."""
 
 from rome_lens.plots.comparison import plot_comparison
 from rome_lens.plots.effects import plot_average_effects, plot_noise_levels, plot_robustness, plot_severed
 from rome_lens.plots.heatmaps import plot_effect_maps, plot_trace, plot_traces
+from rome_lens.plots.saving import save
 from rome_lens.plots.scores import plot_scores, plot_sequence
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "plot_severed",
     "plot_trace",
     "plot_traces",
+    "save",
 ]

@@ -1,9 +1,12 @@
 """Heatmaps of causal traces: tokens or their roles down, layers across (paper figures 1 and 2)."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import get_colorscale, sample_colorscale
 from plotly.subplots import make_subplots
 
 from rome_lens.checking import checked
@@ -78,7 +81,7 @@ def plot_traces(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
 @checked
 def plot_effect_maps(frame: pd.DataFrame) -> go.Figure:
     """The paper's figure 2: average indirect effects, token roles down, layers across, a panel for each kind of state
-    with its own colour scale, which starts at 0.
+    with its own colour scale, palest at 0; effects below 0 are grey.
 
     Args:
         frame: what `average_effects` gives.
@@ -95,15 +98,23 @@ def plot_effect_maps(frame: pd.DataFrame) -> go.Figure:
                 z=grid.to_numpy(),
                 x=grid.columns,
                 y=grid.index,
-                colorscale=KIND_COLOURS.get(str(kind), "Blues"),
-                zmin=0,
-                zmax=max(part["mean"].max(), 1e-6),
                 colorbar={"title": {"text": "average indirect effect"}},
+                **_around_zero(KIND_COLOURS.get(str(kind), "Blues"), grid),
                 hovertemplate="%{y}, layer %{x}: %{z:.4f}<extra></extra>",
             )
         )
     titles = [KIND_NAMES.get(kind, kind) for kind in frame["kind"].unique()]
     return _side_by_side(heatmaps, titles).update_layout(height=100 + 24 * frame["role"].nunique())
+
+
+def _around_zero(name: str, grid: pd.DataFrame) -> dict[str, Any]:
+    """A scale of colours above 0 and greys below, as dark for as much."""
+    values = grid.to_numpy(dtype=float)
+    most, least = max(float(np.nanmax(values)), 1e-6), min(float(np.nanmin(values)), 0.0)
+    zero = -least / (most - least)
+    above = [(zero + (1 - zero) * at, colour) for at, colour in get_colorscale(name)]
+    below = [(0.0, sample_colorscale("Greys", min(zero / (1 - zero), 1.0))[0])] if least < 0 else []
+    return {"colorscale": [*below, *above], "zmin": least, "zmax": most}
 
 
 def _trace_heatmap(frame: pd.DataFrame, answer: str) -> tuple[go.Heatmap, list[str]]:

@@ -12,7 +12,7 @@ METRIC_NAMES = {"prob": "p({})", "logprob": "log p({})", "logit_diff": "logit di
 ROLE_COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#009e73", "#999999", "#cc79a7")  # Okabe and Ito: colour-blind safe
 METHOD_COLOURS = ("#b3b3b3", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-SIZE = 13  # of all letters but a trace's title, in pixels; see analyses/common/figures.py for their size in print
+SIZE = 13  # of all letters but a trace's title, in pixels; see saving.py for their size in print
 TEMPLATE = go.layout.Template(pio.templates["simple_white"])
 TEMPLATE.layout.update(
     font={"family": FONT, "size": SIZE},

@@ -1,8 +1,8 @@
-"""What is written to disk: whole files, arrays with facts, and runs that can be stopped and go on.
+"""What is written to disk: whole files, tensors with facts about them, and runs that can be stopped and resumed.
 
-A run that can be stopped keeps what it has in a folder of its own, by one of two means: a journal, whose rows are
-appended as they come, or a checkpoint, whose arrays are replaced as they grow. Both know what work the folder was begun
-with, and refuse other work, a second run at the same time, and damaged content.
+A run that can be resumed has a folder of its own, with one of two things in it: a journal, whose rows are appended as
+they come, or a checkpoint, whose tensors are replaced as they grow. Both record what the work depends on, and refuse
+other work, a second run at the same time, and damaged content.
 """
 
 from rome_lens.storage.checkpoint import Checkpoint, open_checkpoint

@@ -1,4 +1,4 @@
-"""Arrays that grow or are replaced while work goes on, so that it goes on where it was stopped."""
+"""Tensors that are saved while they grow, so that a stopped run resumes where it was."""
 
 import os
 import time
@@ -33,15 +33,15 @@ def open_checkpoint(
     """Opens the checkpoint in a folder for this run alone.
 
     Args:
-        folder: where the arrays are kept (see `open_folder`); None: nowhere.
-        kind: of work.
-        identity: what the arrays depend on, as `plain` values by name.
-        facts: what is kept beside them, and of which types.
-        size: how many bytes the arrays will take.
+        folder: Where the tensors are kept (see `open_folder`); None: nowhere.
+        kind: Kind of work.
+        identity: What the tensors depend on, as `plain` values by name.
+        facts: Names and types of the facts that are kept beside them.
+        size: Number of bytes that the tensors will take.
 
     Raises:
-        FormatError: the folder was begun with something else, or holds other files or damaged ones.
-        NotADirectoryError, UnavailableError: as `open_folder`; there is too little room.
+        FormatError: the folder was begun with other work, or holds foreign or damaged files.
+        NotADirectoryError, UnavailableError: as `open_folder`; or there is too little room.
     """
     if folder is None:
         yield Checkpoint(None, kind, identity)
@@ -60,11 +60,11 @@ def open_checkpoint(
 
 @dataclass
 class Checkpoint:
-    """The arrays of a run, as `open_checkpoint` gives it.
+    """The tensors of a run, as opened by `open_checkpoint`.
 
     Attributes:
-        path: of the file; None: nothing is kept.
-        found: the tensors and facts that were there when it was opened; None: nothing.
+        path: the file; None: nothing is kept.
+        found: the tensors and facts that were there when it was opened; None: there were none.
     """
 
     path: Path | None
@@ -77,14 +77,14 @@ class Checkpoint:
 
     @property
     def is_due(self) -> bool:
-        """Whether the last save is about a minute ago. Never, if nothing is kept."""
+        """Whether the last save was at least a minute ago; always False if nothing is kept."""
         return self.path is not None and time.monotonic() - self._saved >= _SECONDS_BETWEEN_SAVES
 
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Writes these in place of what was there, whole or not at all.
+        """Replaces what was saved before, completely or not at all.
 
         Raises:
-            UnavailableError: the disk is full or may not be written to; what was there is kept.
+            UnavailableError: the disk is full or not writable; the previous save is intact.
         """
         if self.path is not None:
             both = {"identity": self.identity, "state": facts}

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and what a disk that is full or read-only is told as."""
+"""Files that are either whole or not there, and one error for a disk that is full or read-only."""
 
 import errno
 import os
@@ -20,14 +20,14 @@ _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 @contextmanager
 def new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """Gives a temporary name beside `path`; what is written there becomes `path` when the body ends well.
+    """Gives a temporary file beside `path`, which becomes `path` when the body ends without an error.
 
-    Missing parent folders are made. When the body raises, `path` is as it was before.
+    Missing parent folders are made. If the body raises, `path` stays as it was.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is false, or `path` is a folder.
         NotADirectoryError: a parent of `path` is a file.
-        UnavailableError: the disk is full, or may not be written to.
+        UnavailableError: the disk is full or not writable.
     """
     path = Path(path)
     check_new_file(path, overwrite=overwrite)
@@ -48,7 +48,7 @@ def new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterat
 
 
 def check_new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Raises, before any work is done, what `new_file` would raise for this path. Nothing is written."""
+    """Raises what `new_file` would raise for this path, before any work is done. Nothing is written."""
     path = Path(path)
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder, expected the name of a file to write. Choose another name.")
@@ -58,7 +58,7 @@ def check_new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
 
 
 def check_parents(path: Path) -> None:
-    """Raises NotADirectoryError or UnavailableError unless `path` can be made in the folders that are there."""
+    """Raises NotADirectoryError or UnavailableError unless `path` can be created under its existing parents."""
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not parent.is_dir():
         raise NotADirectoryError(f"{parent} is a file, expected a folder for {path.name}. Move it away.")
@@ -67,7 +67,7 @@ def check_parents(path: Path) -> None:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Raises UnavailableError unless so many bytes are free on the folder's disk."""
+    """Raises UnavailableError unless `size` bytes are free on the folder's disk."""
     free = shutil.disk_usage(folder).free
     if free < size:
         raise UnavailableError(
@@ -78,7 +78,7 @@ def check_room(folder: Path, size: int) -> None:
 
 @contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What a full or read-only disk raises inside becomes an UnavailableError. safetensors has an error of its own."""
+    """Turns the errors of a full or read-only disk, safetensors' own among them, into UnavailableError."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -99,7 +99,7 @@ def _refused(path: str | os.PathLike[str], reason: str) -> str:
 
 
 def _error_number(error: OSError | SafetensorError) -> int | None:
-    """Of the operating system. safetensors tells it in its text: "I/O error: ... (os error 28)"."""
+    """The operating system's error number. safetensors has it in its text: "I/O error: ... (os error 28)"."""
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"os error (\d+)", str(error))

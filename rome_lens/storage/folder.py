@@ -1,4 +1,4 @@
-"""The folder that a run keeps its work in: for one run at a time, and for nothing else."""
+"""The folder that a run keeps its work in: one run at a time, and nothing else in it."""
 
 import os
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ _LOCK = ".rome_lens.lock"
 
 @contextmanager
 def open_folder(folder: str | os.PathLike[str], *, holds: str, what: str) -> Iterator[Path]:
-    """Gives the folder, made if it is missing, to this run alone until the body ends or the process dies.
+    """Locks the folder, made if missing, for this run until the body ends or the process dies.
 
-    Temporary files that a killed run has left are removed. Hidden files of others are left alone.
+    Temporary files of a killed run are removed. Other hidden files are left alone.
 
     Args:
-        folder: where.
-        holds: the file by which a folder of this work is recognised; one without it has to be empty.
-        what: the work is, in an error.
+        folder: The folder.
+        holds: The file that a folder of this kind of work has; a folder without it has to be empty.
+        what: Name of the work, for errors.
 
     Raises:
         FormatError: the folder holds other files.
         NotADirectoryError: it, or a parent, is a file.
-        UnavailableError: another run has it open, or the disk is full or may not be written to.
+        UnavailableError: another run has it open, or the disk is full or not writable.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():

@@ -1,4 +1,4 @@
-"""What work depends on, as plain values that can be kept and compared."""
+"""What work depends on, as plain values that can be stored and compared."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -21,11 +21,11 @@ _MOST_SHOWN = 100
 
 
 def plain(value: Any, *, _within: tuple[int, ...] = ()) -> Any:
-    """A value as JSON: the same for two that are made alike, another where a setting or a number differs.
+    """A value as JSON: equal for two values that were made alike, different where a setting or a number differs.
 
-    A dataclass or another object is its class and its fields, a tensor or an array its digest, a partial its function
-    and arguments. A function is known by where it is defined, and by the configurations (frozen dataclasses) that it
-    takes from around it. What else it says, such as a number in a lambda, is not compared.
+    A dataclass or another object becomes its class and its fields, a tensor or an array its digest, a partial its
+    function and arguments. A function becomes the place where it is defined and the configurations (frozen dataclasses)
+    that it uses from its closure or module. The rest of its code, such as a number in a lambda, is not compared.
     """
     if id(value) in _within:
         return "itself"
@@ -62,12 +62,12 @@ def plain(value: Any, *, _within: tuple[int, ...] = ()) -> Any:
     return {"class": _name(type(value)), **{name: inner(getattr(value, name)) for name in names}}
 
 
-def check_same(place: object, begun: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Raises FormatError unless what is asked for is what the work kept in `place` was begun with."""
+def check_same(place: object, begun: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises FormatError unless each given value is the one that the work in `place` was begun with."""
     before: dict[str, Any] = {}
     now: dict[str, Any] = {}
-    for name in asked:
-        _compare(name, begun.get(name), json.loads(json.dumps(asked[name])), before, now)
+    for name in given:
+        _compare(name, begun.get(name), json.loads(json.dumps(given[name])), before, now)
     if now:
         raise FormatError(
             f"{place} was begun with {before}, but {now} was given. Choose another folder, or give what this one was "
@@ -75,13 +75,13 @@ def check_same(place: object, begun: Mapping[str, Any], asked: Mapping[str, Any]
         )
 
 
-def _compare(name: str, begun: Any, asked: Any, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Notes what differs, by the innermost name."""
-    if isinstance(begun, dict) and isinstance(asked, dict):
-        for key in {**begun, **asked}:
-            _compare(f"{name}.{key}", begun.get(key), asked.get(key), before, now)
-    elif json.dumps(begun) != json.dumps(asked):
-        before[name], now[name] = _shown(begun), _shown(asked)
+def _compare(name: str, begun: Any, given: Any, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Enters the differences into `before` and `now`, by the dotted name of the innermost value."""
+    if isinstance(begun, dict) and isinstance(given, dict):
+        for key in {**begun, **given}:
+            _compare(f"{name}.{key}", begun.get(key), given.get(key), before, now)
+    elif json.dumps(begun) != json.dumps(given):
+        before[name], now[name] = _shown(begun), _shown(given)
 
 
 def _shown(value: Any) -> Any:
@@ -93,7 +93,7 @@ def _name(thing: Callable[..., Any]) -> str:
 
 
 def _configs(function: Callable[..., Any]) -> dict[str, Any]:
-    """The frozen dataclasses that a function takes from the functions and the module around it, by name."""
+    """The frozen dataclasses that a function uses from its closure or its module, by name."""
     function = unwrap(function)
     if not isinstance(function, FunctionType):
         return {}

@@ -1,7 +1,7 @@
-"""Rows that are appended to a file as they come, so that a run that was stopped goes on after them.
+"""Rows that are appended to a file as they come, so that a stopped run resumes after the last one.
 
-The file is JSON lines. The first says what work it was begun with; each line holds a checksum of itself and of the line
-before, so that a damaged, missing or moved line is noticed. What a kill cut off at the end is cut off the file.
+The file is JSON lines. The first line records what the work depends on. Each line has a checksum over itself and the
+line before, so that a damaged, missing or moved line is noticed. A last line that a kill cut short is removed.
 """
 
 import hashlib
@@ -34,16 +34,16 @@ def open_journal(
     identity: Mapping[str, Any],
     read: Callable[[Any], Row],
 ) -> "Iterator[Journal[Row]]":
-    """Opens the journal in a folder, begun now if there is none, for this run alone.
+    """Opens the journal in a folder, or begins one, for this run alone.
 
     Args:
-        folder: where the rows are kept (see `open_folder`); None: nowhere.
-        kind: of work.
-        identity: what the rows depend on, as `plain` values by name.
-        read: makes of a row what is wanted; what it raises for one that it cannot read becomes a FormatError.
+        folder: Where the rows are kept (see `open_folder`); None: nowhere.
+        kind: Kind of work.
+        identity: What the rows depend on, as `plain` values by name.
+        read: Converts a row from JSON values; whatever it raises becomes a FormatError.
 
     Raises:
-        FormatError: the folder was begun with something else, or holds other files or damaged ones.
+        FormatError: the folder was begun with other work, or holds foreign or damaged files.
         NotADirectoryError, UnavailableError: as `open_folder`.
     """
     if folder is None:
@@ -63,22 +63,22 @@ def open_journal(
 
 
 def read_journal(folder: str | os.PathLike[str], *, kind: str, read: Callable[[Any], Row]) -> list[Row]:
-    """The rows in a folder, which is left as it is, also while a run adds to it.
+    """The rows of a journal, even while a run appends to it. The folder is left unchanged.
 
     Raises:
         FileNotFoundError: there is no journal in this folder.
-        FormatError: it holds something else or is damaged.
+        FormatError: the folder holds something else, or is damaged.
     """
     path = existing_file(Path(folder) / ROWS, f"a folder that holds a {kind}")
     return _read(path, kind, read)[0].rows
 
 
 class Journal(Generic[Row]):
-    """The rows of a run, as `open_journal` gives it.
+    """The rows of a run, as opened by `open_journal`.
 
     Attributes:
         folder: where they are kept; None: nowhere.
-        rows: those that were there when it was opened.
+        rows: the rows that were there when it was opened.
     """
 
     def __init__(self, folder: Path | None, identity: Mapping[str, Any], rows: list[Row], last: str):
@@ -86,15 +86,15 @@ class Journal(Generic[Row]):
         self._identity, self._last = dict(identity), last
 
     def append(self, row: Any) -> None:
-        """Adds a row of JSON values. It is on the disk, whole, when this returns.
+        """Adds a row of JSON values, which is complete on the disk when this returns.
 
         Raises:
-            UnavailableError: the disk is full; the rows before are kept.
+            UnavailableError: the disk is full; the earlier rows are intact.
         """
         self._write({"row": row})
 
     def claim(self, identity: Mapping[str, Any]) -> None:
-        """Adds to what the rows depend on. Raises FormatError if the work was begun with something else."""
+        """Records what else the rows depend on. Raises FormatError where the work was begun with another value."""
         check_same(self.folder, self._identity, {n: identity[n] for n in identity if n in self._identity})
         if added := {name: value for name, value in identity.items() if name not in self._identity}:
             self._write({"identity": added})
@@ -119,7 +119,7 @@ class Journal(Generic[Row]):
 
 
 def _body(entry: Mapping[str, Any]) -> bytes:
-    """What a line says, without the brace at its start."""
+    """An entry as JSON, without the brace at its start."""
     return json.dumps(entry).encode()[1:]
 
 
@@ -130,7 +130,7 @@ def _line(last: str, body: bytes) -> tuple[bytes, str]:
 
 
 def _read(path: Path, kind: str, read: Callable[[Any], Row]) -> tuple[Journal[Row], int]:
-    """The journal, and the length of its whole lines."""
+    """The journal, and the number of bytes in its complete lines."""
     last, whole_bytes, number = "", 0, 0
     identity: dict[str, Any] = {}
     rows: list[Row] = []

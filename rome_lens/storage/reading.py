@@ -1,4 +1,4 @@
-"""The door by which files come in: only plain files do, and what a foreign reader raises becomes our error."""
+"""How files are read: only plain files are opened, and whatever a foreign reader raises becomes a FormatError."""
 
 import json
 import os
@@ -18,10 +18,10 @@ _LOOSE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def existing_file(path: str | os.PathLike[str], what: str) -> Path:
-    """The path, which leads to a plain file; `what` tells in an error what was expected there.
+    """The path of a plain file. `what` names what was expected there, for the error.
 
     Raises:
-        FileNotFoundError: there is nothing, a folder, a link that leads nowhere, a pipe or a device.
+        FileNotFoundError: there is nothing, or a folder, a broken link, a pipe or a device.
     """
     path = Path(path)
     try:
@@ -38,15 +38,15 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
 
 @contextmanager
 def foreign(path: str | os.PathLike[str], problem: str, advice: str = "Save or fetch it again.") -> Iterator[None]:
-    """Whatever a foreign reader raises for the file or folder `path` becomes a FormatError with its cause.
+    """Turns whatever a foreign reader raises for the file or folder `path` into a FormatError.
 
-    Errors of this package pass as they are, and so does what stops a program (KeyboardInterrupt). A panic of Rust code,
-    which is no Exception, does not: safetensors and tokenizers are written in it.
+    Errors of this package pass unchanged, and so does what stops a program (KeyboardInterrupt). A panic of Rust code is
+    turned too, although it is no Exception: safetensors and tokenizers are written in Rust.
 
     Args:
-        path: what is read.
-        problem: what it then is, after its name ("is damaged or is not a safetensors file").
-        advice: what to do about it.
+        path: The file or folder.
+        problem: What is wrong with it, to follow its name ("is damaged or is not a safetensors file").
+        advice: What to do about it.
     """
     try:
         yield
@@ -77,16 +77,16 @@ def load_json(path: str | os.PathLike[str]) -> Any:
 
 
 def check_size(path: Path, most: int, advice: str = "Is it another file?") -> None:
-    """Raises FormatError if the file is longer than `most` bytes."""
+    """Raises FormatError if the file is larger than `most` bytes."""
     if (size := path.stat().st_size) > most:
         raise FormatError(f"{path} is {size} bytes long, but at most {most} are read. {advice}")
 
 
 def parse_json(text: str) -> Any:
-    """JSON without Python's extensions: names once, numbers finite and of 64 bits at most, strings that are Unicode.
+    """Parses strict JSON: no name twice, numbers finite and at most 64 bits wide, strings valid Unicode.
 
     Raises:
-        ValueError: it is not such JSON, or is nested too deeply.
+        ValueError: the text is not such JSON, or is nested too deeply.
     """
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole, object_pairs_hook=_once)

@@ -1,7 +1,7 @@
 """Tensors with facts about their origin, in a safetensors file with a checksum over every byte of it.
 
-The header's metadata holds `kind`, `facts` (JSON) and `sha256`: the SHA-256 of the whole file, taken with zeros in the
-place of these 64 digits. So a bit that flips anywhere is noticed, in a number, a name, a fact or the padding.
+The header's metadata holds `kind`, `facts` (JSON) and `sha256`: the SHA-256 of the whole file with zeros in place of
+these 64 digits. So a flipped bit is noticed anywhere: in a number, a name, a fact or the padding.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def save_tensors(
     """Writes a safetensors file whose header holds `kind`, `facts` (as JSON) and a checksum of all of it.
 
     Raises:
-        TypeError, ValueError: a fact is not JSON, or is NaN or infinite; and what `new_file` raises.
+        TypeError, ValueError: a fact is not JSON, or is NaN or infinite; and as `new_file`.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"kind": kind, "facts": json.dumps(facts, allow_nan=False), "sha256": _ZEROS}
@@ -46,7 +46,7 @@ def save_tensors(
 
 
 def seal(path: Path, written: str) -> None:
-    """Puts the file's checksum in the place of the 64 digits that are `written` in its header."""
+    """Replaces the 64 digits `written` in the file's header by its checksum."""
     with path.open("r+b") as opened:
         place, found = _checksum(opened, written)
         opened.seek(place)
@@ -61,18 +61,18 @@ def load_tensors(
     may_lack: Mapping[str, type | UnionType] | None = None,
     max_bytes: int | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `save_tensors` wrote: the tensors (on the CPU, apart from the file) and the facts.
+    """Reads what `save_tensors` wrote: the tensors, in the CPU's memory, and the facts.
 
     Args:
-        path: the file.
-        kind: what it has to hold.
-        facts: the facts it has to hold, neither more nor fewer, and their types.
-        may_lack: facts that it may hold as well, and their types.
-        max_bytes: larger files are refused; None: no bound.
+        path: The file.
+        kind: The kind that it has to be.
+        facts: Names and types of exactly the facts that it has to hold.
+        may_lack: Names and types of facts that it may hold as well.
+        max_bytes: Larger files are refused; None: no bound.
 
     Raises:
         FileNotFoundError: there is no such file.
-        FormatError: the file is too large, damaged, no safetensors file, or holds something else.
+        FormatError: the file is too large, damaged, no safetensors file, or of another kind.
     """
     path = existing_file(path, f"a safetensors file that holds a {kind}")
     if max_bytes is not None:
@@ -85,13 +85,13 @@ def load_tensors(
                 found = metadata.get("kind", "tensors of another program")
                 raise FormatError(f"{path} holds {found!r}, expected a {kind!r}.")
             _check_checksum(path, metadata.get("sha256", ""))
-            # Copies: what safetensors gives are views of the file, which somebody may write to later.
+            # Copies, because safetensors gives views of the file, which somebody may write to later.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a dict)
     return tensors, _facts_of(path, metadata.get("facts", ""), facts, may_lack or {})
 
 
 def digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's entries in its dtype, whatever their memory order and device."""
+    """SHA-256 of a tensor's entries in its dtype; the same for any memory order and device."""
     return hashlib.sha256(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
@@ -102,9 +102,9 @@ def _check_checksum(path: Path, stored: str) -> None:
 
 
 def _checksum(opened: BinaryIO, written: str) -> tuple[int, str]:
-    """Where these 64 digits stand in the header, and the SHA-256 of the file with zeros there.
+    """The place of these 64 digits in the header, and the SHA-256 of the file with zeros there.
 
-    Raises ValueError if they do not stand there.
+    Raises ValueError if the header does not have them.
     """
     start = opened.read(8)
     header = opened.read(int.from_bytes(start, "little"))
@@ -116,7 +116,7 @@ def _checksum(opened: BinaryIO, written: str) -> tuple[int, str]:
 
 
 def _check_header(path: Path) -> None:
-    """Raises ValueError if the header would be longer than any that is written here."""
+    """Raises ValueError if the header says that it is longer than any that is written here."""
     with path.open("rb") as opened:
         header = int.from_bytes(opened.read(8), "little")
     if header > _MOST_HEADER_BYTES:
@@ -134,7 +134,7 @@ def _facts_of(
 
 
 def check_facts(path: Path, facts: Any, expected: Mapping[str, type | UnionType]) -> None:
-    """Raises FormatError unless the facts are these, neither more nor fewer, and of these types."""
+    """Raises FormatError unless the facts are exactly these, of these types."""
     if not isinstance(facts, dict):
         raise FormatError(f"The facts in the header of {path} are a {type(facts).__name__}, expected a JSON object.")
     if facts.keys() != expected.keys():

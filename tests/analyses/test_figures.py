@@ -22,6 +22,7 @@ from analyses.common import figures
 from analyses.common.kept_edits import kept_edits
 from analyses.common.options import parsed, parser
 from analyses.common.tables import as_in_paper
+from rome_lens.plots import saving
 from tests.analyses.cases import TRACE, known, whole
 
 
@@ -176,19 +177,8 @@ def test_full_is_the_papers_size_unless_something_else_is_said():
 
 
 def test_without_kaleido_the_html_is_written_and_a_sentence_says_what_to_install(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(figures, "find_spec", lambda name: None)
+    monkeypatch.setattr(saving, "find_spec", lambda name: None)
     frame = pd.DataFrame([("base", 1, 0.5, 0.4, 0.6)], columns=["method", "n", "ES", "ES_low", "ES_high"])
-    figures.write_figure(rl.plots.plot_scores(frame), tmp_path / "figure.html")
+    figures.write_figure(rl.plots.plot_scores(frame), tmp_path / "figure")
     assert [path.name for path in tmp_path.iterdir()] == ["figure.html"]
     assert "pip install 'rome-lens[figures]'" in capsys.readouterr().out
-
-
-def test_the_printed_forms_are_as_wide_as_a_column(tmp_path):
-    pytest.importorskip("kaleido", reason="needs the extra figures")
-    pytest.importorskip("choreographer")
-    frame = pd.DataFrame([("base", 1, 0.5, 0.4, 0.6)], columns=["method", "n", "ES", "ES_low", "ES_high"])
-    figures.write_figure(rl.plots.plot_scores(frame), tmp_path / "figure.html", columns=1)
-    if not (tmp_path / "figure.svg").exists():
-        pytest.skip("needs a Chromium or Chrome browser")
-    width = float((tmp_path / "figure.svg").read_text().partition('width="')[2].partition('"')[0])
-    assert width == pytest.approx(3.3 * 96, abs=1)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rome_lens import models
-from rome_lens.models.running import reader
-from rome_lens.models.sampling import sample_text
+from rome_lens.models.running.forward import reader
+from rome_lens.models.running.sampling import sample_text
 from tests.conformance.conftest import EVERY, KINDS
 
 TOKENS = torch.arange(1, 9)[None]

@@ -31,4 +31,4 @@ def test_heads_that_are_not_shown_are_not_traced(tmp_path):
 def test_the_width_of_an_mlp_is_that_of_its_matrix(tmp_path):
     """TransformerLens takes OPT's and Falcon's to be 4 d_model, whatever the configuration says."""
     model = rl.load_model(save(tmp_path, "falcon multi-query"), device="cpu")
-    assert models.key_width(model, 1) == 64
+    assert len(models.output_matrix(model, 1)) == 64

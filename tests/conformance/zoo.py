@@ -18,7 +18,7 @@ import rome_lens as rl
 from rome_lens import models
 from rome_lens.data.records import subject_range
 from rome_lens.models import Model
-from rome_lens.models.huggingface import MODULE_OF
+from rome_lens.models.mlp.huggingface import MODULE_OF
 from tests.conformance.configurations import CONFIGURATIONS, save
 from tests.conformance.plain import LAYER, REQUEST, edit, plain_trace, trace
 

@@ -163,7 +163,7 @@ def test_frame_has_a_row_for_each_cell(tiny):
     ("options", "message"),
     [
         ({"kind": "neuron"}, "kind is 'neuron', expected one of 'resid', 'mlp', 'attn'"),
-        ({"window": 0}, "window is 0, expected a whole number from 1 on"),
+        ({"window": 0}, "window is 0, expected a whole number of at least 1"),
         ({"samples": 0}, "samples is 0"),
         ({"tokens_per_batch": 0}, "tokens_per_batch is 0"),
     ],

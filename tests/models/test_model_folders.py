@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import rome_lens as rl
-from rome_lens.models.folder import check_folder
+from rome_lens.models.loading.folder import check_folder
 from tests.tiny import save_model
 
 

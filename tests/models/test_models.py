@@ -236,7 +236,7 @@ def test_a_pad_token_at_the_start_of_a_row_is_read_as_any_token(tiny_model):
 @torch.no_grad()
 def test_rows_run_as_a_tree_get_what_they_get_alone(tiny_model, monkeypatch, family, largest):
     """Whatever else is in the tree, wherever a row branches off, and however many trees there are."""
-    monkeypatch.setattr("rome_lens.models.prefix_tree._LARGEST", largest)
+    monkeypatch.setattr("rome_lens.models.running.prefix_tree._LARGEST", largest)
     model = tiny_model(family)
     rows = [(5, 6, 7, 8), (5, 6, 7), (5, 6, 9, 3, 3), (9,), (8,), (5, 6, 9), (7, 5, 6, 7, 8), (5, 6, 7, 8), (5, 4)]
     for row, states in zip(rows, models.run_tree(model, rows), strict=True):
@@ -248,7 +248,7 @@ def test_rows_run_as_a_tree_get_what_they_get_alone(tiny_model, monkeypatch, fam
 def test_a_tree_holds_each_beginning_once(tiny, monkeypatch):
     """Eight rows of 25 tokens with 15 distinct beginnings, and at most one filler where a row branches off."""
     ran = []
-    tree = models.prefix_tree
+    tree = models.running.prefix_tree
     plain = tree.run
     monkeypatch.setattr(tree, "run", lambda model, tokens, **o: ran.append(tokens) or plain(model, tokens, **o))
     models.run_tree(tiny, [(5, 6, 7, 8), (5, 6, 7), (5, 6, 9, 3, 3), (9,), (8,), (7, 5, 6, 7, 8), (5, 6, 7, 8), (5, 4)])

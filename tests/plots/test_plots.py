@@ -414,3 +414,15 @@ def test_convergence_has_a_line_for_each_layer_in_three_panels():
     assert list(figure.data[5].y) == [30, 40]
     with pytest.raises(ValueError, match=r"lacks the columns \['half_cosine'\].*KeyCovariance.report"):
         plot_convergence(frame.drop(columns="half_cosine"))
+
+
+def test_effects_below_zero_are_seen_and_zero_is_palest():
+    frame = pd.DataFrame(
+        [("mlp", "a", layer, mean, 3) for layer, mean in enumerate((0.3, -0.1))],
+        columns=["kind", "role", "layer", "mean", "n"],
+    )
+    heatmap = plot_effect_maps(frame).data[0]
+    assert (heatmap.zmin, heatmap.zmax) == (-0.1, 0.3)
+    at_zero = [colour for at, colour in heatmap.colorscale if at == pytest.approx(0.25)]
+    assert at_zero == ["rgb(247,252,245)"]
+    assert heatmap.colorscale[0] == (0.0, "rgb(198, 198, 198)")

@@ -15,19 +15,19 @@ def load_counterfact(
 ) -> list[EditRecord]:
     """Reads CounterFact's JSON (paper section 3.4; `counterfact.json` of kmeng01/rome).
 
-    The prompts besides the request's own may be missing or null; then their scores are left out.
+    Lists of prompts may be missing or null; the scores that need them are then left out.
 
     Args:
-        path: a file, a JSON list or JSON lines; None downloads the authors' once, into the user's cache.
-        strict: whether a broken record is an error. If not, it is left out, and a DataWarning tells which and why.
-        refresh: downloads the file again, although the cache has it.
+        path: A JSON list or JSON lines file; None: the authors' file, downloaded once into the user's cache.
+        strict: Whether a broken record is an error. If not, it is left out, with a DataWarning that says which and why.
+        refresh: Download the file again, even if the cache has it.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: `refresh` with a path.
-        FormatError: not JSON, or a record lacks a field, has a broken one, or the case_id of another; the message tells
-            which. Also if it is not strict and no record is whole.
-        UnavailableError: there is no path, and the file cannot be downloaded.
+        FormatError: the file is not JSON, or a record (named in the message) lacks a field, has a broken one, or shares
+            its case_id with another. With strict=False: no record is whole.
+        UnavailableError: the file cannot be downloaded.
     """
     return parse_records(file(path, "counterfact", refresh), _counterfact_record, strict)
 
@@ -44,19 +44,19 @@ def _counterfact_record(record: Mapping[str, Any], index: int) -> EditRecord:
         attribute_prompts=_prompts(record, "attribute_prompts"),
         generation_prompts=_prompts(record, "generation_prompts"),
         case_id=_number(record["case_id"], "case_id"),
-        relation=_name(rewrite, "relation_id"),
-        target_id=_name(new, "id"),
+        relation=_wikidata_id(rewrite, "relation_id"),
+        target_id=_wikidata_id(new, "id"),
     )
 
 
 def _prompts(record: Mapping[str, Any], field: str) -> tuple[str, ...]:
-    """A list of texts that may be missing."""
+    """A list of texts; none if the field is missing or null."""
     value = record.get(field)
     return () if value is None else tuple(text_field(text, field) for text in list_field(value, field))
 
 
-def _name(record: Mapping[str, Any], field: str) -> str:
-    """A name of Wikidata's that may be missing."""
+def _wikidata_id(record: Mapping[str, Any], field: str) -> str:
+    """An id of Wikidata; "" if the field is missing or null."""
     value = record.get(field)
     return "" if value is None else of_type(str, value, field, "a string")
 

@@ -25,13 +25,12 @@ def load_knowedit(path: str | os.PathLike[str], *, strict: bool = True, refresh:
 
     The kinds of portability and locality are the file's own (Subject_Aliasing, Reasoning, Logical_Generalization;
     Relation_Specificity, Forgetfulness). A question's answer is the first alias of its first answer, as in EasyEdit's
-    examples/run_knowedit_llama2.py; a question without any is left out. A record's number is its place in the file.
+    examples/run_knowedit_llama2.py; a question without one is left out. A record's case_id is its index in the file.
 
     Args:
-        path: a file; or "wiki_recent" or "wiki_counterfact", whose test sets are downloaded once, into the user's
-            cache.
-        strict: see `load_counterfact`, also for what is raised.
-        refresh: see `load_counterfact`.
+        path: A file; or "wiki_recent" or "wiki_counterfact", whose test sets are downloaded once into the user's cache.
+        strict: As in `load_counterfact`, whose errors are raised here too.
+        refresh: As in `load_counterfact`.
     """
     known = path in _KNOWEDIT
     return parse_records(file(None if known else path, str(path), refresh), _knowedit_record, strict)

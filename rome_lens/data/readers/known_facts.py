@@ -15,8 +15,8 @@ def load_known_facts(
 ) -> list[Fact]:
     """Reads the facts of the causal traces (paper section 2; `known_1000.json` of kmeng01/rome).
 
-    The prompt is the record's `prompt` (its `template` is at times a shorter one), the answer its `attribute`. For the
-    arguments and what is raised, see `load_counterfact`.
+    The prompt is the record's `prompt` (its `template` is shorter in some records), the answer its `attribute`. The
+    arguments and errors are those of `load_counterfact`.
     """
     return parse_records(file(path, "known_1000", refresh), _known_fact, strict)
 

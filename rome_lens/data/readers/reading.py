@@ -1,4 +1,4 @@
-"""Records of a file, each read by its family's reader, and what is wrong with them."""
+"""Reading the records of a file one by one, and saying which of them are broken and why."""
 
 import os
 import reprlib
@@ -15,7 +15,7 @@ _REASONS_SHOWN = 10
 
 
 def file(path: str | os.PathLike[str] | None, name: str, refresh: bool) -> str | os.PathLike[str]:
-    """The path, or if there is none, the file of the data set `name` that is downloaded."""
+    """The path; or, without one, the downloaded file of the data set `name`."""
     if path is None:
         return downloaded(name, refresh=refresh)
     if refresh:
@@ -24,7 +24,11 @@ def file(path: str | os.PathLike[str] | None, name: str, refresh: bool) -> str |
 
 
 def parse_records(path: str | os.PathLike[str], read: Callable[[Mapping[str, Any], int], T], strict: bool) -> list[T]:
-    """What `read` makes of each record and its index."""
+    """The records of a file, each converted by `read(record, index)`.
+
+    Raises:
+        FormatError: as `load_counterfact`.
+    """
     raw = read_records(path)
     if not isinstance(raw, list):
         raise FormatError(f"{path} holds a JSON {type(raw).__name__}, expected a list of records.")
@@ -57,7 +61,7 @@ def parse_records(path: str | os.PathLike[str], read: Callable[[Mapping[str, Any
 
 
 def first_answer(value: Any, field: str) -> str | None:
-    """The first answer that is not blank of "x", ["x", ...] or [["x", an alias, ...], ...]; None if there is none."""
+    """The first answer in "x", ["x", ...] or [["x", an alias, ...], ...] that is not blank; None if there is none."""
     answers = value if isinstance(value, list) else [value]
     aliases = [alias for answer in answers for alias in (answer if isinstance(answer, list) else [answer])]
     texts = [of_type(str, alias, field, "a text, a list of texts or a list of lists of texts") for alias in aliases]
@@ -81,7 +85,7 @@ def object_field(value: Any, field: str) -> Mapping[str, Any]:
 
 
 def of_type(kind: type[T], value: Any, field: str, what: str) -> T:
-    """The value, of this kind; `what` is expected, in the error. Raises TypeError."""
+    """The value, if it is of this type. Else raises a TypeError that says that `what` was expected."""
     if not isinstance(value, kind):
         raise TypeError(f"The {field} is {reprlib.repr(value)}, expected {what}.")
     return value

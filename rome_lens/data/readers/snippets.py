@@ -1,4 +1,4 @@
-"""CounterFact's attribute snippets, which generated texts are compared with."""
+"""CounterFact's attribute snippets: reference texts for generated ones."""
 
 import os
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from rome_lens.data.readers.reading import file, list_field, object_field, parse
 @checked
 @dataclass(frozen=True)
 class AttributeSnippets:
-    """Sentences about subjects that have a certain object in a relation, to compare a model's own texts with.
+    """Sentences about subjects with a given object in a relation, which a model's texts are compared with.
 
     Attributes:
-        samples: for each relation and object (Wikidata's names, such as P101 and Q11190), (subject, sentence) pairs.
+        samples: (subject, sentence) pairs by relation and object (Wikidata's ids, such as P101 and Q11190).
     """
 
     samples: Mapping[tuple[str, str], tuple[tuple[str, str], ...]]
@@ -25,11 +25,11 @@ class AttributeSnippets:
         return [text for pairs in self.samples.values() for _, text in pairs]
 
     def about_target(self, relation: str, target_id: str) -> list[str]:
-        """The sentences about subjects with this object; none if there are none."""
+        """The sentences about subjects with this object; empty if there are none."""
         return [text for _, text in self.samples.get((relation, target_id), ())]
 
     def about_subject(self, subject: str) -> list[str]:
-        """The sentences about a subject, under whatever relation and object; none if there are none."""
+        """The sentences about a subject, in any relation; empty if there are none."""
         return [text for pairs in self.samples.values() for name, text in pairs if name == subject]
 
 
@@ -39,7 +39,7 @@ def load_attribute_snippets(
 ) -> AttributeSnippets:
     """Reads texts about objects for the consistency score (paper section 3.4; `attribute_snippets.json`).
 
-    For the arguments and what is raised, see `load_counterfact`.
+    The arguments and errors are those of `load_counterfact`.
     """
     found: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {}
     for key, pairs in parse_records(file(path, "attribute_snippets", refresh), _snippets, strict):

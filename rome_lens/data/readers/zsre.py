@@ -1,4 +1,4 @@
-"""zsRE, as MEND's and ROME's evaluation use it (paper section 3.3)."""
+"""zsRE, as used in the evaluations of MEND and ROME (paper section 3.3)."""
 
 import os
 import reprlib
@@ -19,16 +19,16 @@ def load_zsre(
     strict: bool = True,
     refresh: bool = False,
 ) -> list[QuestionRecord]:
-    """Reads zsRE as MEND's and ROME's evaluation use it (paper section 3.3; `zsre_mend_eval.json` of kmeng01/rome).
+    """Reads zsRE as used in the evaluations of MEND and ROME (paper section 3.3; `zsre_mend_eval.json`, kmeng01/rome).
 
-    A record asks `src`, with the subject's first occurrence as its place (the released code puts {} for each). Its
-    paraphrase is `rephrase`; its locality question, of the kind "nq", is `loc` with a question mark, answered by
-    `loc_ans` (dsets/zsre.py). A record's number is its place in the file. For the other arguments and what is raised,
-    see `load_counterfact`.
+    The prompt is a record's `src`, with {} for the subject's first occurrence (the released code replaces each). The
+    paraphrase is `rephrase`; the locality question, of the kind "nq", is `loc` with a question mark, answered by
+    `loc_ans` (dsets/zsre.py). A record's case_id is its index in the file. The other arguments and the errors are those
+    of `load_counterfact`.
 
     Args:
-        target: what to write: the first of `answers`, as ROME's evaluation does; or `alt`, a wrong answer that some
-            model gave, as MEND is trained on.
+        target: The fact to write: the first of `answers`, as in ROME's evaluation; or `alt`, a model's wrong answer, as
+            in MEND's training.
     """
     read = partial(_zsre_record, target=target)
     return parse_records(file(path, "zsre_mend_eval", refresh), read, strict)
@@ -50,7 +50,7 @@ def _zsre_record(record: Mapping[str, Any], index: int, *, target: str) -> Quest
 
 
 def _nq_question(record: Mapping[str, Any]) -> dict[str, tuple[Continuation, ...]]:
-    """zsRE's question about something else, if the record has one."""
+    """The locality question, if the record has one."""
     if record.get("loc") is None and record.get("loc_ans") is None:
         return {}
     answer = first_answer(record["loc_ans"], "loc_ans")

@@ -1,1 +1,1 @@
-"""An edit as data: its updates, how they are applied, saved and exported, and its health."""
+"""An edit as data: its updates and diagnostics; applying, reverting, saving and exporting it."""

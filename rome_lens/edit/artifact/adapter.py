@@ -1,7 +1,7 @@
-"""Updates as a LoRA adapter on disk, in the format of Hugging Face's peft (which is not needed to write it).
+"""Exports updates as a LoRA adapter in the file format of Hugging Face's peft (peft itself is not needed).
 
 LoRA adds B @ A * alpha / r to a module's weight [d_out, d_in] (Hu et al. 2021, arXiv 2106.09685, section 4.1). With
-alpha = r, B = rightT and A = leftT that is (left @ right)T: an edit is an adapter already.
+alpha = r, B = right^T and A = left^T this is (left @ right)^T, so an edit already is an adapter.
 """
 
 import json
@@ -23,11 +23,11 @@ _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 def save_lora(
     folder: str | os.PathLike[str], updates: Sequence[Update], base: PreTrainedModel, *, overwrite: bool = False
 ) -> None:
-    """Writes the two files of an adapter of `base`, whose weights are neither changed nor saved.
+    """Writes the two files of a LoRA adapter for `base`; the weights of `base` are neither changed nor saved.
 
     Raises:
-        FileExistsError: there is an adapter in the folder and `overwrite` is false.
-        EditError: there is no update, one does not fit the model, or its family is not known.
+        FileExistsError: the folder already holds an adapter and `overwrite` is false.
+        EditError: there are no updates, one does not fit the model, or the model's family is unknown.
     """
     if not updates:
         raise EditError("The edit has no updates, so there is no adapter to write.")

@@ -1,4 +1,4 @@
-"""Edits in a model's weights: the handle that takes one out, and the list of those that are in."""
+"""Applied edits: the handle that reverts one, and the list of all that a model has."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,7 +9,7 @@ from rome_lens.edit.artifact.matrix import matrix_for
 from rome_lens.edit.artifact.update import Update
 from rome_lens.edit.artifact.written import Writing, can_take_out, kept_at, kept_in, take_out, write, writings
 from rome_lens.errors import EditError
-from rome_lens.models.huggingface import EditableModel
+from rome_lens.models import EditableModel
 from rome_lens.storage import digest
 
 if TYPE_CHECKING:
@@ -18,25 +18,28 @@ if TYPE_CHECKING:
 
 _CHANGED = (
     "The edited matrix has been changed since this edit was applied, not by an edit (by training, loading weights, or "
-    "moving to another dtype), and taking the edit out would lose that change. Undo it first, or load the model again."
+    "moving to another dtype), and reverting the edit would lose that change. Undo it first, or load the model again."
 )
 
 
 @checked
 class AppliedEdit:
-    """The handle of an edit that is in a model's weights. `Edit.apply` makes it."""
+    """Handle of an applied edit, as `Edit.apply` returns it: `revert()` takes the edit out of the weights again.
+
+    `with edit.apply(model): ...` reverts at the end of the body.
+    """
 
     def __init__(self, model: EditableModel, updates: Sequence[Update]):
         self._model = model
         self._places = [(matrix_for(model, update), update) for update in updates]
         self._writing = Writing()
-        self._untouched: list[str] = []  # SHA-256 of the matrices without any edit
+        self._untouched: list[str] = []  # SHA-256 of each matrix before its first edit
 
     def revert(self) -> None:
-        """Takes this edit out, whichever others came before or after it; a second call does nothing.
+        """Takes this edit out of the weights, in any order with other edits; a second call does nothing.
 
-        The matrices are what they were before any edit, plus the edits that are left, each added in its turn; without
-        any, they are bit for bit what they were.
+        The matrices are recomputed: the original entries, plus each edit that is left, in the order of applying. Once
+        no edit is left they are bit for bit the original.
 
         Raises:
             EditError: a matrix was changed by other means after this edit was applied (training, loading weights,
@@ -44,6 +47,12 @@ class AppliedEdit:
         """
         if self._writing.in_force:
             take_out(self._writing, self._check)
+
+    def __enter__(self) -> "AppliedEdit":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.revert()
 
     def _write(self, edit: "Edit") -> None:
         self._writing.what = edit
@@ -60,33 +69,36 @@ class AppliedEdit:
 
 @checked
 def applied_edits(model: EditableModel) -> tuple["Edit", ...]:
-    """The edits that are in a model's weights, in the order in which they were applied.
+    """The edits in a model's weights, in the order in which they were applied.
 
-    It does not matter through which object they were applied: a TransformerBridge and the Hugging Face model inside it
-    share their weights and so their edits. A copy of an edited model (copy.deepcopy, or saved and loaded) is a model of
-    its own, whose weights are taken as they are: no edit is applied to it.
+    Edits belong to the weights, not to the object that they were applied through: a TransformerBridge and the Hugging
+    Face model inside it share both. A copy of an edited model (copy.deepcopy, or saved and loaded) is a new model: its
+    weights count as original, and no edit is listed.
 
-    If an earlier call was broken off (Ctrl-C), this first makes all edited layers agree with what is listed, as every
-    public call of the package does.
+    If an earlier call was interrupted (Ctrl-C), this first makes all edited layers agree with the list, as every public
+    call of the package does.
 
     Args:
-        model: a model of TransformerLens or of Hugging Face. Its weights stay as they are.
+        model: A model of TransformerLens or Hugging Face; left unchanged.
 
     Returns:
-        Those of `Edit.apply` that are not reverted, and those of `with edit.applied(model)` inside of it.
+        Edits from `Edit.apply` that are not reverted, and those of each open `with edit.applied(model)`.
     """
     return tuple(writing.what for writing in writings(model) if writing.what is not None)
 
 
 @checked
 def revert_edits(model: EditableModel) -> tuple["Edit", ...]:
-    """Takes out all edits that `Edit.apply` put into a model's weights, as their handles do, and lists them.
+    """Reverts all edits that `Edit.apply` put into a model's weights, also those whose handles are lost.
 
-    For edits whose handles are lost. Those of `with edit.applied(model)` stay until it ends; without one around it, the
-    edited matrices are bit for bit what they were before the first edit.
+    Edits of an open `with edit.applied(model)` stay until it ends; if there is none, the edited matrices are then bit
+    for bit what they were before the first edit.
+
+    Returns:
+        The reverted edits, in the order in which they had been applied.
 
     Raises:
-        EditError: as `AppliedEdit.revert`. This edit, and earlier ones, are still in.
+        EditError: as `AppliedEdit.revert`. The edit concerned, and those applied before it, are still in the weights.
     """
     found = [writing for writing in writings(model) if writing.what is not None and not writing.temporary]
     for writing in reversed(found):

@@ -1,4 +1,4 @@
-"""Edits as data: low-rank updates of MLP matrices that can be applied, reverted, composed, saved and loaded."""
+"""Edits as data: updates of MLP matrices that can be applied, reverted, composed, saved and loaded."""
 
 import json
 import os
@@ -20,11 +20,18 @@ from rome_lens.edit.artifact.file import load_fields, save_fields
 from rome_lens.edit.artifact.health import EditHealth
 from rome_lens.edit.artifact.hooks import update_hooks
 from rome_lens.edit.artifact.matrix import matrix_for, state_dict_delta
-from rome_lens.edit.artifact.update import Update, one_for_each_matrix
+from rome_lens.edit.artifact.update import MatrixPlace, Update, layer_and_matrix, one_for_each_matrix
 from rome_lens.edit.artifact.written import Place, Temporarily, digests_so_far, take_out
 from rome_lens.errors import EditError, EditWarning, warn
-from rome_lens.models import Hook, MlpMatrix, Model, architecture_digest, find_matrix
-from rome_lens.models.huggingface import EditableModel, name_of, output_matrix_of
+from rome_lens.models import (
+    EditableModel,
+    Hook,
+    MlpMatrix,
+    Model,
+    architecture_digest,
+    find_matrix,
+    name_of,
+)
 from rome_lens.storage import digest
 
 _MOST_BYTES = 2 << 30  # six layers of GPT-J at full rank
@@ -33,25 +40,25 @@ _MOST_BYTES = 2 << 30  # six layers of GPT-J at full rank
 @checked
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """What to add to a model's weights, for which requests, and how it was found.
+    """Updates of a model's weights, the requests that they write, and how they were computed.
 
-    `a + b` is both edits as one: applied, it adds what applying one after the other adds. Requests follow each other,
-    and updates of one layer become one of higher rank, made for what `a`'s was made for. `model` is `a`'s; where
-    methods differ, both are named ("rome+memit"); `config` is {"parts": [...]}, the configs in turn; `health` is None,
-    since its figures are those of one computation. Edits for different architectures or shapes raise an EditError.
+    `a + b` is one edit that adds what `a` and `b` add. Its requests are `a`'s, then `b`'s; two updates of one layer
+    become one of higher rank, with `a`'s `made_for`. `model` is `a`'s; different methods are both named
+    ("rome+memit"); `config` is {"parts": [...]}, the configs in order; `health` is None, as its figures belong to one
+    computation. Edits of different architectures or shapes raise an EditError.
 
-    `-a` adds the opposite, for the same requests, which are then taken back, not written: added to a model with `a` it
-    gives the model without, up to rounding (the handle's `revert` gives it bit for bit). Its method is "-rome"; it is
-    made for no weights in particular and has no health. `a - b` is `a + -b`; `sum([a, b])` is `a + b`.
+    `-a` subtracts what `a` adds: applied after `a`, it gives the original model up to rounding (`revert` gives it bit
+    for bit). It lists the requests that it takes back; its method is "-rome", and it has no `made_for` and no health.
+    `a - b` is `a + -b`; `sum([a, b])` is `a + b`.
 
     Attributes:
-        updates: one for each edited matrix; several of one matrix are joined when the edit is made.
+        updates: one for each edited matrix; several of one matrix are joined on construction.
         requests: the facts that are written.
         method: "rome", "memit", ...
-        model: name of the model it was computed on.
-        architecture: SHA-256 of that model's sizes and kind, as `architecture_digest` gives it; "" if not known.
-        config: how, as plain values.
-        health: figures that tell whether it is likely to do harm; None if not known.
+        model: name of the model that it was computed on.
+        architecture: `architecture_digest` of that model (SHA-256 of its sizes and kind); "" if unknown.
+        config: the method's hyper-parameters, as plain values.
+        health: diagnostics that tell whether it is likely to harm the model; None if unknown.
     """
 
     updates: tuple[Update, ...]
@@ -70,17 +77,16 @@ class Edit:
         cls,
         model: Model,
         requests: Sequence[EditRequest],
-        factors: Mapping[int | tuple[int, MlpMatrix], tuple[Float[Tensor, "d_in rank"], Float[Tensor, "rank d_out"]]],
+        factors: Mapping[MatrixPlace, tuple[Float[Tensor, "d_in rank"], Float[Tensor, "rank d_out"]]],
         *,
         method: str,
         config: Mapping[str, Any],
         health: EditHealth,
     ) -> "Edit":
-        """An edit computed on `model` as it is now, with a note of what it was computed for.
-
-        `factors` holds (left, right) by layer, or by (layer, matrix).
+        """An edit computed on `model` as it is now, from (left, right) factors by layer or (layer, matrix); notes
+        the weights' digests.
         """
-        places: list[tuple[int, MlpMatrix]] = [each if isinstance(each, tuple) else (each, "out") for each in factors]
+        places = [layer_and_matrix(place) for place in factors]
         updates = tuple(
             Update(layer, left.cpu(), right.cpu(), digest(find_matrix(model, layer, matrix).values), matrix)
             for (layer, matrix), (left, right) in zip(places, factors.values(), strict=True)
@@ -124,22 +130,23 @@ class Edit:
         return self + -other if isinstance(other, Edit) else NotImplemented
 
     def apply(self, model: EditableModel, *, strict: bool = False) -> AppliedEdit:
-        """Adds the updates to the model's weights; `revert()` of what comes back takes this edit out, in any order.
+        """Adds the updates to the model's weights, and returns a handle whose `revert()` takes this edit out again.
 
-        After the last edit is reverted the weights are bit for bit what they were. An exception at any moment, also
-        Ctrl-C, leaves them with the edit or without it, in all layers alike. Threads take turns.
+        Edits can be reverted in any order; after the last one the weights are bit for bit the original. The handle also
+        works in `with`, which reverts at the end. An exception at any moment, Ctrl-C included, leaves all layers with
+        the edit or all without it. Threads take turns.
 
         Args:
-            model: its edited matrices are changed, computed in float32 whatever their dtype. A HookedTransformer or
-                TransformerBridge, with layer norms folded or weights centred or not, or the same model in Hugging
+            model: Model whose edited matrices are changed in place (the sum is taken in float32): a HookedTransformer
+                or TransformerBridge, with layer norms folded and weights centred or not, or the same model in Hugging
                 Face's classes.
-            strict: refuses a model whose matrices are not exactly those that the edit was computed for (another model,
-                dtype or folding, or an earlier edit). Otherwise there is an EditWarning, unless edits that are applied
-                (`applied_edits`) are the reason; or this edit is one of them.
+            strict: Raise if the matrices differ from those that the edit was computed for (another model, dtype or
+                folding, or an earlier edit), or if this edit is applied already. If false, only warn (EditWarning), and
+                not at all if applied edits (`applied_edits`) explain the difference.
 
         Raises:
             EditError: an update does not fit the model, or would make a weight infinite or NaN; or the family of a
-                Hugging Face model is not known. No weight is changed.
+                Hugging Face model is unknown. No weight is changed.
         """
         self._check_made_for(model, strict=strict)
         applied = AppliedEdit(model, self.updates)
@@ -153,9 +160,9 @@ class Edit:
     def applied(self, model: EditableModel, *, strict: bool = False) -> AbstractContextManager[EditableModel]:
         """`with edit.applied(model): ...` runs the body on the edited model.
 
-        Afterwards the edit is out again, and the edited matrices are bit for bit what they were before (with the edits
-        that the body itself applied and did not revert), also if the body raises or is interrupted, and whatever it
-        wrote into them by other means.
+        Afterwards the edited matrices are bit for bit what they were before, plus edits that the body applied and did
+        not revert. This holds if the body raises or is interrupted, and undoes whatever else it wrote into them (the
+        handle of `apply` refuses to revert over such changes).
 
         Raises:
             EditError: as `apply`.
@@ -168,11 +175,11 @@ class Edit:
         return Temporarily(find, model, self)
 
     def hooks(self, model: Model, *, strict: bool = False) -> list[tuple[str, Hook]]:
-        """Hooks that make the model answer as if it were edited: `model.run_with_hooks(tokens, fwd_hooks=...)`, or
-        `with model.hooks(fwd_hooks=...): model.generate(...)`. The weights are left alone.
+        """Hooks under which the model computes as if it were edited: `model.run_with_hooks(tokens, fwd_hooks=...)`, or
+        `with model.hooks(fwd_hooks=...): model.generate(...)`. No weight is changed.
 
-        They read the keys as these pass and add left and right to the MLP's output, through the norm where the block
-        norms it (Gemma 2, OLMo 2), so gradients flow through them. Hooks of yours that change keys go before them.
+        They read the MLP's keys and add (key @ left) @ right to its output, before the block's norm of that output if
+        it has one (Gemma 2, OLMo 2). Gradients flow through them. Put hooks of your own that change keys first.
 
         Raises:
             EditError: as `apply`.
@@ -183,43 +190,43 @@ class Edit:
     def to_peft(self, folder: str | os.PathLike[str], base: PreTrainedModel, *, overwrite: bool = False) -> None:
         """Writes the edit as a LoRA adapter (adapter_config.json, adapter_model.safetensors) of a Hugging Face model.
 
-        `peft.PeftModel.from_pretrained(base, folder)` then answers as the edited model does. Writing needs no peft.
+        `peft.PeftModel.from_pretrained(base, folder)` then computes what the edited model does. Writing needs no peft.
 
         Args:
-            folder: for the two files; made if missing.
-            base: the model in Hugging Face's classes; it is neither changed nor saved.
-            overwrite: replaces an adapter that is there.
+            folder: Folder for the two files; created if missing.
+            base: The model in Hugging Face's classes; neither changed nor saved.
+            overwrite: Replace an adapter that is already there.
 
         Raises:
-            FileExistsError: there is an adapter in the folder and `overwrite` is false.
-            EditError: the edit has no updates or does not fit the model, or the model's family is not known.
+            FileExistsError: the folder already holds an adapter and `overwrite` is false.
+            EditError: the edit has no updates or does not fit the model, or the model's family is unknown.
         """
         self._check_made_for(base, strict=False)
         save_lora(folder, self.updates, base, overwrite=overwrite)
 
     def to_state_dict_delta(self, model: EditableModel) -> dict[str, Tensor]:
-        """The edit as plain tensors, for tools that know no edits: what to add to which entries of `state_dict()`.
+        """The edit as plain tensors for other tools: what to add to which entries of `model.state_dict()`.
 
         Args:
-            model: the one whose names are wanted, and whose way of storing the matrices ([d_mlp, d_model] or its
-                transpose): TransformerLens' or Hugging Face's. It is not changed.
+            model: Model of TransformerLens or Hugging Face whose parameter names and memory layout ([d_mlp, d_model] or
+                its transpose) are used; left unchanged.
 
         Returns:
-            By the parameter's name in `model.state_dict()`, the change in float32, on the CPU, of the parameter's
+            The change of each parameter by its name in `model.state_dict()`: float32, on the CPU, in the parameter's
             shape.
 
         Raises:
-            EditError: an update does not fit the model, or the family of a Hugging Face model is not known.
+            EditError: an update does not fit the model, or the family of a Hugging Face model is unknown.
         """
         self._check_made_for(model, strict=False)
         return state_dict_delta(model, self.updates)
 
     def _check_made_for(self, model: EditableModel, *, strict: bool) -> None:
-        """Warns, or raises, where the model is not the one that the edit was computed on."""
+        """Warns, or raises if `strict`, unless the model is the one that the edit was computed on."""
         present = any(self._has_updates_of(edit) for edit in applied_edits(model))
         differences = []
         for update in self.updates:
-            matrix = output_matrix_of(model, update.layer, update.matrix)
+            matrix = find_matrix(model, update.layer, update.matrix)
             found = digest(matrix.values) if update.made_for else ""
             explained = not strict and not present and update.made_for in digests_so_far(matrix.parameter)
             if found != update.made_for and not explained:
@@ -241,7 +248,7 @@ class Edit:
             warn(" ".join(messages), EditWarning)
 
     def _has_updates_of(self, other: "Edit") -> bool:
-        """Whether it adds the same to the same layers."""
+        """Whether both have the same updates."""
         return len(self.updates) == len(other.updates) > 0 and all(
             (ours.layer, ours.matrix) == (theirs.layer, theirs.matrix)
             and torch.equal(ours.left, theirs.left)
@@ -250,7 +257,7 @@ class Edit:
         )
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes the edit, and nothing of the model, as a safetensors file.
+        """Writes the edit, without the model, as a safetensors file.
 
         Raises:
             FileExistsError: the file exists and `overwrite` is false.
@@ -260,11 +267,11 @@ class Edit:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, max_bytes: int = _MOST_BYTES) -> "Edit":
-        """Reads what `save` wrote. A stranger's file is safe to read: all of it is checked, and nothing in it is run.
+        """Reads a file that `save` wrote. Untrusted files are safe: all content is checked, and none of it is executed.
 
         Args:
-            path: the file.
-            max_bytes: larger files are refused; an edit of one fact is a few KB.
+            path: The file.
+            max_bytes: Larger files are refused; an edit of one fact takes a few KB.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -280,11 +287,11 @@ class Edit:
 
 
 def finite_matrix(model: Model, layer: int, matrix: MlpMatrix = "out") -> Float[Tensor, "d_in d_out"]:
-    """The entries of the matrix that an edit of a layer changes, without gradient.
+    """The entries of a matrix of a layer's MLP, without gradient.
 
     Raises:
         EditError: it has NaN or infinite entries.
-        ValueError: there is no such matrix.
+        ValueError: the layer has no such matrix.
     """
     weight = find_matrix(model, layer, matrix).values
     if not weight.isfinite().all():

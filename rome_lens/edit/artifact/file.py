@@ -1,4 +1,4 @@
-"""An edit's fields as a safetensors file. What is read is checked in full; nothing in it is run."""
+"""Reading and writing an edit's fields as a safetensors file. All that is read is checked; none of it is executed."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ def save_fields(
     overwrite: bool,
     **names: str,
 ) -> None:
-    """Writes the fields of an Edit; `names` are those that are text. Raises what `Edit.save` raises."""
+    """Writes the fields of an Edit; `names` are the text fields. Raises as `Edit.save`."""
     tensors: dict[str, Tensor] = {}
     for i, update in enumerate(updates):
         tensors |= {f"{i}.left": update.left, f"{i}.right": update.right}
@@ -54,7 +54,7 @@ def save_fields(
 
 
 def load_fields(path: str | os.PathLike[str], *, max_bytes: int) -> dict[str, Any]:
-    """Reads the fields of an Edit. Raises what `Edit.load` raises."""
+    """Reads the fields of an Edit. Raises as `Edit.load`."""
     tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS, may_lack=_MAY_LACK, max_bytes=max_bytes)
     layers, made_for, requests, health = (facts.pop(name) for name in ("layers", "made_for", "requests", "health"))
     matrices = facts.pop("matrices", ["out"] * len(layers))

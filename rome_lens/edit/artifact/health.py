@@ -1,13 +1,16 @@
-"""Is an edit likely to harm the model? The figures that tell, and where they become alarming."""
+"""Diagnostics of an edit: figures that tell whether it is likely to harm the model, and their thresholds."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.edit.artifact.update import MatrixPlace, layer_and_matrix
 from rome_lens.errors import EditError, EditWarning, warn
+from rome_lens.models import Model, find_matrix
 
 OnUnhealthy = Literal["warn", "raise", "ignore"]
 
@@ -20,25 +23,26 @@ MOST_CONDITION_NUMBER = 1 / torch.finfo(torch.float32).eps
 
 @dataclass(frozen=True)
 class EditHealth:
-    """Figures of one computation of an edit; None where a method has no such figure.
+    """Diagnostics of an edit's computation; None where the method has no such figure.
 
-    Of an edit of several requests, each is the worst among them.
+    With several requests, each figure is the worst among them.
 
     Attributes:
-        update_norm: Frobenius norm of the update; of several layers, the largest.
-        relative_update_norm: the same over the weight's own norm. Edits that disable a model have much larger updates
-            than others (Gupta et al. 2024, arXiv 2403.07175, section 3).
-        key_share: (k . u) / (k* . u), how much of the mean key's share the key has that Eq. 2 divides by; 1 if they
-            are the same key. Edits that collapse a model have one near 0.01 (Yang et al. 2024, arXiv 2406.11263).
-        key_dot_u: the cosine between that key and u.
-        target_probability: of the target when the search for v* ended (geometric mean over tokens and contexts).
-        nll: first part of Eq. 4 at the end: minus the logarithm of `target_probability`.
-        kl: second part, in nats, before its factor: how far the next token after "{subject} is a" moved.
-        weight_decay: the norm penalty at the end, with its factor.
-        steps: gradient steps until the search ended.
-        clamped: whether the last step ran into the bound on |delta|.
-        condition_number: of the covariance; beyond 1 / epsilon of float32, in which it is kept, C^-1 is mostly
-            rounding (Higham 2002, section 7.2).
+        update_norm: Frobenius norm of the update; with several layers, the largest.
+        relative_update_norm: the same, divided by the norm of the weight. Edits that disable a model have much larger
+            updates than others (Gupta et al. 2024, arXiv 2403.07175, section 3).
+        key_share: (k . u) / (k* . u), for the key k that Eq. 2 divides by and the mean key k*; 1 if they are the same.
+            Edits that collapse a model have one near 0.01 (Yang et al. 2024, arXiv 2406.11263).
+        key_dot_u: cosine between that key and u.
+        target_probability: probability of the target at the end of the search for v* (geometric mean over tokens and
+            contexts).
+        nll: first term of Eq. 4 at the end: minus the logarithm of `target_probability`.
+        kl: second term, in nats, without its factor: how far the next token after "{subject} is a" moved.
+        weight_decay: norm penalty at the end, with its factor.
+        steps: gradient steps of the search.
+        clamped: whether the last step reached the bound on |delta|.
+        condition_number: condition number of the covariance; beyond 1 / epsilon of float32, in which it is stored,
+            C^-1 is mostly rounding (Higham 2002, section 7.2).
     """
 
     update_norm: float
@@ -62,7 +66,7 @@ class EditHealth:
 
     @property
     def problems(self) -> list[str]:
-        """What is alarming, a sentence each; empty for a healthy edit."""
+        """One message for each figure beyond its threshold; empty for a healthy edit."""
         found = []
         if self.relative_update_norm > MOST_RELATIVE_NORM:
             found.append(
@@ -88,13 +92,18 @@ class EditHealth:
         return found
 
     def to_dict(self) -> dict[str, float | int | bool]:
-        """The figures that there are."""
+        """The figures that are not None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def update_norms(changes: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """The first two figures of EditHealth, for (change, weight) pairs, all [d_mlp, d_model]: the largest of each."""
-    norms = [(change.float().norm().cpu(), weight.detach().float().norm().cpu()) for change, weight in changes]
+def update_norms(
+    model: Model, factors: Mapping[MatrixPlace, tuple[Float[Tensor, "d_in rank"], Float[Tensor, "rank d_out"]]]
+) -> dict[str, Any]:
+    """The norms of EditHealth for (left, right) by layer, or by (layer, matrix): the largest of each."""
+    norms = [
+        ((left @ right).float().norm().cpu(), find_matrix(model, *layer_and_matrix(place)).values.float().norm().cpu())
+        for place, (left, right) in factors.items()
+    ]
     return {
         "update_norm": max(change.item() for change, _ in norms),
         "relative_update_norm": max((change / weight).item() for change, weight in norms),
@@ -102,7 +111,7 @@ def update_norms(changes: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
 
 
 def report_problems(health: EditHealth, on_unhealthy: OnUnhealthy, *, edit: object) -> None:
-    """Warns of an unhealthy edit, refuses it with an EditError, or lets it pass."""
+    """Warns of an unhealthy edit, raises an EditError, or does nothing, as `on_unhealthy` says."""
     if on_unhealthy == "ignore" or not health.problems:
         return
     message = f"{edit} may do harm: {'; '.join(health.problems)}."

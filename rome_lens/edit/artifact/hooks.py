@@ -1,4 +1,4 @@
-"""Changes of MLP matrices as hooks on a forward pass: the weights are left alone."""
+"""Changes of MLP matrices as forward hooks; no weight is changed."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ from rome_lens.models import (
 
 
 def update_hooks(model: Model, update: Update) -> list[tuple[str, Hook]]:
-    """Hooks that add what the updated matrix would answer more."""
+    """Hooks that add input @ left @ right to the product of the updated matrix."""
     device = matrix_for(model, update).values.device
     left, right = update.left.to(device), update.right.to(device)
     return matrix_hooks(model, update.layer, update.matrix, lambda entering: (entering.float() @ left) @ right)
@@ -49,21 +49,21 @@ def matrix_hooks(
 
 
 def output_hooks(model: Model, layer: int, change: Callable[[Tensor], Tensor]) -> list[tuple[str, Hook]]:
-    """One hook reads the MLP's keys [batch, pos, d_mlp], the other adds `change(keys)` to the MLP's output.
+    """Two hooks: one reads the MLP's keys [batch, pos, d_mlp], the other adds `change(keys)` to the MLP's output.
 
-    The sum goes through what the block does to its MLP's output (a norm, a multiplier). Differentiable.
+    The change takes effect before what the block does to its MLP's output (a norm, a multiplier). Differentiable.
     """
     altered = norms_mlp_output(model, layer)
-    keys: list[Tensor] = []  # of the pass that is running
+    keys: list[Tensor] = []  # those of the current forward pass
 
     def read(key: Float[Tensor, "batch pos d_mlp"], hook: object) -> None:
         keys[:] = [key]
 
     def add(output: Float[Tensor, "batch pos d_model"], hook: object) -> Float[Tensor, "batch pos d_model"]:
         key = keys.pop()
-        more = change(key)
+        added = change(key)
         if altered:
-            more = contribution_change(model, layer, mlp_output(model, layer, key), more)
-        return output + more.to(output.dtype)
+            added = contribution_change(model, layer, mlp_output(model, layer, key), added)
+        return output + added.to(output.dtype)
 
     return [(key_name(layer), read), (state_name("mlp", layer), add)]

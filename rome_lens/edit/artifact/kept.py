@@ -1,4 +1,4 @@
-"""Edits that a run keeps beside its journal, so that it computes none twice."""
+"""Edits that a run stores beside its journal, so that none is computed twice."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,16 +9,16 @@ from rome_lens.storage import check_same, plain
 
 
 def kept_edit(path: Path, requests: Sequence[EditRequest], make: Callable[[], Edit]) -> Edit:
-    """The edit of these requests in this file, or else the one that is made now, saved there.
+    """The edit stored at `path`; if there is none, `make` computes it and it is saved there.
 
     Raises:
-        FormatError: the file holds the edit of other requests, or is damaged.
+        FormatError: the file holds an edit of other requests, or is damaged.
     """
     if not path.exists():
         make().save(path)
     edit = Edit.load(path)
-    found, asked = (
+    found, expected = (
         {f"request {i}": plain(each) for i, each in enumerate(those)} for those in (edit.requests, requests)
     )
-    check_same(path, found, asked | dict.fromkeys(found.keys() - asked.keys()))
+    check_same(path, found, expected | dict.fromkeys(found.keys() - expected.keys()))
     return edit

@@ -1,4 +1,4 @@
-"""A matrix that something is written over: its untouched entries, and the parts that were written, in order."""
+"""A matrix with edits: its original entries, and the changes that were made to them, in order."""
 
 import itertools
 import weakref
@@ -19,14 +19,14 @@ _NUMBERS = itertools.count()
 
 @dataclass(eq=False)
 class Writing:
-    """Something that is written over some matrices, and taken out of all of them at once.
+    """A change of several matrices, which is taken out of all of them at once.
 
     Attributes:
-        what: the Edit that it writes; None: there is none.
-        temporary: what is written by hand after it is taken out with it.
-        in_force: whether it is to be in the weights, as long as its owner is there.
-        owner: a weak reference to the `with` that it is for; None: it has none.
-        number: writings by their age.
+        what: the Edit that is written; None if the matrices are only kept.
+        temporary: whether changes made by hand after it are taken out with it.
+        in_force: whether it belongs in the weights (while its owner exists).
+        owner: weak reference to the `with` object that made it; None if there is none.
+        number: increases with each writing, so that they can be sorted by age.
     """
 
     what: Any = None
@@ -38,10 +38,13 @@ class Writing:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What a writing does to one matrix. It counts as long as all writings in `of` are in force; the first is its own.
+    """What a writing does to one matrix.
 
-    One without `update` and `values` changes nothing. With `values` the matrix was written by someone else. `below` is
-    what the matrix held before, and for which parts.
+    Attributes:
+        of: the writings that must all be in force for the part to count; the first is its own.
+        update: what it adds.
+        values: the entries, if the caller changed the matrix by hand; without `update` and `values` nothing changes.
+        below: the parts that the matrix was made of before, and its entries then.
     """
 
     of: tuple[Writing, ...]
@@ -59,32 +62,32 @@ class Part:
 
 
 class KeptMatrix:
-    """A matrix that something is written over."""
+    """A matrix with edits; see `written` for the idea."""
 
     def __init__(self, matrix: OutputMatrix, forget: Callable[[int], None]):
-        """`forget` is called with `key`, the parameter's id, when the parameter is gone."""
+        """`forget` is called with `key`, the parameter's id, when the parameter is garbage-collected."""
         key = self.key = id(matrix.parameter)
         self._transposed = matrix.transposed
         self._parameter = weakref.ref(matrix.parameter, lambda _: forget(key))
         with normal_tensors():
             self._original = matrix.values.clone()
         self.untouched = self.digest = digest(self._original)
-        self.parts: tuple[Part, ...] = ()  # in order; some may not be in force any more, or not yet
-        self.holds: tuple[Part, ...] | None = ()  # what the model's entries are made of; None: that is not sure
+        self.parts: tuple[Part, ...] = ()  # in order; some may be no longer, or not yet, in force
+        self.holds: tuple[Part, ...] | None = ()  # what the model's entries are made of; None: unknown
 
     @property
     def matrix(self) -> OutputMatrix | None:
-        """None: the model is gone."""
+        """The matrix in the model; None if the model no longer exists."""
         parameter = self._parameter()
         return None if parameter is None else OutputMatrix(parameter, self._transposed)
 
     def is_that_of(self, parameter: Tensor) -> bool:
-        """Whether it is this parameter, or another tensor in the same memory."""
+        """Whether the matrix is this parameter, or shares its memory."""
         own = self._parameter()
         return own is not None and (own is parameter or own.data_ptr() == parameter.data_ptr() != 0)
 
     def settle(self) -> None:
-        """Brings the model's entries to what is in force."""
+        """Makes the model's entries those of the parts in force."""
         wanted = tuple(part for part in self.parts if part.in_force)
         if wanted != self.holds and (matrix := self.matrix) is not None:
             values = self._made_of(wanted)
@@ -95,7 +98,7 @@ class KeptMatrix:
         self.parts = wanted
 
     def digests(self) -> Iterable[str]:
-        """Of the untouched entries, and of what they became part by part."""
+        """SHA-256 of the original entries, and of the entries after each part."""
         yield self.untouched
         for number in range(1, len(self.parts) + 1):
             yield digest(self._made_of(self.parts[:number]))
@@ -113,7 +116,7 @@ class KeptMatrix:
         return values
 
     def is_changed(self) -> bool:
-        """Whether the model's entries were written by hand since. If these are the untouched ones, no part is left."""
+        """Whether the caller has changed the entries since; if back to the original ones, all parts are dropped."""
         matrix = self.matrix
         if matrix is None or (found := digest(matrix.values)) == self.digest:
             return False
@@ -128,7 +131,7 @@ class KeptMatrix:
         return any(writing in part.of[:1] for part in self.parts)
 
     def notice(self) -> None:
-        """Makes a part of what was written by hand since."""
+        """Records what the caller has written since as a part."""
         if self.is_changed() and (matrix := self.matrix) is not None:
             inside = tuple(part.of[0] for part in self.parts if part.temporary)
             with normal_tensors():
@@ -143,5 +146,5 @@ def copy_into(values: Float[Tensor, "d_mlp d_model"], matrix: OutputMatrix) -> N
 
 
 def normal_tensors() -> Any:
-    """Tensors made inside can be used outside of the caller's `torch.inference_mode()`."""
+    """Tensors made inside can be used outside the caller's `torch.inference_mode()`."""
     return torch.inference_mode(False)

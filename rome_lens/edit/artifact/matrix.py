@@ -1,4 +1,4 @@
-"""Where a model keeps the matrices that edits change: a model of TransformerLens, or of Hugging Face."""
+"""The matrices that updates change, in a model of TransformerLens or Hugging Face."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,16 @@ from torch import Tensor
 
 from rome_lens.edit.artifact.update import Update
 from rome_lens.errors import EditError
-from rome_lens.models import OutputMatrix
-from rome_lens.models.huggingface import EditableModel, name_of, output_matrix_of
+from rome_lens.models import EditableModel, OutputMatrix, find_matrix, name_of
 
 
 def matrix_for(model: EditableModel, update: Update) -> OutputMatrix:
     """The matrix that an update is added to.
 
     Raises:
-        EditError: it has another shape; and as `output_matrix_of`.
+        EditError: its shape differs from the update's; and as `find_matrix`.
     """
-    matrix = output_matrix_of(model, update.layer, update.matrix)
+    matrix = find_matrix(model, update.layer, update.matrix)
     if update.shape != tuple(matrix.values.shape):
         raise EditError(
             f"The edit is for matrices of the shape {update.shape}, but {update.place} of {name_of(model)} has "
@@ -26,7 +25,7 @@ def matrix_for(model: EditableModel, update: Update) -> OutputMatrix:
 
 
 def state_dict_delta(model: EditableModel, updates: Sequence[Update]) -> dict[str, Tensor]:
-    """By name in the model's `state_dict`, what the updates add, in float32, stored as the model stores it."""
+    """What the updates add, by name in the model's `state_dict`: float32, in the memory layout of the parameter."""
     names = {value.data_ptr(): name for name, value in model.state_dict().items()}
     delta = {}
     for update in updates:

@@ -1,4 +1,4 @@
-"""Short work that Ctrl-C does not break off."""
+"""Short work that Ctrl-C does not interrupt."""
 
 import inspect
 import signal
@@ -10,12 +10,12 @@ from typing import Any
 
 
 def uninterrupted(work: Callable[[], None]) -> None:
-    """Does the work. A SIGINT that comes meanwhile goes to its handler right after it.
+    """Does the work; a SIGINT that arrives meanwhile is passed to its handler right afterwards.
 
-    Where Python is not asked about SIGINT (in other threads, or where the process ignores it), this only does the work.
+    In threads other than the main one, and where SIGINT is ignored, this only does the work.
     """
     before: Any = signal.getsignal(signal.SIGINT)
-    while isinstance(before, _Later):  # left behind by an exception that came between two lines below
+    while isinstance(before, _Later):  # left behind by an exception between two lines below
         before = before.handler
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         work()
@@ -31,7 +31,7 @@ def uninterrupted(work: Callable[[], None]) -> None:
 
 
 def runs(function: Callable[..., Any], frame: FrameType | None) -> bool:
-    """Whether the function is this frame's, or one that called it, directly or not."""
+    """Whether this frame, or one of its callers, runs the function."""
     code = inspect.unwrap(function).__code__
     while frame is not None and frame.f_code is not code:
         frame = frame.f_back
@@ -39,7 +39,7 @@ def runs(function: Callable[..., Any], frame: FrameType | None) -> bool:
 
 
 class _Later:
-    """Notes a signal while `uninterrupted` runs; should it be left behind, it gives way to the true handler."""
+    """Notes a signal while `uninterrupted` runs; if it was left behind, it puts the true handler back and calls it."""
 
     def __init__(self, handler: Callable[[int, FrameType | None], Any]):
         self.handler = handler

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import get_args
+from typing import TypeVar, get_args
 
 import torch
 from jaxtyping import Float
@@ -17,10 +17,10 @@ class Update:
     """W[layer] += left @ right, for one matrix of the layer's MLP.
 
     Attributes:
-        layer: the block.
+        layer: number of the block.
         left: [d_in, rank], float32, on the CPU; d_in is d_mlp for the output matrix.
         right: [rank, d_out], float32, on the CPU; d_out is d_model for the output matrix.
-        made_for: SHA-256 of the matrix's entries that it was computed for; "" if not known.
+        made_for: SHA-256 of the matrix that it was computed for; "" if unknown.
         matrix: "out" is the output matrix W_out [d_mlp, d_model] (Llama's down_proj), "in" the input matrix W_in
             [d_model, d_mlp] (up_proj), "gate" the gate W_gate of a gated MLP [d_model, d_mlp] (gate_proj).
     """
@@ -35,7 +35,7 @@ class Update:
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or not isinstance(self.made_for, str):
             raise TypeError(f"An update of layer {self.layer!r} made for {self.made_for!r}: expected an int and a str.")
         if self.layer < 0:
-            raise ValueError(f"An update of layer {self.layer}: layers are counted from 0 on.")
+            raise ValueError(f"An update of layer {self.layer}: layers are counted from 0.")
         if self.matrix not in get_args(MlpMatrix):
             raise ValueError(
                 f"An update of the matrix {self.matrix!r} of layer {self.layer}, expected one of "
@@ -75,15 +75,24 @@ class Update:
             return (weight.float() + change).to(weight.dtype)
 
     def negated(self) -> "Update":
-        """What takes this update away again, up to rounding."""
+        """The update that undoes this one, up to rounding."""
         return replace(self, left=-self.left, made_for="")
 
     def joined(self, later: Sequence["Update"]) -> "Update":
-        """All updates of one matrix as one, of the sum of their ranks, made for what this one was made for."""
+        """Updates of one matrix as one whose rank is their sum, with the `made_for` of this one."""
         if not later:
             return self
         left = torch.cat([self.left, *(update.left for update in later)], dim=1)
         return replace(self, left=left, right=torch.cat([self.right, *(update.right for update in later)]))
+
+
+MatrixPlace = TypeVar("MatrixPlace", int, tuple[int, MlpMatrix])
+"""A matrix: the layer, if it is the output matrix, or (layer, matrix)."""
+
+
+def layer_and_matrix(place: MatrixPlace) -> tuple[int, MlpMatrix]:
+    """The layer, and which matrix of its MLP."""
+    return place if isinstance(place, tuple) else (place, "out")
 
 
 def least_rank(
@@ -98,7 +107,7 @@ def least_rank(
 
 
 def one_for_each_matrix(updates: Iterable[Update]) -> tuple[Update, ...]:
-    """The updates in their order, those of one matrix joined into one.
+    """The updates in their order, with those of one matrix joined.
 
     Raises:
         EditError: they are for MLPs of different sizes.

@@ -1,16 +1,20 @@
-"""What is written over a model's matrices, and how each of it is taken out again, in any order.
+"""Writing edits into a model's matrices, and taking each out again, in any order.
 
-The idea: of a matrix that something is written over, the untouched entries are kept, with the parts that were written
-over them, in order. What the model has to hold is always computed from these: the untouched entries and the parts that
-are still in force. So without any part it is the original, bit for bit, however the parts came and went.
+The idea: for each edited matrix the original entries are kept, with a list of the parts that were written over them.
+The model's entries are always recomputed from these: the original, plus the parts still in force, in order. Without any
+part the matrix is therefore the original bit for bit, in whatever order parts came and went.
 
-An exception can come between any two instructions (Ctrl-C, a signal's handler). Therefore what has to be is decided by
-one assignment (`Writing.in_force`) for all matrices of a writing, and a matrix says what it holds only while that is
-sure (`KeptMatrix.holds`). Everything here, and every public call of the package, first brings the matrices to what was
-decided, so a call ends what an earlier one had to leave. Ctrl-C itself waits for the few milliseconds of a copy.
-Threads take turns.
+    original  +  part 1  +  part 2  +  part 3   ->  the model's entries
+                 edit a     edit b     edit c
+    revert a:    original + part 2 + part 3         (never: entries - part 1, which would leave rounding errors)
 
-The matrices are known by their parameters, weakly: a model's copy, and what is pickled of it, knows of no edits.
+An exception can come between any two instructions (Ctrl-C, a signal handler). Therefore a single assignment
+(`Writing.in_force`) decides for all matrices of a writing, and a matrix records what it holds only while that is
+certain (`KeptMatrix.holds`). Everything here, and every public call of the package, first makes the matrices agree with
+what was decided, and so completes an interrupted call. Ctrl-C is deferred for the few milliseconds of a copy. Threads
+take turns.
+
+Matrices are identified by weak references to their parameters: a copied or unpickled model has no edits.
 """
 
 import itertools
@@ -33,12 +37,10 @@ from rome_lens.models import OutputMatrix
 from rome_lens.storage import digest
 
 Place: TypeAlias = tuple[OutputMatrix, Update | None]
-"""A matrix, and what to add to it; None: it is only kept."""
+"""A matrix and the update to add; None: the matrix is only kept."""
 T = TypeVar("T")
 _TURN = threading.RLock()
-
-
-_KEPT: dict[int, KeptMatrix] = {}  # by the parameter's id, until it is gone
+_KEPT: dict[int, KeptMatrix] = {}  # by the parameter's id, until that is garbage-collected
 
 
 def _forget(key: int) -> None:
@@ -46,7 +48,7 @@ def _forget(key: int) -> None:
 
 
 def write(writing: Writing, places: Sequence[Place]) -> None:
-    """Puts a writing in force, in all places or none.
+    """Writes into all places, or into none.
 
     Raises:
         EditError: an entry would become infinite or NaN. No weight is changed.
@@ -55,7 +57,7 @@ def write(writing: Writing, places: Sequence[Place]) -> None:
 
 
 def take_out(writing: Writing, check: Callable[[], None] | None = None) -> None:
-    """Takes a writing out, in all places. `check` is called before, and may raise to leave all as it is."""
+    """Takes a writing out of all its places. `check` is called first and may raise, which leaves all unchanged."""
 
     def work() -> None:
         if check is not None:
@@ -66,24 +68,24 @@ def take_out(writing: Writing, check: Callable[[], None] | None = None) -> None:
 
 
 def settled() -> None:
-    """Brings all matrices to what was decided, should an earlier call have been broken off."""
+    """Makes all matrices agree with what was decided, in case an earlier call was interrupted."""
     if _KEPT and not runs(_in_turn, sys._getframe()):
         _in_turn(lambda: None)
 
 
 def kept_at(parameter: Tensor) -> KeptMatrix | None:
-    """What is known of a parameter that something is written over."""
+    """The record of an edited parameter; None if it has no edits."""
     return next((kept for kept in list(_KEPT.values()) if kept.is_that_of(parameter)), None)
 
 
 def kept_in(model: nn.Module) -> list[KeptMatrix]:
-    """The matrices of a model that something is written over."""
+    """The edited matrices of a model."""
     places = {parameter.data_ptr() for parameter in model.parameters()} if _KEPT else set()
     return [kept for kept in list(_KEPT.values()) if kept.matrix and kept.matrix.parameter.data_ptr() in places]
 
 
 def can_take_out(writing: Writing, kept: KeptMatrix | None) -> bool:
-    """Whether a writing has a part in this matrix, and nothing was written by hand since."""
+    """Whether a writing has a part in this matrix, and the caller has changed nothing since."""
     if kept is None or kept.is_changed() or not kept.has(writing):
         return False
     later = itertools.dropwhile(lambda part: writing not in part.of[:1], kept.parts)
@@ -91,13 +93,13 @@ def can_take_out(writing: Writing, kept: KeptMatrix | None) -> bool:
 
 
 def digests_so_far(parameter: Tensor) -> Iterable[str]:
-    """SHA-256 of a parameter's entries without what is written over them, and after each of it."""
+    """SHA-256 of a parameter's original entries, and of the entries after each part."""
     kept = kept_at(parameter)
     return () if kept is None else kept.digests()
 
 
 def writings(model: nn.Module) -> list[Writing]:
-    """What is written over a model's matrices, in order of age."""
+    """The writings in a model's matrices, the oldest first."""
 
     def work() -> list[Writing]:
         here = kept_in(model)
@@ -110,10 +112,10 @@ def writings(model: nn.Module) -> list[Writing]:
 
 
 class Temporarily(Generic[T]):
-    """`with` this, what is found to write is written; afterwards it is taken out, and what was written by hand too.
+    """Context manager that writes what `find` returns; at the end this, and changes made by hand, are taken out.
 
-    Not a generator: an exception that comes before the first line of `__exit__` can leave it out. Then the matrices are
-    put back when this object goes, or at the next call after that.
+    It is no generator, because an exception just before the first line of `__exit__` would skip a generator's cleanup.
+    Here the matrices are then restored when this object is garbage-collected, or at the next public call after that.
     """
 
     def __init__(self, find: Callable[[], Sequence[Place]], gives: T, what: Any = None):
@@ -143,7 +145,7 @@ class Temporarily(Generic[T]):
 
 
 def keeping(matrices: Iterable[OutputMatrix]) -> Temporarily[None]:
-    """`with` this, matrices may be written; afterwards they are what they were, without edits applied meanwhile."""
+    """Context manager inside which matrices may be changed; at the end they, and their edits, are as they were."""
     places: list[Place] = [(matrix, None) for matrix in matrices]
     return Temporarily(lambda: places, None)
 
@@ -216,7 +218,7 @@ def _settle() -> None:
 
 
 def _in_turn(work: Callable[[], T]) -> T:
-    """Does the work when no other thread is at it, once all that was broken off is ended."""
+    """Does the work while no other thread writes, after completing what was interrupted."""
     if runs(_in_turn, sys._getframe(1)):
         raise EditError(
             "Weights are being written by the call that this one interrupts (from a signal's handler?). No weight was "

@@ -1,1 +1,1 @@
-"""C, the second moment of the keys: collecting, keeping and judging it."""
+"""C, the second moment of the keys: collecting it, storing it, and its diagnostics."""

@@ -1,4 +1,4 @@
-"""Collecting key covariances: text in, sums of k kT out, several layers in one pass."""
+"""Collecting key covariances from text, for several layers in one pass."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +16,11 @@ from rome_lens.edit.covariance.diagnostics import halves_difference, median_cosi
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.sums import FACTS, KIND, PartialSums, add_pieces, add_shards
 from rome_lens.engine import EngineName, ModelSource, loaded, open_workers
-from rome_lens.models import model_identity, output_matrix
-from rome_lens.models.identity import probe_keys
+from rome_lens.models import fingerprint_keys, model_identity, output_matrix
 from rome_lens.models.tokens import token_pieces
 from rome_lens.storage import open_checkpoint
 
-_TOKENS_PER_WIDTH = 4  # in a worker's shard: computing its products takes far longer than sending their sums
+_TOKENS_PER_WIDTH = 4  # in a worker's shard: summing it takes far longer than sending the sums
 
 
 @checked
@@ -41,42 +40,40 @@ def collect_covariance(
     gpus_per_worker: float = 0.0,
     progress: bool = True,
 ) -> dict[int, KeyCovariance]:
-    """Streams text through the model and averages k kT of its MLPs' inner activations, for several layers in one pass.
+    """Runs the model on text and averages k k^T over the tokens, k being the MLP's inner activations (appendix E.1).
 
-    The texts' tokens are strung together and cut into pieces; blocks after the last wanted one are not run. Products
-    are taken in float32, sums in float64. A model that reads BOS first gets one before each piece, and its key, which
-    is like no other token's, is left out of the mean. Every other piece goes to one half of the sums, so that
-    `KeyCovariance.report` can tell how far two halves of the text agree.
+    All layers are read in one pass; blocks after the last of them are not run. The texts' tokens are concatenated and
+    cut into pieces. Matrix products are in float32, sums in float64. If the model's own tokenisation begins with BOS,
+    each piece gets one; its key, which is unlike all others, is left out of the mean. Even and odd pieces are summed
+    separately, so that `KeyCovariance.report` can compare two halves of the text.
 
     Args:
-        model: is run, not changed; or what `load_model` takes.
-        layers: the blocks.
-        texts: one text or several (see `texts_from_file`, `texts_from_dataset` and `texts_from_model`); no more is
-            read than is needed.
-        tokens: how many keys to average.
-        corpus: a name for the texts, kept with the result; `Texts` have one of their own.
-        sequence_length: tokens in a piece.
-        tokens_per_batch: bounds memory.
-        out: a folder for this collection alone; made if it is missing. The sums so far are kept in it, about once a
-            minute, and a call with the same arguments reads on from there, with the result of an unbroken run. It takes
-            16 d_mlp^2 bytes for each layer (twice that while it is written) and stays when all is done; delete it once
-            the result is saved.
-        engine: "local", or "ray": shards of the text are spread over the workers of a Ray cluster (docs/cluster.md). It
-            may be another one when a run goes on.
-        workers: of "ray": how many, each with a model of its own. One that dies is replaced and its shard done again.
-        gpus_per_worker: of "ray": that each reserves.
-        progress: shows a bar, with the time that remains as soon as the first batch is done.
+        model: Model to run, left unchanged; or what `load_model` takes.
+        layers: Numbers of the blocks.
+        texts: One text or several (see `texts_from_file`, `texts_from_dataset` and `texts_from_model`); only as much as
+            needed is read.
+        tokens: Number of keys to average.
+        corpus: Name of the texts, stored with the result; `Texts` bring their own.
+        sequence_length: Tokens in a piece.
+        tokens_per_batch: Bounds memory.
+        out: Folder for this collection alone; created if missing. It holds the sums so far, saved about once a minute;
+            a call with the same arguments continues from there, with the same result as an uninterrupted run. It takes
+            16 d_mlp^2 bytes for each layer (twice that while saving) and is not deleted at the end.
+        engine: "local", or "ray" to distribute shards of the text over a Ray cluster (docs/cluster.md). A run may be
+            continued with the other one.
+        workers: Number of Ray workers, each with its own model. One that dies is replaced and its shard repeated.
+        gpus_per_worker: GPUs that each Ray worker reserves.
+        progress: Show a bar.
 
     Returns:
         A KeyCovariance for each layer.
 
     Raises:
-        ValueError: no such layer, or the texts hold fewer tokens than were asked for; and as `open_workers`.
+        ValueError: no such layer, or the texts hold fewer tokens than `tokens`; and as `open_workers`.
         CovarianceError: a key is not finite.
-        FormatError: the folder was begun with another model or other weights, arguments or texts, or holds other files
-            or a damaged one.
-        UnavailableError: Ray is not installed; another run has the folder open; its disk is full or may not be written
-            to.
+        FormatError: the folder was begun with another model, other weights, arguments or texts, or holds foreign or
+            damaged files.
+        UnavailableError: Ray is not installed; another run has the folder open; or it cannot be written to.
     """
     source, model = model, loaded(model)
     layers = list(dict.fromkeys(layers))
@@ -87,25 +84,24 @@ def collect_covariance(
     check_whole(tokens_per_batch=tokens_per_batch)
     length = min(sequence_length, model.cfg.n_ctx - 1)
     if tokens < 1 or length < 1:
-        raise ValueError(f"tokens is {tokens} and sequence_length {sequence_length}, expected numbers from 1 on.")
-    asked = {
+        raise ValueError(f"tokens is {tokens} and sequence_length {sequence_length}, expected at least 1.")
+    settings = {
         "layers": layers,
         "tokens": tokens,
         "sequence_length": length,
         "tokens_per_batch": tokens_per_batch,
     }
-    probe = torch.stack([probe_keys(model, layer) for layer in layers])
-    width = probe.shape[-1]
+    fingerprints = torch.stack([fingerprint_keys(model, layer) for layer in layers])
+    width = fingerprints.shape[-1]
     pieces = token_pieces(model, [texts] if isinstance(texts, str) else texts, length, tokens)
     partial = PartialSums.empty(len(layers), width)
     batch = max(1, tokens_per_batch // length)
-    identity = model_identity(model) | asked if out is not None else {}
-    what = f"covariance, layers {layers} in one pass"
+    identity = model_identity(model) | settings if out is not None else {}
     with (
         open_checkpoint(out, kind=KIND, identity=identity, facts=FACTS, size=partial.sums.nbytes) as kept,
         open_workers(
             model if engine == "local" else source, engine=engine, workers=workers, gpus_per_worker=gpus_per_worker
-        ) as spread,
+        ) as on_workers,
     ):
         partial.resume(kept, pieces)
         if engine == "local":
@@ -113,9 +109,9 @@ def collect_covariance(
         else:
             share = ceil((tokens - sum(partial.tokens)) / workers)
             shard = max(1, min(share, _TOKENS_PER_WIDTH * width) // length)
-            steps = add_shards(spread, layers, pieces, partial, batch=batch, shard=shard, workers=workers)
-        bar = tqdm(total=tokens, initial=sum(partial.tokens), desc=what, unit="token", disable=not progress)
-        with bar:
+            steps = add_shards(on_workers, layers, pieces, partial, batch=batch, shard=shard, workers=workers)
+        what = f"covariance, layers {layers} in one pass"
+        with tqdm(total=tokens, initial=sum(partial.tokens), desc=what, unit="token", disable=not progress) as bar:
             for _ in steps:
                 bar.update(sum(partial.tokens) - bar.n)
                 if kept.is_due or sum(partial.tokens) == tokens:
@@ -129,20 +125,22 @@ def collect_covariance(
         "corpus": texts.corpus if isinstance(texts, Texts) and not corpus else corpus,
     }
     return {
-        layer: _covariance(layer, sums, partial.tokens, keys, facts)
-        for layer, sums, keys in zip(layers, partial.sums, probe, strict=True)
+        layer: _covariance(layer, sums, partial.tokens, fingerprint, facts)
+        for layer, sums, fingerprint in zip(layers, partial.sums, fingerprints, strict=True)
     }
 
 
-def _covariance(layer: int, sums: Tensor, tokens: list[int], probe: Tensor, facts: Mapping[str, Any]) -> KeyCovariance:
-    """The mean of both halves, and how far they agree."""
+def _covariance(
+    layer: int, sums: Tensor, tokens: list[int], fingerprint: Tensor, facts: Mapping[str, Any]
+) -> KeyCovariance:
+    """The mean over both halves, with their agreement."""
     mean = (sums.sum(0) / sum(tokens)).float()
-    covariance = KeyCovariance(mean, layer, sum(tokens), probe=probe, **facts)
+    covariance = KeyCovariance(mean, layer, sum(tokens), fingerprint=fingerprint, **facts)
     if not all(tokens):
         return covariance
     first, second = sums[0] / tokens[0], sums[1] / tokens[1]
     return replace(
         covariance,
         half_difference=halves_difference(first, second),
-        half_cosine=median_cosine(first, second, probe),
+        half_cosine=median_cosine(first, second, fingerprint),
     )

@@ -1,4 +1,4 @@
-"""Ordinary text to collect key covariances from: a file, a dataset of the Hugging Face hub, the model itself."""
+"""Sources of text for key covariances: a file, a dataset of the Hugging Face hub, or the model itself."""
 
 import importlib.util
 import itertools
@@ -10,21 +10,22 @@ from pathlib import Path
 
 from rome_lens.checking import check_seed, check_whole, checked
 from rome_lens.errors import FormatError, UnavailableError
-from rome_lens.models import Model, check_model
-from rome_lens.models.sampling import sample_texts
+from rome_lens.models import Model, check_model, sample_texts
 
-_BLOCK = 1 << 20  # characters: tokenised at once, and cut at a line's end, so that few tokens differ from the whole's
+_BLOCK = (
+    1 << 20
+)  # characters tokenised at once; cut at the end of a line, so that few tokens differ from the whole text's
 _SHUFFLED = 1_000
 
 
 @checked
 @dataclass(frozen=True)
 class Texts:
-    """Texts that are read as they are needed, and from their start again by each loop over them.
+    """Texts that are read lazily, and from the start again in each iteration.
 
     Attributes:
-        corpus: what they are.
-        read: starts a reading.
+        corpus: name of the texts.
+        read: returns a new iterator over them.
     """
 
     corpus: str
@@ -36,11 +37,11 @@ class Texts:
 
 @checked
 def texts_from_file(path: str | os.PathLike[str]) -> Texts:
-    """The text of a file in UTF-8, in blocks of about a million characters: never the whole file at once.
+    """The text of a UTF-8 file, in blocks of about a million characters.
 
     Raises:
         FileNotFoundError: there is no such file.
-        FormatError: while reading: the file is not UTF-8.
+        FormatError: (while reading) the file is not UTF-8.
     """
     path = Path(path)
     if not path.is_file():
@@ -52,7 +53,7 @@ def texts_from_file(path: str | os.PathLike[str]) -> Texts:
                 while block := opened.read(_BLOCK):
                     yield block + opened.readline(_BLOCK)
             except UnicodeDecodeError as error:
-                raise FormatError(f"{path} is not a text in UTF-8 ({error}). Convert it.") from error
+                raise FormatError(f"{path} is not UTF-8 text ({error}). Convert it.") from error
 
     return Texts(path.name, read)
 
@@ -61,20 +62,20 @@ def texts_from_file(path: str | os.PathLike[str]) -> Texts:
 def texts_from_dataset(
     name: str, config: str | None = None, *, split: str = "train", column: str = "text", seed: int | None = None
 ) -> Texts:
-    """The texts of a dataset, streamed: no more of it is downloaded than is read.
+    """The texts of a dataset, streamed: only what is read is downloaded.
 
     The paper used Wikipedia: `texts_from_dataset("wikimedia/wikipedia", "20231101.en", seed=0)`. A smaller one:
     `texts_from_dataset("Salesforce/wikitext", "wikitext-103-raw-v1")`.
 
     Args:
-        name: of a dataset on the Hugging Face hub, or a folder that holds one (Parquet, JSON lines, text).
-        config: which of the dataset's configurations.
-        split: which part.
-        column: holds the texts.
-        seed: shuffles the files and, in a window, the texts; None: in the dataset's own order.
+        name: Name of a dataset on the Hugging Face hub, or a folder that holds one (Parquet, JSON lines, text).
+        config: The dataset's configuration.
+        split: The dataset's split.
+        column: Column with the texts.
+        seed: Shuffles the files and, within a window, the texts; None keeps the dataset's order.
 
     Raises:
-        UnavailableError: the hub cannot be reached or does not have it, or `datasets` is not installed.
+        UnavailableError: the hub cannot be reached or lacks the dataset, or `datasets` is not installed.
         ValueError: no such config, split or column.
     """
     check_seed(seed)
@@ -113,16 +114,15 @@ def _reaching(name: str) -> Iterator[None]:
 
 @checked
 def texts_from_model(model: Model, *, seed: int = 0, new_tokens: int = 256, texts_at_once: int = 16) -> Texts:
-    """Texts without end that the model writes from nothing, where there is no text at hand.
+    """An endless stream of texts sampled from the model, for when no corpus is at hand.
 
-    They are drawn from the model's own distribution, so they hold what it finds likely, not what people wrote. Writing
-    them takes much longer than collecting keys from them.
+    They follow the model's own distribution, not that of human text. Sampling takes much longer than collecting keys.
 
     Args:
-        model: writes; its and torch's random state are left as they are.
-        seed: of the sampling; the same texts come at each reading.
-        new_tokens: in a text, at most what the model's context leaves room for.
-        texts_at_once: sampled as one batch.
+        model: Model that writes; it and torch's random state are left unchanged.
+        seed: Seed of the sampling; each iteration gives the same texts.
+        new_tokens: Tokens in a text; at most the model's context.
+        texts_at_once: Texts sampled in one batch.
 
     Raises:
         ValueError: one of the numbers is below 1.

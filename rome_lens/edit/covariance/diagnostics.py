@@ -1,4 +1,4 @@
-"""How well a covariance is determined by the keys it is made of, and how to steady it where they are few."""
+"""Diagnostics of a key covariance: how well it is estimated, and how far to shrink it where keys are few."""
 
 from dataclasses import dataclass
 
@@ -12,20 +12,20 @@ from rome_lens.checking import checked
 @checked
 @dataclass(frozen=True)
 class CovarianceReport:
-    """How well a KeyCovariance is determined.
+    """Diagnostics of a KeyCovariance: how well it is estimated.
 
     Attributes:
-        tokens: keys that it is the mean over.
-        width: their dimensions, d_mlp. Fewer tokens than that make it singular.
-        effective_rank: exp of the entropy of the normalised eigenvalues, 1 to width: how many directions the keys
-            spread over (Roy and Vetterli 2007, "The effective rank").
+        tokens: number of keys that it is the mean of.
+        width: dimension of a key, d_mlp. With fewer tokens than that it is singular.
+        effective_rank: exp of the entropy of the normalised eigenvalues, from 1 to `width`: the number of directions
+            that keys occupy (Roy and Vetterli 2007, "The effective rank").
         condition_number: largest over smallest eigenvalue; see `KeyCovariance.condition_number`.
-        half_difference: |C1 - C2| / |C| in the Frobenius norm, C1 and C2 being made of every other piece of text.
-            Pieces being independent, C itself is about half as far from what endless text of that kind would give.
-        half_cosine: between C1^-1 k and C2^-1 k, ROME's direction, as the median over the probe's keys.
-        shrinkage: 0 for what was measured, up to 1 for a multiple of the identity (`KeyCovariance.shrunk`).
+        half_difference: |C1 - C2| / |C| in the Frobenius norm, where C1 and C2 are estimated on even and odd pieces of
+            the text. If pieces are independent, the error of C itself is about half of this.
+        half_cosine: cosine between C1^-1 k and C2^-1 k, ROME's direction u: the median over the fingerprint's keys.
+        shrinkage: 0 for the estimate itself, up to 1 for a multiple of the identity (`KeyCovariance.shrunk`).
 
-    The two comparisons of halves are of those before any shrinkage, and None where a half was singular or not known.
+    The halves are compared before any shrinkage; None if a half was singular or is unknown.
     """
 
     tokens: int
@@ -38,32 +38,32 @@ class CovarianceReport:
 
 
 def factor(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"] | None:
-    """The Cholesky factor in float64; None if the matrix is singular."""
+    """Cholesky factor in float64; None if the matrix is singular."""
     lower, failed = torch.linalg.cholesky_ex(matrix.double())
     return None if failed or not lower.isfinite().all() else lower
 
 
 def effective_rank(eigenvalues: Float[Tensor, " d"]) -> float:
-    """exp of the entropy of the eigenvalues' shares in their sum (Roy and Vetterli 2007, Eq. 3 and definition 1)."""
+    """exp of the entropy of the eigenvalues, normalised to sum 1 (Roy and Vetterli 2007, Eq. 3 and definition 1)."""
     shares = eigenvalues.clamp(min=0) / eigenvalues.clamp(min=0).sum()
     return torch.special.entr(shares).sum().exp().item()
 
 
 def condition_number(eigenvalues: Float[Tensor, " d"]) -> float:
-    """The largest of ascending eigenvalues over the smallest, at most 1 / epsilon of float64 (4.5e15)."""
+    """Largest over smallest of ascending eigenvalues, at most 1 / epsilon of float64 (4.5e15)."""
     epsilon = torch.finfo(torch.float64).eps
     return (eigenvalues[-1] / eigenvalues[0]).item() if eigenvalues[0] > epsilon * eigenvalues[-1] else 1 / epsilon
 
 
 def halves_difference(first: Float[Tensor, "d d"], second: Float[Tensor, "d d"]) -> float:
-    """|C1 - C2| over the norm of their mean."""
+    """|C1 - C2| divided by the norm of their mean."""
     return ((first - second).norm() / ((first + second) / 2).norm()).item()
 
 
 def median_cosine(
     first: Float[Tensor, "d d"], second: Float[Tensor, "d d"], keys: Float[Tensor, "key d"]
 ) -> float | None:
-    """The median over keys of the cosine between C1^-1 k and C2^-1 k; None if one matrix is singular."""
+    """Median over keys of the cosine between C1^-1 k and C2^-1 k; None if either matrix is singular."""
     one, other = factor(first), factor(second)
     if one is None or other is None:
         return None
@@ -73,10 +73,10 @@ def median_cosine(
 
 
 def oas_intensity(matrix: Float[Tensor, "d d"], tokens: int) -> float:
-    """How far to shrink a second moment towards a multiple of the identity: oracle approximating shrinkage.
+    """Oracle approximating shrinkage: how far to shrink a second moment towards a multiple of the identity.
 
-    Chen, Wiesel, Eldar and Hero (2010), "Shrinkage algorithms for MMSE covariance estimation", Eq. 23. It takes the
-    keys to be independent draws from a normal distribution around 0.
+    Chen, Wiesel, Eldar and Hero (2010), "Shrinkage algorithms for MMSE covariance estimation", Eq. 23. It assumes
+    independent keys from a normal distribution with mean 0.
     """
     width = len(matrix)
     trace = matrix.double().trace() ** 2

@@ -1,4 +1,4 @@
-"""C = E[k kT]: how an MLP's keys are spread over ordinary text (paper section 3.1, Eq. 2 and appendix E.1)."""
+"""C = E[k k^T], the second moment of an MLP's keys on ordinary text (paper section 3.1, Eq. 2; appendix E.1)."""
 
 import os
 from dataclasses import dataclass, field, replace
@@ -17,8 +17,7 @@ from rome_lens.edit.covariance.diagnostics import (
     oas_intensity,
 )
 from rome_lens.errors import CovarianceError, FormatError
-from rome_lens.models import Model, output_matrix
-from rome_lens.models.identity import probe_cosine
+from rome_lens.models import Model, fingerprint_cosine, output_matrix
 from rome_lens.storage import load_tensors, save_tensors
 
 _KIND = "rome_lens key covariance 3"
@@ -32,23 +31,23 @@ _FACTS = {
     "half_cosine": float | None,
     "shrinkage": float,
 }
-_PROBE_COSINE = 0.99
+_LEAST_COSINE = 0.99  # between a model's fingerprint and the stored one
 
 
 @checked
 @dataclass(frozen=True, eq=False)
 class KeyCovariance:
-    """The uncentred second moment of a layer's keys, and where it came from.
+    """The uncentred second moment of a layer's keys, and its provenance.
 
     Attributes:
-        second_moment: [d_mlp, d_mlp], float32, on the CPU: the mean of k kT over `tokens` tokens.
-        layer: the block whose MLP's inner activations the keys are.
-        tokens: how many keys it is the mean of.
+        second_moment: [d_mlp, d_mlp], float32, on the CPU: the mean of k k^T over `tokens` tokens.
+        layer: number of the block; its MLP's inner activations are the keys.
+        tokens: number of keys that it is the mean of.
         model: name of the model.
-        corpus: what text it was.
-        dtype: of the model when the keys were gathered.
-        probe: [16, d_mlp] keys of a fixed row of tokens, by which a model is recognised; None if not known.
-        half_difference, half_cosine: how far two halves of the text agree; see CovarianceReport.
+        corpus: name of the text.
+        dtype: dtype of the model that the keys were read from.
+        fingerprint: [16, d_mlp] keys of a fixed row of tokens, by which the model is recognised; None if unknown.
+        half_difference, half_cosine: agreement of two halves of the text; see CovarianceReport.
         shrinkage: how far it was shrunk; see `shrunk`.
     """
 
@@ -58,7 +57,7 @@ class KeyCovariance:
     model: str = ""
     corpus: str = ""
     dtype: str = ""
-    probe: Float[Tensor, "probe d_mlp"] | None = field(default=None, repr=False)
+    fingerprint: Float[Tensor, "token d_mlp"] | None = field(default=None, repr=False)
     half_difference: float | None = None
     half_cosine: float | None = None
     shrinkage: float = 0.0
@@ -67,7 +66,7 @@ class KeyCovariance:
     def from_matrix(
         cls, second_moment: Float[Tensor, "d_mlp d_mlp"], *, layer: int, tokens: int, model: str = "", corpus: str = ""
     ) -> "KeyCovariance":
-        """A covariance that was computed elsewhere.
+        """A KeyCovariance from a matrix that was computed elsewhere.
 
         Raises:
             CovarianceError: the matrix is not square, not symmetric or not finite.
@@ -108,14 +107,14 @@ class KeyCovariance:
 
     @property
     def condition_number(self) -> float:
-        """The largest over the smallest eigenvalue, at most 4.5e15, which stands for a singular C.
+        """Largest over smallest eigenvalue; 4.5e15, the most, means singular.
 
-        The entries are float32: beyond 8e6 the smallest eigenvalues are rounding.
+        Entries are stored in float32, so beyond 8e6 the smallest eigenvalues are rounding.
         """
         return condition_number(self._eigenvalues)
 
     def solve(self, key: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "*n d_mlp"]:
-        """C^-1 k, of one key or several, by a Cholesky factorisation in float64, in the key's dtype and on its device.
+        """C^-1 k for one key or several (Cholesky in float64), in the keys' dtype and on their device.
 
         Raises:
             CovarianceError: the covariance is singular.
@@ -124,7 +123,7 @@ class KeyCovariance:
         return torch.cholesky_solve(columns, self._factor).T.reshape(key.shape).to(key)
 
     def report(self) -> CovarianceReport:
-        """How well it is determined: effective rank, condition, and the agreement of two halves of its text."""
+        """Diagnostics: effective rank, condition number, and agreement of two halves of the text."""
         return CovarianceReport(
             self.tokens,
             len(self.second_moment),
@@ -136,12 +135,12 @@ class KeyCovariance:
         )
 
     def shrunk(self, intensity: float | None = None) -> "KeyCovariance":
-        """(1 - a) C + a tr(C)/d I: one that can be solved with where tokens are few. This one stays as it is.
+        """A copy with (1 - a) C + a tr(C)/d I in place of C, which is invertible even if tokens are few.
 
         Args:
-            intensity: a, from 0 to 1; None: oracle approximating shrinkage (Chen et al. 2010), which falls to 0 as
-                tokens grow. It takes keys to be independent, which those of one text are not: an `intensity` somewhat
-                larger is no mistake.
+            intensity: a, from 0 to 1; None: oracle approximating shrinkage (Chen et al. 2010), which tends to 0 as
+                tokens grow. It assumes independent keys, which those of one text are not, so a somewhat larger
+                `intensity` is reasonable.
 
         Raises:
             ValueError: the intensity is not from 0 to 1.
@@ -156,8 +155,8 @@ class KeyCovariance:
     def check(self, model: Model, layer: int) -> None:
         """Raises CovarianceError unless this is the covariance of that layer of that model.
 
-        The model is recognised by its keys for a fixed row of tokens, so that another dtype, a folded layer norm or an
-        edit do not matter, and another model of the same shape does.
+        The model is recognised by its keys for a fixed row of tokens: another dtype, a folded layer norm or an edit
+        pass; another model of the same shape does not.
         """
         width = output_matrix(model, layer).shape[0]
         if layer != self.layer:
@@ -170,17 +169,17 @@ class KeyCovariance:
                 f"The covariance is {len(self.second_moment)} wide ({self.model or 'unknown model'}), but the keys of "
                 f"{model.cfg.model_name} are {width} wide. Collect it on this model."
             )
-        if self.probe is not None:
-            cosine = probe_cosine(model, layer, self.probe)
-            if not cosine > _PROBE_COSINE:
+        if self.fingerprint is not None:
+            cosine = fingerprint_cosine(model, layer, self.fingerprint)
+            if not cosine > _LEAST_COSINE:
                 raise CovarianceError(
                     f"The covariance was collected on another model ({self.model}): this model's keys differ from "
-                    f"those it was made of (cosine {cosine:.3f}, expected more than {_PROBE_COSINE}). Collect it on "
+                    f"those it was made of (cosine {cosine:.3f}, expected more than {_LEAST_COSINE}). Collect it on "
                     f"{model.cfg.model_name}."
                 )
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes a safetensors file: the lower triangle, the probe and the facts.
+        """Writes a safetensors file with the lower triangle, the fingerprint and the other attributes.
 
         Raises:
             FileExistsError: the file exists and `overwrite` is false.
@@ -188,16 +187,16 @@ class KeyCovariance:
         rows, columns = torch.tril_indices(*self.second_moment.shape)
         triangle = self.second_moment[rows, columns]
         facts = {name: getattr(self, name) for name in _FACTS}
-        tensors = {"lower_triangle": triangle} | ({} if self.probe is None else {"probe": self.probe})
+        tensors = {"lower_triangle": triangle} | ({} if self.fingerprint is None else {"probe": self.fingerprint})
         save_tensors(path, tensors, kind=_KIND, facts=facts, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "KeyCovariance":
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
             FileNotFoundError: there is no such file.
-            FormatError: the file is damaged or is something else.
+            FormatError: the file is damaged or holds something else.
         """
         tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS)
         triangle = tensors.get("lower_triangle", torch.empty(0))
@@ -208,4 +207,4 @@ class KeyCovariance:
         rows, columns = torch.tril_indices(width, width)
         matrix[rows, columns] = triangle
         matrix[columns, rows] = triangle
-        return cls(matrix, probe=tensors.get("probe"), **facts)
+        return cls(matrix, fingerprint=tensors.get("probe"), **facts)

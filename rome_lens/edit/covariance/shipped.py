@@ -9,11 +9,11 @@ from rome_lens.edit.presets.layers import find_suggestion
 from rome_lens.models import Model
 
 SHIPPED_COVARIANCES = {"smollm2-135m": "smollm2-135m.covariance.safetensors"}
-"""Models for which no covariance has to be given, by name, and the file in the package's data folder."""
+"""File in the package's data folder by model name: models that need no `covariance` argument."""
 
 
 def shipped_covariance(model: Model) -> KeyCovariance:
-    """The covariance that comes with this package for a model's default edit layer.
+    """The covariance that ships with this package, for a model's default edit layer.
 
     Raises:
         ValueError: there is none for this model.
@@ -30,7 +30,7 @@ def shipped_covariance(model: Model) -> KeyCovariance:
 
 
 def covariances_for(model: Model, given: Mapping[int, KeyCovariance] | None) -> Mapping[int, KeyCovariance]:
-    """The covariances that were given, by layer; or else the one that ships for the model. Raises as that does."""
+    """The given covariances by layer; None: the one that ships. Raises as `shipped_covariance`."""
     if given is not None:
         return given
     shipped = shipped_covariance(model)

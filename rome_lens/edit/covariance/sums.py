@@ -1,4 +1,4 @@
-"""Sums of k kT over pieces of text: read here, or in shards on the workers of a cluster."""
+"""Sums of k k^T over pieces of text, computed here or in shards on the workers of a cluster."""
 
 import hashlib
 from array import array
@@ -12,10 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.engine import Spread
+from rome_lens.engine import ParallelMap
 from rome_lens.errors import CovarianceError, FormatError
-from rome_lens.models import Model, bos_token, pad
-from rome_lens.models.running import mlp_keys
+from rome_lens.models import Model, bos_token, mlp_keys, pad
 from rome_lens.storage import Checkpoint
 
 Piece = list[int]
@@ -23,12 +22,12 @@ Piece = list[int]
 
 @dataclass
 class PartialSums:
-    """Sums of k kT over the pieces of text so far, even and odd pieces apart.
+    """Sums of k k^T over the pieces of text so far; even and odd pieces are two halves with their own sums.
 
     Attributes:
         sums: [layer, half, d_mlp, d_mlp], float64.
-        tokens: how many keys are in each half.
-        pieces: how many pieces were read.
+        tokens: number of keys in each half.
+        pieces: number of pieces read.
     """
 
     sums: Float[Tensor, "layer half d_mlp d_mlp"]
@@ -38,16 +37,16 @@ class PartialSums:
 
     @classmethod
     def empty(cls, layers: int, width: int, *, pieces: int = 0) -> "PartialSums":
-        """Nothing added yet, with so many pieces left out at the start."""
+        """Zero sums that begin with piece number `pieces`."""
         return cls(torch.zeros(layers, 2, width, width, dtype=torch.float64), [0, 0], pieces)
 
     def add(self, sums: Float[Tensor, "layer half d_mlp d_mlp"], tokens: list[int]) -> None:
-        """Adds the sums of further pieces, and the numbers of keys in them."""
+        """Adds the sums and key counts of further pieces."""
         self.sums += sums
         self.tokens = [a + b for a, b in zip(self.tokens, tokens, strict=True)]
 
     def next_batch(self, pieces: Iterator[list[int]], size: int) -> tuple[list[list[int]], list[int]]:
-        """The next pieces, and the half that each belongs to. What was read is remembered by its checksum."""
+        """The next pieces and the half that each belongs to; updates the checksum of what was read."""
         batch = list(islice(pieces, size))
         for piece in batch:
             self._digest.update(array("q", piece).tobytes())
@@ -56,12 +55,12 @@ class PartialSums:
         return batch, halves
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Keeps all of it in place of what was kept before."""
+        """Saves all of it in place of the last checkpoint."""
         facts = {"tokens": self.tokens, "pieces": self.pieces, "sha256": self._digest.hexdigest()}
         checkpoint.save({"sums": self.sums}, facts)
 
     def resume(self, checkpoint: Checkpoint, pieces: Iterator[list[int]]) -> None:
-        """Takes over what `save` kept, if anything, and reads past the pieces that are in it.
+        """Continues from the checkpoint, if there is one, and skips the pieces that it includes.
 
         Raises:
             FormatError: it was begun with other texts, or does not fit.
@@ -83,17 +82,17 @@ class PartialSums:
 def add_pieces(
     model: Model, layers: Sequence[int], pieces: Iterator[Piece], partial: PartialSums, *, batch: int
 ) -> Iterator[None]:
-    """Adds k kT of the pieces' tokens to the sums, and yields after each batch of so many pieces."""
+    """Adds k k^T of the pieces' tokens to the sums; yields after each batch of `batch` pieces."""
     while True:
         rows, halves = partial.next_batch(pieces, batch)
         if not rows:
             return
-        _add_products(model, layers, rows, halves, partial)
+        _add_batch(model, layers, rows, halves, partial)
         yield
 
 
 def add_shards(
-    spread: Spread,
+    on_workers: ParallelMap,
     layers: Sequence[int],
     pieces: Iterator[Piece],
     partial: PartialSums,
@@ -102,15 +101,15 @@ def add_shards(
     shard: int,
     workers: int,
 ) -> Iterator[None]:
-    """As `add_pieces`, with shards of so many pieces summed by workers, and yields after one shard of each worker.
+    """Like `add_pieces`, with workers that sum shards of `shard` pieces; yields after one shard of each worker.
 
-    Shards are added in the order of the text, so that the sums are always those of a beginning of the text, from which
-    another call can go on, and do not depend on which worker was faster.
+    Shards are added in the order of the text. So the sums always cover a prefix of the text, from which another call
+    can continue, and do not depend on which worker was faster.
     """
     work = bind(_summed, layers=layers, batch=batch, width=partial.sums.shape[-1])
     while texts := [part for _ in range(workers) if (part := list(islice(pieces, shard)))]:
         firsts = accumulate(map(len, texts[:-1]), initial=partial.pieces)
-        found = dict(spread(work, list(zip(firsts, texts, strict=True))))
+        found = dict(on_workers(work, list(zip(firsts, texts, strict=True))))
         for index, part in enumerate(texts):
             partial.next_batch(iter(part), len(part))
             partial.add(*found[index])
@@ -121,7 +120,7 @@ def add_shards(
 def _summed(
     model: Model, shard: tuple[int, list[Piece]], *, layers: Sequence[int], batch: int, width: int
 ) -> tuple[Float[Tensor, "layer half d_mlp d_mlp"], list[int]]:
-    """The sums and numbers of keys of a shard: the number of its first piece, and the pieces."""
+    """Sums and key counts of a shard, given as (number of its first piece, pieces)."""
     first, pieces = shard
     partial = PartialSums.empty(len(layers), width, pieces=first)
     for _ in add_pieces(model, layers, iter(pieces), partial, batch=batch):
@@ -129,10 +128,10 @@ def _summed(
     return partial.sums, partial.tokens
 
 
-def _add_products(
+def _add_batch(
     model: Model, layers: Sequence[int], batch: list[Piece], halves: list[int], partial: PartialSums
 ) -> None:
-    """Runs the pieces and adds k kT of their tokens to the sums of the half that each belongs to."""
+    """Runs the pieces and adds k k^T of their tokens to the sums of the half that each belongs to."""
     before = bos_token(model)
     rows, mask = pad([before + piece for piece in batch])
     wanted = mask.bool()

@@ -1,1 +1,1 @@
-"""The methods, one module each, with their numbers."""
+"""The editing methods, one module each, with the method's config."""

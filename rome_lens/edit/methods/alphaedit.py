@@ -1,4 +1,4 @@
-"""AlphaEdit: many requests, written where ordinary keys hardly reach (Fang et al. 2024)."""
+"""AlphaEdit: a batch of requests, projected to the null space of ordinary keys (Fang et al. 2024)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from rome_lens.models import Model
 @checked
 @dataclass(frozen=True, kw_only=True)
 class AlphaEditConfig(BatchConfig):
-    """The numbers of AlphaEdit (jianghoucheng/AlphaEdit, hparams). The other attributes are those of BatchConfig.
+    """Hyper-parameters of AlphaEdit (jianghoucheng/AlphaEdit, hparams); BatchConfig has the other attributes.
 
     Attributes:
-        null_space_threshold: directions in which C's eigenvalue, the mean square of keys, is below it may be written
-            to (nullspace_threshold: 2e-2 for GPT-J and Llama 3 8B). In the unit of squared keys, so that it depends
-            on the model.
-        ridge: of the update's own norm, also in that unit (L2: 10 for both).
+        null_space_threshold: eigenvectors of C with an eigenvalue (mean square of keys) below this span the null space
+            (nullspace_threshold: 2e-2 for GPT-J and Llama 3 8B). Its unit is that of squared keys, so it depends on the
+            model.
+        ridge: weight of the update's norm, in the same unit (L2: 10 for both).
         earlier_keys: protects the keys of a sequence's earlier batches too, as the paper and the authors' code do; they
             are in the `memory`.
     """
@@ -52,13 +52,13 @@ def alphaedit(
     on_unhealthy: OnUnhealthy = "warn",
     progress: bool = True,
 ) -> Edit:
-    """AlphaEdit (Fang et al. 2024, arXiv 2410.02355): writes only where ordinary keys hardly reach.
+    """AlphaEdit (Fang et al. 2024, arXiv 2410.02355): updates only the null space of ordinary keys.
 
-    Everything else, arguments included, is as in `memit`. Without a `memory` it is one batch by itself, and no keys of
-    earlier batches are protected.
+    Arguments, result and all else are as in `memit`, but C may be singular. Without a `memory` it is one batch by
+    itself, and no keys of earlier batches are protected.
 
     Raises:
-        CovarianceError: also if no eigenvalue of C is below the threshold. C may be singular.
+        CovarianceError: no eigenvalue of C is below the threshold; and as `memit`.
         EditError, ValueError: as `memit`.
     """
     config = AlphaEditConfig() if config is None else config

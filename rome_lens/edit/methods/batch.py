@@ -1,7 +1,8 @@
-"""Many facts written at once, over several layers: MEMIT, EMMET and AlphaEdit.
+"""Batch edits over several layers: what MEMIT, EMMET and AlphaEdit share (Meng et al. 2023, arXiv 2210.07229,
+section 4 and Algorithm 1).
 
-They share everything but the closed form: the states z that are to be reached after the last edited layer, and how what
-is missing to them is spread over the layers (Meng et al. 2023, arXiv 2210.07229, section 4 and Algorithm 1).
+They search the same targets z after the last edited layer, and spread the residuals z - h over the layers in the same
+way. Only the closed form that turns keys and residuals into an update differs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,19 +25,19 @@ from rome_lens.edit.search.settings import BatchConfig
 from rome_lens.edit.search.targets import MemitTargets, check_requests, memit_targets, subject_states
 from rome_lens.edit.search.value import search_figures
 from rome_lens.errors import CovarianceError, EditError
-from rome_lens.models import Model, key_name, norms_mlp_output, output_matrix
+from rome_lens.models import Model, key_name, norms_mlp_output
 
 ClosedForm = Callable[..., Float[Tensor, "d_mlp request"]]
-"""From keys, C and what is kept of earlier keys (`earlier`) to the left factor of an update; see closed_forms.py."""
+"""Maps keys, C and what is kept of earlier keys (`earlier`) to the left factor of an update; see closed_forms.py."""
 
 
 @dataclass(frozen=True)
 class BatchProblem:
-    """What is asked of one of the methods."""
+    """A method's name and closed form, with its arguments."""
 
     method: str
     form: ClosedForm
-    inverts: bool  # the covariance
+    inverts: bool  # whether the closed form has C^-1
     requests: Requests
     covariances: Mapping[int, KeyCovariance] | None
     config: BatchConfig
@@ -45,38 +46,46 @@ class BatchProblem:
 
 def write_batch(
     model: Model,
-    asked: BatchProblem,
+    problem: BatchProblem,
     targets: MemitTargets | None,
     on_unhealthy: OnUnhealthy,
     progress: bool,
 ) -> Edit:
-    """The edit that `memit`, `emmet` and `alphaedit` give; they document the arguments and what is raised."""
-    requests, covariances = as_requests(asked.requests), covariances_for(model, asked.covariances)
+    """The edit of `memit`, `emmet` and `alphaedit`, which document arguments and errors."""
+    requests, covariances = as_requests(problem.requests), covariances_for(model, problem.covariances)
     check_requests(requests)
-    if asked.memory is not None:
-        asked.memory.check(asked.method, as_json(asked.config))
-    layers = sorted(covariances) if asked.config.layers is None else list(asked.config.layers)
+    memory = problem.memory
+    if memory is not None:
+        memory.check(problem.method, as_json(problem.config))
+    layers = sorted(covariances) if problem.config.layers is None else list(problem.config.layers)
     _check_layers(model, layers, covariances)
     if targets is None:
-        targets = memit_targets(model, requests, layer=layers[-1], config=asked.config, progress=progress)
+        targets = memit_targets(model, requests, layer=layers[-1], config=problem.config, progress=progress)
     else:
-        targets.check_use(requests, layers[-1], asked.config)
+        targets.check_use(requests, layers[-1], problem.config)
         targets.check_model(model)
-    earlier = {} if asked.memory is None else {layer: asked.memory.tensors.get(f"keys.{layer}") for layer in layers}
-    factors, keys = spread(
-        model, targets, layers, covariances, asked.form, earlier=earlier, method=asked.method, progress=progress
+    earlier = {} if memory is None else {layer: memory.tensors.get(f"keys.{layer}") for layer in layers}
+    factors, keys = spread_over_layers(
+        model,
+        targets,
+        layers,
+        covariances,
+        problem.form,
+        earlier=earlier,
+        method=problem.method,
+        progress=progress,
     )
     health = EditHealth(
-        **update_norms((left @ right, output_matrix(model, layer)) for layer, (left, right) in factors.items()),
+        **update_norms(model, factors),
         **search_figures(targets.values),
-        condition_number=max(covariances[layer].condition_number for layer in layers) if asked.inverts else None,
+        condition_number=max(covariances[layer].condition_number for layer in layers) if problem.inverts else None,
     )
-    used = as_json(replace(asked.config, layers=layers, contexts=targets.contexts))
-    edit = Edit.of(model, requests, factors, method=asked.method, config=used, health=health)
+    used = as_json(replace(problem.config, layers=layers, contexts=targets.contexts))
+    edit = Edit.of(model, requests, factors, method=problem.method, config=used, health=health)
     report_problems(health, on_unhealthy, edit=edit)
-    if asked.memory is not None:
+    if memory is not None:
         kept = {f"keys.{layer}": _with_earlier(keys[layer], earlier[layer]) for layer in layers}
-        asked.memory.keep(asked.method, as_json(asked.config), kept)
+        memory.keep(problem.method, as_json(problem.config), kept)
     return edit
 
 
@@ -89,7 +98,7 @@ def _with_earlier(
 
 
 def _check_layers(model: Model, layers: Sequence[int], covariances: Mapping[int, KeyCovariance]) -> None:
-    """Raises unless each layer can be edited and has its covariance."""
+    """Raises unless each layer can be edited and has a covariance."""
     if not layers:
         raise CovarianceError("covariances is empty, expected {layer: KeyCovariance}, as collect_covariance gives it.")
     if missing := [layer for layer in layers if layer not in covariances]:
@@ -102,15 +111,15 @@ def _check_layers(model: Model, layers: Sequence[int], covariances: Mapping[int,
         covariances[layer].check(model, layer)
         if norms_mlp_output(model, layer):
             raise ValueError(
-                f"{model.cfg.model_name} norms its MLPs' outputs, or scales them, so that what is missing in the "
-                "residual stream cannot be written into them in closed form. Use rome."
+                f"{model.cfg.model_name} norms its MLPs' outputs, or scales them, so that a change of the "
+                "residual stream has no closed form in their weights. Use rome."
             )
 
 
 Factors = dict[int, tuple[Float[Tensor, "d_mlp request"], Float[Tensor, "request d_model"]]]
 
 
-def spread(
+def spread_over_layers(
     model: Model,
     targets: MemitTargets,
     layers: Sequence[int],
@@ -121,24 +130,24 @@ def spread(
     method: str,
     progress: bool,
 ) -> tuple[Factors, dict[int, Float[Tensor, "request d_mlp"]]]:
-    """By layer, ascending: the updates (left, right) that bring the subjects' states to the targets, and the keys.
+    """By layer, ascending: the updates (left, right) that move the subjects' states to the targets, and the keys.
 
-    Each layer's keys, and what is still missing after the last one, are measured with the updates before it in the
-    weights; afterwards these are bit for bit what they were.
+    Each layer takes an equal share of the residuals that are left. Its keys and these residuals are measured with the
+    updates of earlier layers applied; afterwards the weights are bit for bit what they were.
 
     Raises:
         EditError: an update is not finite.
         CovarianceError: as `form`.
     """
-    sought = torch.stack([value.vector for value in targets.values]).to(model.cfg.device)
+    wanted = torch.stack([value.vector for value in targets.values]).to(model.cfg.device)
     factors: Factors = {}
     keys: dict[int, Tensor] = {}
     for done, layer in enumerate(tqdm(layers, desc=method, unit="layer", disable=not progress)):
         so_far = Edit(tuple(Update(edited, *pair) for edited, pair in factors.items()), targets.requests)
         with so_far.applied(model):
             keys[layer] = mean_keys(model, layer, targets).cpu().double()
-            missing = sought - subject_states(model, layers[-1], targets.requests, token=targets.search["token"])
-        share = (missing / (len(layers) - done)).cpu()
+            residuals = wanted - subject_states(model, layers[-1], targets.requests, token=targets.search["token"])
+        share = (residuals / (len(layers) - done)).cpu()
         given = {"earlier": earlier[layer]} if earlier.get(layer) is not None else {}
         factor = form(keys[layer], covariances[layer], **given).float()
         if not (factor.isfinite().all() and share.isfinite().all()):
@@ -151,7 +160,7 @@ def spread(
 
 
 def mean_keys(model: Model, layer: int, targets: MemitTargets) -> Float[Tensor, "request d_mlp"]:
-    """k* of each request: its key's mean over the contexts."""
-    asked = [(request, context) for request in targets.requests for context in targets.contexts]
-    keys = subject_activations(model, key_name(layer), layer, asked, token=targets.search["token"])
+    """k* of each request: the mean of its key over contexts."""
+    prompts = [(request, context) for request in targets.requests for context in targets.contexts]
+    keys = subject_activations(model, key_name(layer), layer, prompts, token=targets.search["token"])
     return keys.unflatten(0, (len(targets.requests), -1)).mean(1)

@@ -1,11 +1,15 @@
-"""The closed forms by which MEMIT, EMMET and AlphaEdit write several keys at once into one matrix.
+"""Closed forms of MEMIT, EMMET and AlphaEdit for writing several keys into one matrix.
 
-Each finds D for W_out += D, given the requests' keys K and what each is to answer more than it does, R. All three are
-D = M KT (K M KT + ridge I)^-1 R, with rows of K as keys; they differ in M, which says where writing is cheap, and in
-the ridge. The functions give the left factor, all before R. With one key, M = C^-1 and no ridge, it is ROME's Eq. 2.
+Given the requests' keys K (as rows) and the residuals R, by which the outputs are to change, each finds the update D of
+W_out += D. All three are
 
-`earlier` is what a sequence keeps of the keys of its earlier batches, K_pT K_p, to which D is to answer as little as to
-the keys of C (the cache of jianghoucheng/AlphaEdit).
+    D = M K^T (K M K^T + ridge I)^-1 R
+
+and differ in M, the metric in which D is small, and in the ridge. The functions return the left factor, all before R.
+With one key, M = C^-1 and no ridge, this is ROME's Eq. 2.
+
+`earlier` is what a sequence keeps of the keys of its earlier batches, K_p^T K_p, whose outputs D is to change as
+little as those of C's keys (the cache of jianghoucheng/AlphaEdit).
 """
 
 import torch
@@ -26,11 +30,12 @@ def memit_factor(
     ridge: float = 0.0,
     earlier: Float[Tensor, "d_mlp d_mlp"] | None = None,
 ) -> Float[Tensor, "d_mlp request"]:
-    """Of the D that makes weight * tr(DT C D) + |K D - R|^2 least (Meng et al. 2023, arXiv 2210.07229, Eq. 14).
+    """Left factor of the D that minimises weight * tr(D^T C D) + |K D - R|^2 (MEMIT, Meng et al. 2023, arXiv
+    2210.07229, Eq. 14).
 
-    There D = (weight C + KT K)^-1 KT R, which is the same as M = C^-1 with the weight as the ridge (Woodbury), and then
-    only a matrix as large as the batch is solved with besides C. With a ridge or earlier keys, weight C is
-    weight C + ridge I + K_pT K_p: |D|^2 and |K_p D|^2 are to be small too.
+    D = (weight C + K^T K)^-1 K^T R. By the Woodbury identity that is M = C^-1 with the weight as ridge, so besides C
+    only a matrix of the batch's size has to be solved with.
+    With a ridge or earlier keys, weight C becomes weight C + ridge I + K_p^T K_p: |D|^2 and |K_p D|^2 count too.
     """
     if ridge or earlier is not None:
         kept = weight * covariance.second_moment.to(keys) + ridge * torch.eye(keys.shape[1]).to(keys)
@@ -40,10 +45,10 @@ def memit_factor(
 
 
 def emmet_factor(keys: Float[Tensor, "request d_mlp"], covariance: KeyCovariance) -> Float[Tensor, "d_mlp request"]:
-    """Of the D that makes tr(DT C D) least among those with K D = R (Gupta et al. 2024, arXiv 2403.14236).
+    """Left factor of the D that minimises tr(D^T C D) subject to K D = R (EMMET, Gupta et al. 2024, arXiv 2403.14236).
 
     Raises:
-        EditError: the keys depend on each other, so that not every R can be answered.
+        EditError: the keys are linearly dependent, so that K D = R has no solution for some R.
     """
     solved = covariance.solve(keys)
     gram = keys @ solved.T
@@ -67,11 +72,11 @@ def alphaedit_factor(
     *,
     earlier: Float[Tensor, "d_mlp d_mlp"] | None = None,
 ) -> Float[Tensor, "d_mlp request"]:
-    """Of the D that makes ridge * |D|^2 + |K D - R|^2 least among the D = P D, which write nothing to keys outside of
-    P's range (Fang et al. 2024, arXiv 2410.02355, section 3).
+    """Left factor of the D that minimises ridge * |D|^2 + |K D - R|^2 subject to D = P D (AlphaEdit, Fang et al. 2024,
+    arXiv 2410.02355, section 3).
 
-    P = U UT projects on the eigenvectors U of C with eigenvalues below the threshold. With earlier keys, |K_p D|^2 is
-    to be small too: M = U (UT K_pT K_p U + ridge I)^-1 UT with the ridge 1 in place of M = P.
+    P = U U^T projects on the eigenvectors U of C with eigenvalues below the threshold; keys orthogonal to these are
+    unaffected. With earlier keys |K_p D|^2 counts too: M = U (U^T K_p^T K_p U + ridge I)^-1 U^T, with 1 as the ridge.
 
     Raises:
         CovarianceError: there is no such eigenvector.
@@ -92,6 +97,6 @@ def alphaedit_factor(
 def _factor(
     keys: Float[Tensor, "request d_mlp"], transformed: Float[Tensor, "request d_mlp"], ridge: float
 ) -> Float[Tensor, "d_mlp request"]:
-    """M KT (K M KT + ridge I)^-1, given K and K M, for a symmetric M."""
+    """M K^T (K M K^T + ridge I)^-1 from K and K M, for a symmetric M."""
     gram = keys @ transformed.T
     return torch.linalg.solve(gram + ridge * torch.eye(len(keys)).to(gram), transformed).T

@@ -1,4 +1,4 @@
-"""EMMET: many requests, each answered exactly (Gupta et al. 2024)."""
+"""EMMET: a batch of requests under equality constraints (Gupta et al. 2024)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from rome_lens.models import Model
 @checked
 @dataclass(frozen=True, kw_only=True)
 class EmmetConfig(BatchConfig):
-    """The numbers of EMMET: those of BatchConfig and SearchConfig, no other, since its constraints hold exactly.
+    """Hyper-parameters of EMMET: those of BatchConfig and SearchConfig; equality constraints need no others.
 
     The authors' code (scalable-model-editing/unified-model-editing) adds 0.1 I to K^T C^-1 K of a batch, with C scaled
-    by 10,000. That is no longer an equality: it is MEMIT with `covariance_weight=1000`.
+    by 10,000. That relaxes the equality: it is MEMIT with `covariance_weight=1000`.
     """
 
 
@@ -36,12 +36,12 @@ def emmet(
     on_unhealthy: OnUnhealthy = "warn",
     progress: bool = True,
 ) -> Edit:
-    """EMMET (Gupta et al. 2024, arXiv 2401.07453, 2403.14236): each layer answers its share to every key exactly.
+    """EMMET (Gupta et al. 2024, arXiv 2401.07453, 2403.14236): each layer maps every key to its share exactly.
 
-    It is ROME's Eq. 2 for several keys. Everything else, arguments included, is as in `memit`.
+    This is ROME's Eq. 2 for several keys. Arguments, result and all else are as in `memit`.
 
     Raises:
-        EditError: also if the requests' keys depend on each other.
+        EditError: the requests' keys are linearly dependent; and as `memit`.
         CovarianceError, ValueError: as `memit`.
     """
     config = EmmetConfig() if config is None else config

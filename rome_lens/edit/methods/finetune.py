@@ -1,4 +1,4 @@
-"""Fine-tuning, the paper's baselines: gradient descent on an MLP output matrix (paper section 3.2, appendix E.1)."""
+"""Fine-tuning (FT, FT+L), baselines of the paper: Adam on MLP output matrices (paper section 3.2, appendix E.1)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,28 +7,29 @@ import torch
 from tqdm.auto import tqdm
 
 from rome_lens.checking import checked
-from rome_lens.data.records import Continuation
+from rome_lens.data.records import Continuation, target_rows
 from rome_lens.edit.artifact.edit import Edit, as_json
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.artifact.written import keeping
 from rome_lens.edit.methods.requests import Requests, as_requests
-from rome_lens.edit.search.teacher_forcing import run_until
+from rome_lens.edit.search.settings import check_positive
 from rome_lens.errors import EditError
-from rome_lens.models import Model, asking, find_output_matrix, frozen
+from rome_lens.models import Model, find_output_matrix, frozen, requiring_grad
+from rome_lens.models.teacher_forcing import run_until
 
 
 @checked
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """The numbers of fine-tuning: those of the paper's GPT-2 XL runs (appendix E.1; kmeng01/rome, hparams/FT).
+    """Hyper-parameters of fine-tuning, by default the paper's for GPT-2 XL (appendix E.1; kmeng01/rome, hparams/FT).
 
     Attributes:
-        layers: the blocks whose MLP output matrices are trained; the paper trains layer 1 of GPT-2 XL, 21 of GPT-J.
-        learning_rate: of Adam.
-        steps: of Adam, at most (num_steps).
-        weight_decay: of Adam: this times the weight is added to its gradient.
-        max_change: how far an entry of the weight may move (L-infinity); None: as far as it likes.
-        early_stop_loss: the training stops below this loss (1e-2 in ft_main.py; the paper says 0.03).
+        layers: blocks whose MLP output matrices are trained; the paper trains layer 1 of GPT-2 XL and 21 of GPT-J.
+        learning_rate: learning rate of Adam.
+        steps: maximum number of steps of Adam (num_steps).
+        weight_decay: weight decay of Adam, as an L2 term in the gradient.
+        max_change: bound on the change of an entry (L-infinity norm); None: no bound.
+        early_stop_loss: training stops below this loss (1e-2 in ft_main.py; the paper says 0.03).
     """
 
     layers: Sequence[int] = (1,)
@@ -40,19 +41,16 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         if not self.layers or len(set(self.layers)) < len(self.layers) or min(self.layers) < 0:
-            raise ValueError(f"layers is {self.layers!r}, expected one or more blocks from 0 on, each once.")
-        for name in ("learning_rate", "steps", "max_change"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}, expected a number above 0.")
+            raise ValueError(f"layers is {self.layers!r}, expected one or more blocks, counted from 0, each once.")
+        check_positive(self, "learning_rate", "steps", "max_change")
 
     @classmethod
     def constrained(cls, layers: Sequence[int] = (0,), *, max_change: float = 5e-4) -> "FinetuneConfig":
-        """FT+L (Zhu et al. 2020): every entry stays near what it was. The paper's numbers for GPT-2 XL.
+        """FT+L (Zhu et al. 2020): fine-tuning with bounded changes; the defaults are the paper's for GPT-2 XL.
 
-        For GPT-J the paper has layer 0 and 5e-5. SmolLM2-135M needs a wider bound: of the first three facts that ship
-        with this package none is rewritten within 5e-4, and all are within 2e-3 (layer 0); the free preset needs
-        nothing.
+        For GPT-J the paper uses layer 0 and 5e-5. SmolLM2-135M needs a wider bound: of the first three facts that ship
+        with this package, none is rewritten within 5e-4 and all are within 2e-3 (layer 0). Unbounded fine-tuning
+        rewrites them with its defaults.
         """
         return cls(layers=layers, max_change=max_change)
 
@@ -66,39 +64,39 @@ def finetune(
     on_unhealthy: OnUnhealthy = "warn",
     progress: bool = True,
 ) -> Edit:
-    """Trains MLP output matrices to say the targets, and gives the difference as an Edit that is not applied.
+    """Fine-tunes MLP output matrices on the targets, and returns the difference as an Edit (not applied).
 
-    Adam minimises the mean negative log-probability of a target token after its prompt (each request weighs the same),
-    by teacher forcing; the authors' ft_main.py predicts all tokens of a target from the prompt's last one, which is the
-    same for targets of one token. With `max_change` the change is clamped after each step. The change is kept in
+    Adam minimises the mean negative log-probability of a target token after its prompt, averaged over requests, by
+    teacher forcing. (The authors' ft_main.py predicts all tokens of a target from the prompt's last one, which is the
+    same for targets of one token.) With `max_change` the change is clamped after each step. The change is held in
     float32. Blocks before the first trained one are run once.
 
-    Adam divides each entry's gradient by its own size, so the difference has full rank: `left` is the difference itself
-    and `right` the identity. Applied, the edit gives the trained weights bit for bit, and its file holds
-    d_mlp * d_model + d_model^2 numbers for each layer (4.9 MB for SmolLM2-135M), where a rank-one edit holds a few KB.
+    Adam scales each entry's gradient on its own, so the difference has full rank: `left` is the difference and `right`
+    the identity. The applied edit gives the trained weights bit for bit. Its file holds d_mlp * d_model + d_model^2
+    numbers per layer (4.9 MB for SmolLM2-135M), where a rank-one edit takes a few KB.
 
     Args:
-        model: is trained in place and put back bit for bit, also when this raises.
-        requests: what to write, all in one batch.
-        config: the numbers; None: `FinetuneConfig()`.
-        on_unhealthy: what to do if the edit's `health` has problems: an EditWarning, an EditError, or nothing.
-        progress: shows a bar.
+        model: Model to train; its weights are restored bit for bit afterwards, also if this raises.
+        requests: What to write, in one batch.
+        config: Hyper-parameters; None: `FinetuneConfig()`.
+        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
+        progress: Show a bar.
 
     Returns:
-        An Edit with one update for each layer. Its health has the norms, steps, `nll` and `target_probability` (of the
-        worst request, after the last step), and, with `max_change`, whether an entry is at the bound.
+        An Edit with one update per layer. Its health has the norms, steps, `nll` and `target_probability` (of the worst
+        request, after the last step), and, with `max_change`, whether an entry is at the bound.
 
     Raises:
         EditError: the loss is not finite, or the edit is unhealthy and `on_unhealthy` is "raise".
-        ValueError: no requests, a bad layer, or a prompt that does not fit.
+        ValueError: no requests, an invalid layer, or a prompt that exceeds the model's context.
     """
     config = FinetuneConfig() if config is None else config
     requests = as_requests(requests)
     matrices = {layer: find_output_matrix(model, layer) for layer in config.layers}
     weights = {layer: matrix.values for layer, matrix in matrices.items()}
     parameters = [matrix.parameter for matrix in matrices.values()]
-    asked = [Continuation(request.text, request.target, space=request.space) for request in requests]
-    batch = run_until(model, asked, min(weights))
+    texts = [Continuation(request.text, request.target, space=request.space) for request in requests]
+    batch = run_until(model, target_rows(model, texts), min(weights))
     changes = {layer: torch.zeros_like(weight, dtype=torch.float32) for layer, weight in weights.items()}
     optimizer = torch.optim.Adam(list(changes.values()), lr=config.learning_rate)
     originals = {layer: weight.clone() for layer, weight in weights.items()}
@@ -106,10 +104,10 @@ def finetune(
         frozen(model),
         torch.enable_grad(),
         keeping(matrices.values()),
-        asking(parameters, gradients=True),
+        requiring_grad(parameters, True),
         tqdm(range(config.steps + 1), desc="fine-tune", unit="step", disable=not progress) as bar,
     ):
-        for step in bar:  # the last one only reads the loss
+        for step in bar:  # the last step only computes the loss
             losses = batch.losses(model, batch.run(model))
             loss = losses.mean()
             if not loss.isfinite():
@@ -130,17 +128,16 @@ def finetune(
                     if config.max_change is not None:
                         changes[layer].clamp_(-config.max_change, config.max_change)
                     weight.copy_((originals[layer].float() + changes[layer]).to(weight.dtype))
-    worst = losses.max().item()
-    bound = config.max_change
+    worst, bound = losses.max().item(), config.max_change
     clamped = None if bound is None else any(bool((change.abs() >= bound).any()) for change in changes.values())
+    factors = {layer: (change.detach(), torch.eye(change.shape[1]).to(change)) for layer, change in changes.items()}
     health = EditHealth(
-        **update_norms((change, originals[layer]) for layer, change in changes.items()),
+        **update_norms(model, factors),
         target_probability=torch.tensor(-worst).exp().item(),
         nll=worst,
         steps=step,
         clamped=clamped,
     )
-    factors = {layer: (change.detach(), torch.eye(change.shape[1])) for layer, change in changes.items()}
     method = "ft" if config.max_change is None else "ft+l"
     edit = Edit.of(model, requests, factors, method=method, config=as_json(config), health=health)
     report_problems(health, on_unhealthy, edit=edit)

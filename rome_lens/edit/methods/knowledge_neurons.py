@@ -9,10 +9,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rome_lens.checking import checked
-from rome_lens.data.records import EditRequest, Fact, check_prompts
+from rome_lens.data.records import Continuation, EditRequest, Fact, check_prompts, target_rows
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.methods.requests import Requests, only_request
+from rome_lens.edit.search.settings import check_least
 from rome_lens.errors import EditError
 from rome_lens.models import (
     Hook,
@@ -21,31 +22,32 @@ from rome_lens.models import (
     embeddings,
     frozen,
     key_name,
-    key_width,
     logits,
     mlp_output,
-    run,
+    output_matrix,
     run_blocks,
     run_with_past,
     state_name,
 )
+from rome_lens.models.prediction import next_token_log_probabilities
+from rome_lens.models.teacher_forcing import TargetRow
 from rome_lens.models.tokens import tokenize, tokenize_continuation
 
 
 @checked
 @dataclass(frozen=True, kw_only=True)
 class KnowledgeNeuronsConfig:
-    """The numbers of knowledge neurons: those of the ROME paper's baseline (kmeng01/rome@0874014, hparams/KN, kn_main).
+    """Hyper-parameters of knowledge neurons: the ROME paper's baseline (kmeng01/rome@0874014, hparams/KN, kn_main).
 
     Attributes:
-        steps: of the integral (20 in the paper and in the baseline).
-        threshold: a neuron is coarse if its attribution is above this share of the largest (0.2; adaptive_threshold).
-        sharing: a coarse neuron is refined if it is one in more than this share of the prompts (p: 0.4, which has no
-            effect on the baseline's one prompt; the paper begins at 0.7 and moves it until there are 2 to 5 neurons).
-        most_neurons: only so many are kept, the strongest first; None: all, as in the baseline.
-        old_weight: lambda_1, how often the old answer's embedding is taken from a row (2; the paper: 1).
-        new_weight: lambda_2, how often the new answer's is added (1 for GPT-2, to whose branch of the code the target
-            always comes as a list of tokens; 2 for others; the paper: 8).
+        steps: steps of the integral (20 in the paper and in the baseline).
+        threshold: a neuron is coarse if its attribution exceeds this share of the largest (0.2; adaptive_threshold).
+        sharing: a neuron is refined if it is coarse in more than this share of the prompts (p: 0.4, without effect on
+            the baseline's one prompt; the paper starts at 0.7 and adjusts it until 2 to 5 neurons are left).
+        most_neurons: maximum number of neurons, the strongest first; None: all, as in the baseline.
+        old_weight: lambda_1, factor of the old answer's embedding, which is subtracted (2; the paper: 1).
+        new_weight: lambda_2, factor of the new answer's embedding, which is added (1 for GPT-2, where the code always
+            gets the target as a list of tokens; 2 for others; the paper: 8).
     """
 
     steps: int = 20
@@ -56,24 +58,21 @@ class KnowledgeNeuronsConfig:
     new_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "most_neurons"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected a number from 1 on.")
+        check_least(self, steps=1, most_neurons=1)
         for name in ("threshold", "sharing"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a share: from 0 to below 1.")
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0 and below 1.")
 
 
 @checked
 @dataclass(frozen=True, eq=False)
 class KnowledgeNeurons:
-    """The neurons that an answer depends on.
+    """The neurons on which an answer depends.
 
     Attributes:
-        prompts: the texts that the answer follows.
-        answer: its tokens, as they follow the first prompt.
-        attributions: [prompt, layer, neuron], on the CPU: how much of the answer's probability each neuron brings.
+        prompts: the prompts that the answer follows.
+        answer: its tokens after the first prompt.
+        attributions: [prompt, layer, neuron], on the CPU: attribution of the answer's probability to each neuron.
         neurons: the refined (layer, neuron) pairs, the largest mean attribution first.
     """
 
@@ -93,28 +92,32 @@ def knowledge_neurons(
     config: KnowledgeNeuronsConfig | None = None,
     progress: bool = True,
 ) -> KnowledgeNeurons:
-    """Attributes the probability of what a model knows to every neuron, and chooses those that matter.
+    """Attributes the probability of an answer to all neurons, and selects those that matter.
 
     A neuron is an entry of the MLP's inner activation, after the nonlinearity (and the gate, if there is one), as in
-    the paper; the released code takes what comes before it. Its attribution is the integrated gradient (paper Eq. 4)
-    of the answer's probability, with all activations of its layer going from 0 to what they are at one position: the
-    prompt's last, which predicts the answer's first token. Of an answer of several tokens, each is attributed at the
-    position that predicts it, after the true tokens before it, and the attributions are averaged (the released code
-    lets the model's own tokens stand before it).
+    the paper; the released code takes the input of the nonlinearity. Its attribution is the integrated gradient (paper
+    Eq. 4) of the answer's probability, as all activations of its layer go from 0 to their values at one position: the
+    prompt's last, which predicts the answer's first token. If the answer has several tokens, each is attributed at the
+    position that predicts it, after the true tokens before it (after the model's own in the released code), and the
+    attributions are averaged.
 
     Args:
-        model: is run, not changed.
-        fact: its prompt about its subject.
-        answer: what the model knows; None: the answer of a Fact, or true answer of a request, that has one; else the
-            token that the model says.
-        paraphrases: other texts that the same answer follows. The neurons have to be shared by enough of them; the
-            ROME paper's baseline has none.
-        config: the numbers; None: `KnowledgeNeuronsConfig()`.
-        progress: shows a bar.
+        model: Model to run; left unchanged.
+        fact: A prompt about a subject.
+        answer: The model's answer; None: the `answer` of a Fact or `true_answer` of a request, or if there is none, the
+            model's most probable next token.
+        paraphrases: Other prompts with the same answer. Enough of them have to share a neuron; the ROME paper's
+            baseline has none.
+        config: Hyper-parameters; None: `KnowledgeNeuronsConfig()`.
+        progress: Show a bar.
+
+    Returns:
+        The attributions and the refined neurons.
 
     Raises:
-        EditError: no neuron brings any of the answer's probability, or none is shared by enough prompts.
-        ValueError: a prompt is blank or does not fit.
+        EditError: no neuron has a positive attribution, or none is shared by enough prompts.
+        NotFiniteError: the model's logits are NaN or infinite.
+        ValueError: a prompt is blank or exceeds the model's context.
     """
     config = KnowledgeNeuronsConfig() if config is None else config
     if paraphrases:
@@ -122,27 +125,27 @@ def knowledge_neurons(
     if answer is None:
         answer = fact.answer if isinstance(fact, Fact) else fact.true_answer
     prompts = (fact.text, *paraphrases)
-    asked = _asked_tokens(model, prompts, answer, fact.space)
-    total = sum(len(ids) - start for ids, start in asked)
+    rows = _answer_rows(model, prompts, answer, fact.space)
+    total = sum(len(ids) - start for ids, start in rows)
     with tqdm(total=total, desc="knowledge neurons", unit="prediction", disable=not progress) as bar:
         found = []
-        for ids, start in asked:
+        for ids, start in rows:
             parts = []
             for i in range(start, len(ids)):
                 parts.append(token_attributions(model, ids[:i], ids[i], steps=config.steps))
                 bar.update()
             found.append(torch.stack(parts).mean(0))
     attributions = torch.stack(found)
-    ids, start = asked[0]
+    ids, start = rows[0]
     return KnowledgeNeurons(prompts, ids[start:], attributions, _refined(attributions, fact.text, config))
 
 
 def token_attributions(
     model: Model, tokens: Sequence[int], answer: int, *, steps: int
 ) -> Float[Tensor, "layer neuron"]:
-    """The integrated gradients of a token's probability after `tokens`: the mean over k/steps for k = 1 to `steps`.
+    """Integrated gradients of a token's probability after `tokens`: the mean over k/steps for k = 1 to `steps`.
 
-    All steps of a layer are one batch of the one position that changes; the earlier positions are run once.
+    All steps of a layer are one batch of the last position alone; the earlier positions are run once.
     """
     layers, last = range(model.cfg.n_layers), len(tokens) - 1
     states: dict[str, Tensor] = {}
@@ -175,7 +178,7 @@ def _keep_last(states: dict[str, Tensor], name: str) -> Hook:
 def _refined(
     attributions: Float[Tensor, "prompt layer neuron"], text: str, config: KnowledgeNeuronsConfig
 ) -> tuple[tuple[int, int], ...]:
-    """The neurons that are coarse for enough prompts, the strongest first."""
+    """The neurons that are coarse in enough prompts, the strongest first."""
     largest = attributions.amax(dim=(1, 2))
     if not (largest > 0).all():
         raise EditError(
@@ -195,18 +198,12 @@ def _refined(
     return tuple(ordered[: config.most_neurons])
 
 
-@torch.no_grad()
-def _asked_tokens(
-    model: Model, prompts: Sequence[str], answer: str | None, space: bool | None
-) -> list[tuple[tuple[int, ...], int]]:
-    """Each prompt with the answer, or with the token that the model says after the first, and where that starts."""
+def _answer_rows(model: Model, prompts: Sequence[str], answer: str | None, space: bool | None) -> list[TargetRow]:
+    """Each prompt with the answer; if it is None, with the model's most probable token after the first prompt."""
     if answer is not None:
-        asked = [tokenize_continuation(model, prompt, answer, space=space) for prompt in prompts]
-        return [(text.ids, start) for text, start in asked]
-    rows = [tokenize(model, prompt).ids for prompt in prompts]
-    tokens = torch.tensor(rows[:1], device=model.cfg.device)
-    said = int(logits(model, run(model, tokens)[:, -1]).argmax(-1))
-    return [((*row, said), len(row)) for row in rows]
+        return target_rows(model, [Continuation(prompt, answer, space=space) for prompt in prompts])
+    predicted = int(next_token_log_probabilities(model, prompts[:1]).argmax(-1))
+    return [((*ids, predicted), len(ids)) for ids in (tokenize(model, prompt).ids for prompt in prompts)]
 
 
 @checked
@@ -219,31 +216,32 @@ def kn(
     on_unhealthy: OnUnhealthy = "warn",
     progress: bool = True,
 ) -> Edit:
-    """Writes the new answer into the rows of the MLP output matrices that the old answer's neurons read.
+    """Edits the rows of the MLP output matrices that belong to the old answer's knowledge neurons.
 
     Each refined neuron's row becomes W_i - lambda_1 t + lambda_2 t', where t is the embedding of the old answer's first
-    token and t' that of the new answer, summed over its tokens (paper section 5.1, for answers of one token; the sum is
-    the released code's for GPT-2). The tokens are those that follow the prompt, with their leading space: the released
-    code tokenises the target without it. It always takes the model's own token for t, as this does without
-    `request.true_answer`.
+    token and t' the sum of the embeddings of the new answer's tokens (paper section 5.1, for answers of one token; the
+    sum is the released code's for GPT-2). Tokens have their leading space, as they follow the prompt; the released code
+    tokenises the target without it. For t it always takes the model's own most probable token, which this does only if
+    `request.true_answer` is None.
 
     Args:
-        model: is run, not changed.
-        request: What to write: an EditRequest, or a list of one. Its `true_answer` is the old answer; None: the token
-            that the model says.
-        paraphrases: other texts that the old answer follows, as `knowledge_neurons` takes them.
-        config: the numbers; None: `KnowledgeNeuronsConfig()`.
-        on_unhealthy: what to do if the edit's `health` has problems: an EditWarning, an EditError, or nothing.
-        progress: shows a bar.
+        model: Model to run; left unchanged.
+        request: What to write: an EditRequest, or a list of one. Its `true_answer` is the old answer; None: the model's
+            most probable next token.
+        paraphrases: Other prompts with the old answer, as in `knowledge_neurons`.
+        config: Hyper-parameters; None: `KnowledgeNeuronsConfig()`.
+        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
+        progress: Show a bar.
 
     Returns:
-        An Edit with an update for each layer that holds a refined neuron: a column of `left` is one for one neuron and
-        zero for all others.
+        An Edit with an update for each layer that has a refined neuron; each column of `left` is 1 for one neuron and 0
+        for all others.
 
     Raises:
         EditError: a weight is not finite, no neuron is found, or the edit is unhealthy and `on_unhealthy` is "raise".
             No weight is changed.
-        ValueError: several requests, a prompt that does not fit, or an MLP without a single output matrix.
+        ValueError: several requests, a prompt that exceeds the model's context, or an MLP without a single output
+            matrix.
     """
     request = only_request(request, "kn")
     config = KnowledgeNeuronsConfig() if config is None else config
@@ -256,10 +254,9 @@ def kn(
     factors = {}
     for layer in sorted({layer for layer, _ in found.neurons}):
         rows = [neuron for where, neuron in found.neurons if where == layer]
-        left = torch.eye(key_width(model, layer), device=added.device)[:, rows]
+        left = torch.eye(len(output_matrix(model, layer)), device=added.device)[:, rows]
         factors[layer] = left, added.expand(len(rows), -1)
-    changes = ((left @ right, finite_matrix(model, layer)) for layer, (left, right) in factors.items())
-    health = EditHealth(**update_norms(changes))
+    health = EditHealth(**update_norms(model, factors))
     edit = Edit.of(model, [request], factors, method="kn", config=as_json(config), health=health)
     report_problems(health, on_unhealthy, edit=edit)
     return edit

@@ -1,4 +1,4 @@
-"""MEMIT: many requests in the sense of least squares (Meng et al. 2023)."""
+"""MEMIT: a batch of requests, by least squares (Meng et al. 2023)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,26 +13,26 @@ from rome_lens.edit.methods.batch import BatchProblem, write_batch
 from rome_lens.edit.methods.closed_forms import memit_factor
 from rome_lens.edit.methods.memory import EditMemory
 from rome_lens.edit.methods.requests import Requests
-from rome_lens.edit.search.settings import BatchConfig, check_not_negative, check_positive
+from rome_lens.edit.search.settings import BatchConfig, check_least, check_positive
 from rome_lens.edit.search.targets import MemitTargets
 from rome_lens.models import Model
 
-_WEIGHT_A_NEURON = 15_000 / 16_384  # of MEMIT's authors for GPT-J, by its d_mlp
+_WEIGHT_A_NEURON = 15_000 / 16_384  # the authors' covariance weight for GPT-J, divided by its d_mlp
 
 
 @checked
 @dataclass(frozen=True, kw_only=True)
 class MemitConfig(BatchConfig):
-    """The numbers of MEMIT. The other attributes are those of BatchConfig and SearchConfig.
+    """Hyper-parameters of MEMIT; BatchConfig and SearchConfig have the other attributes.
 
     Attributes:
-        covariance_weight: lambda, how much C weighs against one request (mom2_update_weight: 15,000 for GPT-J and
-            Llama 3, 20,000 for GPT-2 XL). A key is answered to the share g / (lambda + g) with g = k C^-1 k, whose mean
-            over the keys of C is d_mlp. None: 15,000 for each 16,384 of d_mlp, GPT-J's, so that such a key is answered
-            to the same share in a model of any width.
-        frobenius_weight: lambda_n, how much |D|^2 of the update itself weighs against one request, as the norm
-            constraint of ENCORE (Gupta et al. 2025, arXiv 2502.01636: 10 for GPT-2 XL and Llama 2, 20 for Llama 3). In
-            the unit of squared keys.
+        covariance_weight: lambda, the weight of C against one request (mom2_update_weight: 15,000 for GPT-J and Llama
+            3, 20,000 for GPT-2 XL). A single key's output moves by the share g / (lambda + g) of what was requested,
+            where g = k C^-1 k has mean d_mlp over the keys of C. None: 15,000 / 16,384 * d_mlp, GPT-J's value scaled by
+            width, so that this share is the same in a model of any width.
+        frobenius_weight: lambda_n, the weight of |D|^2 of the update against one request, as in the norm constraint of
+            ENCORE (Gupta et al. 2025, arXiv 2502.01636: 10 for GPT-2 XL and Llama 2, 20 for Llama 3), in the unit of
+            squared keys.
         earlier_keys: weighs the keys of a sequence's earlier batches like those of this one, as AlphaEdit does; they
             are in the `memory`.
     """
@@ -45,10 +45,10 @@ class MemitConfig(BatchConfig):
         super().__post_init__()
         if self.covariance_weight is not None:
             check_positive(self, "covariance_weight")
-        check_not_negative(self, "frobenius_weight")
+        check_least(self, frobenius_weight=0)
 
     def weight(self, d_mlp: int) -> float:
-        """The weight that was given, or the one for this width."""
+        """`covariance_weight`, or if it is None, its value for this width."""
         return _WEIGHT_A_NEURON * d_mlp if self.covariance_weight is None else self.covariance_weight
 
 
@@ -64,38 +64,37 @@ def memit(
     on_unhealthy: OnUnhealthy = "warn",
     progress: bool = True,
 ) -> Edit:
-    """MEMIT (Meng et al. 2023, arXiv 2210.07229): writes all requests in the sense of least squares.
+    """MEMIT (Meng et al. 2023, arXiv 2210.07229): writes all requests at once, by least squares over several layers.
 
-    Each layer, in ascending order, is to bring its share of what is still missing: (z - h) / (layers left), where h and
-    the keys are measured with the earlier layers' updates in place. Keys are plain means over the contexts, as in the
-    paper (the authors' code gives the bare prompt as much weight as all others together); h is that of the
-    bare prompt, as in their code; shares are counted over the given layers, as in their code (the paper has
-    L - l + 1, the same for layers without a gap).
+    Layers are edited in ascending order. Each is to contribute (z - h) / (number of layers left), where h and the keys
+    are measured with the updates of earlier layers applied. Keys are plain means over contexts, as in the paper (the
+    authors' code gives the bare prompt as much weight as all other contexts together); h is that of the bare prompt, as
+    in their code; layers are counted among those given, as in their code (the paper has L - l + 1, which is the same
+    for consecutive layers).
 
     Args:
-        model: is run, with earlier layers' updates in its weights, which afterwards are bit for bit what they were.
-        requests: What to write: one EditRequest or several. Several about the same subject are fine; two
-            about the same text are not.
-        covariances: Covariances of the keys, by layer, as `collect_covariance` gives them; None: the one that ships for
-            this model.
-        config: the numbers; None: `MemitConfig()`, which edits the layers of the covariances.
-        targets: the states to be reached, from `memit_targets`; None: they are searched, which is most of the work.
-            Their contexts are used for the keys.
-        memory: of the sequence that this batch goes on with: the keys of its earlier batches, if the config wants them.
-            It is changed once the edit is computed.
-        on_unhealthy: what to do if the edit's `health` has problems: an EditWarning, an EditError, or nothing.
-        progress: shows bars.
+        model: Model to run. Updates are applied meanwhile; afterwards its weights are bit for bit what they were.
+        requests: What to write: one EditRequest or several, which may share a subject but not a whole prompt.
+        covariances: Covariances of the keys, by layer, from `collect_covariance`; None: the one that ships for this
+            model.
+        config: Hyper-parameters; None: `MemitConfig()`, which edits the layers of the covariances.
+        targets: Targets z, from `memit_targets`, whose contexts are used for the keys too; None: they are searched,
+            which is most of the work.
+        memory: Of the sequence that this batch continues: the keys of its earlier batches, if the config wants them;
+            updated once the edit is computed. None: no sequence.
+        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
+        progress: Show bars.
 
     Returns:
-        An Edit with one update for each layer, of the rank of the number of requests, and its health, whose figures are
+        An Edit with one update per layer, whose rank is the number of requests, and its health, in which each figure is
         the worst among requests and layers.
 
     Raises:
         CovarianceError: a layer's covariance is missing, singular, or of another layer or model.
         EditError: a weight, loss or update is not finite, the targets are of another model, or the edit is unhealthy
             and `on_unhealthy` is "raise". No weight is changed.
-        ValueError: no or contradicting requests, a bad layer, targets of another edit, or a model that norms its MLPs'
-            outputs.
+        ValueError: no or contradicting requests, an invalid layer, targets of another edit, or a model that norms its
+            MLPs' outputs.
     """
     config = MemitConfig() if config is None else config
     covariances = covariances_for(model, covariances)

@@ -1,4 +1,4 @@
-"""What every method is asked to write: one request, or several."""
+"""The `requests` argument of all methods: one EditRequest, or several."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -18,7 +18,7 @@ def as_requests(requests: Requests) -> list[EditRequest]:
 
 
 def only_request(requests: Requests, method: str) -> EditRequest:
-    """The request of a method that writes one. Raises ValueError if there are none, or several."""
+    """The only request, for methods that write one. Raises ValueError if there are none, or several."""
     request, *others = as_requests(requests)
     if others:
         raise ValueError(

@@ -1,4 +1,8 @@
-"""ROME: one rank-one update that makes the model say a new fact (paper section 3.1, Eq. 2)."""
+"""ROME: a rank-one update of an MLP output matrix that writes one fact (paper section 3.1).
+
+Eq. 3 gives the key k* of the subject (`search/key.py`), Eq. 4 the value v* that stands for the new fact
+(`search/value.py`), and Eq. 2 the update with which the matrix maps k* to v* (`rome`, below).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,16 +23,17 @@ from rome_lens.models import Model, mlp_output
 @checked
 @dataclass(frozen=True, kw_only=True)
 class RomeConfig(SearchConfig):
-    """The numbers of ROME. The other attributes are those of SearchConfig.
+    """Hyper-parameters of ROME; SearchConfig has the other attributes.
 
-    Five contexts, as in the authors' later code (kmeng01/memit), instead of twenty: k* is their mean, in which the bare
-    prompt then weighs enough to be changed too when its key is unlike the others, as keys of a text's first tokens are.
+    The default is five sampled contexts, as in the authors' later code (kmeng01/memit), not twenty. In the mean of few
+    keys the bare prompt has enough weight to be edited even if its key is unlike the others, as those of a text's first
+    tokens are.
 
     Attributes:
-        layer: the block to edit; None: the layer of the covariance.
-        consistent: one k*, the mean over the contexts, on both sides of Eq. 2 (r-ROME, Gupta et al. 2024, arXiv
-            2403.07175). False: the mean key on the left and the bare prompt's key on the right, as the authors'
-            released code has it; its edits can blow up when the two differ.
+        layer: block to edit; None: the layer of the covariance.
+        consistent: True: one k*, the mean over contexts, on both sides of Eq. 2 (r-ROME, Gupta et al. 2024, arXiv
+            2403.07175). False: the mean key on the left and the bare prompt's key on the right, as in the authors'
+            released code, whose edits can blow up if the two differ.
     """
 
     layer: int | None = None
@@ -40,7 +45,7 @@ class RomeConfig(SearchConfig):
 
     @classmethod
     def reference(cls, layer: int | None = None, *, contexts: Sequence[str] | None = None) -> "RomeConfig":
-        """Step for step what the authors' released code does (kmeng01/rome@0874014, rome/)."""
+        """The authors' released code, step for step (kmeng01/rome@0874014, rome/)."""
         return cls(layer=layer, contexts=contexts, context_lengths=((5, 10), (10, 10)), consistent=False)
 
 
@@ -54,17 +59,17 @@ def rome(
     on_unhealthy: OnUnhealthy = "warn",
     progress: bool = True,
 ) -> Edit:
-    """Computes, and does not apply, the update after which the model says `request.target` (paper Eq. 2):
+    """Computes, without applying it, the rank-one update that makes the model predict `request.target` (paper Eq. 2):
 
-    W_hat = W + u rightT with u = C^-1 k* / |C^-1 k*| and right = (v* - W k*) / (k* . u), so that W_hat k* = v*.
+    W_hat = W + u right^T with u = C^-1 k* / |C^-1 k*| and right = (v* - W k*) / (k* . u), so that W_hat k* = v*.
 
     Args:
-        model: is run; its weights and their requires_grad stay as they are.
+        model: Model to run; its weights and `requires_grad` flags are left unchanged.
         request: What to write: an EditRequest, or a list of one.
-        covariance: of the keys of the edited layer; None: the one that ships for this model.
-        config: the numbers; None: `RomeConfig()`.
-        on_unhealthy: what to do if the edit's `health` has problems: an EditWarning, an EditError, or nothing.
-        progress: shows a bar.
+        covariance: Covariance of the keys of the edited layer; None: the one that ships for this model.
+        config: Hyper-parameters; None: `RomeConfig()`.
+        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
+        progress: Show a bar.
 
     Returns:
         An Edit with one update of rank one, and its health.
@@ -73,38 +78,38 @@ def rome(
         CovarianceError: the covariance is of another layer or model, or singular.
         EditError: a weight or the loss is not finite, k* . u is 0, or the edit is unhealthy and `on_unhealthy` is
             "raise". No weight is changed.
-        ValueError: several requests, a bad layer, or a prompt that does not fit.
+        ValueError: several requests, an invalid layer, or a prompt that exceeds the model's context.
     """
     request = only_request(request, "rome")
     config = RomeConfig() if config is None else config
     covariance = shipped_covariance(model) if covariance is None else covariance
     layer = covariance.layer if config.layer is None else config.layer
-    weight = finite_matrix(model, layer)
+    finite_matrix(model, layer)
     covariance.check(model, layer)
     contexts = config.contexts_for(model)
 
     keys = subject_keys(model, layer, request, contexts, token=config.token)
-    mean_key = keys.mean(0)
+    mean_key = keys.mean(0)  # k* (Eq. 3)
     direction = covariance.solve(mean_key)
     left = direction / direction.norm()
-    value = optimise_value(model, layer, request, contexts, config, progress=progress)
+    value = optimise_value(model, layer, request, contexts, config, progress=progress)  # v* (Eq. 4)
     key = mean_key if config.consistent else keys[0]
     divisor = key @ left
-    right = (value.vector - mlp_output(model, layer, key)) / divisor
+    right = (value.vector - mlp_output(model, layer, key)) / divisor  # Lambda of Eq. 2, for left = u
     if not (left.isfinite().all() and right.isfinite().all()):
         raise EditError(
             f"The update is not finite (k* . u is {divisor.item():.3g}). No weight was changed. Use other contexts, or "
             "a covariance from more text."
         )
+    factors = {layer: (left[:, None], right[None])}
     health = EditHealth(
-        **update_norms([(left[:, None] @ right[None], weight)]),
+        **update_norms(model, factors),
         **search_figures([value]),
         key_share=(divisor / (mean_key @ left)).item(),
         key_dot_u=(divisor / key.norm()).item(),
         condition_number=covariance.condition_number,
     )
     used = as_json(replace(config, layer=layer, contexts=contexts))
-    factors = {layer: (left[:, None], right[None])}
     edit = Edit.of(model, [request], factors, method="rome", config=used, health=health)
     report_problems(health, on_unhealthy, edit=edit)
     return edit

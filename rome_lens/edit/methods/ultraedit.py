@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rome_lens.checking import check_whole, checked
-from rome_lens.data.records import Continuation, EditRequest
+from rome_lens.data.records import Continuation, EditRequest, target_rows
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.artifact.update import least_rank
@@ -18,9 +18,9 @@ from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.search.gradients import inputs_and_gradients
 from rome_lens.edit.search.settings import check_ascending, check_positive
 from rome_lens.edit.search.targets import check_requests
-from rome_lens.edit.search.teacher_forcing import run_until
 from rome_lens.errors import EditError
-from rome_lens.models import MlpMatrix, Model
+from rome_lens.models import MlpMatrix, Model, logits
+from rome_lens.models.teacher_forcing import run_until, target_log_probabilities
 
 _EPSILON = torch.finfo(torch.float32).eps
 _Place = tuple[int, MlpMatrix]
@@ -120,7 +120,7 @@ def ultraedit(
     }
     if not all(side.isfinite().all() for pair in factors.values() for side in pair):
         raise EditError("The update is not finite. No weight was changed. Check the model's weights (NaN?).")
-    health = EditHealth(**update_norms((left @ right, weights[place]) for place, (left, right) in factors.items()))
+    health = EditHealth(**update_norms(model, factors))
     edit = Edit.of(model, requests, factors, method="ultraedit", config=used, health=health)
     report_problems(health, on_unhealthy, edit=edit)
     memory.keep("ultraedit", used, {k: v for each in statistics.values() for k, v in each.tensors().items()})
@@ -129,13 +129,15 @@ def ultraedit(
 
 def _target_rows(model: Model, requests: Sequence[EditRequest], places: Sequence[_Place]) -> Mapping[_Place, _Rows]:
     """(h, g) where the targets' tokens are predicted, by matrix."""
-    asked = run_until(
+    texts = [Continuation(request.text, request.target, space=request.space) for request in requests]
+    batch = run_until(model, target_rows(model, texts), min(layer for layer, _ in places))
+    where = batch.rows, batch.positions
+    found = inputs_and_gradients(
         model,
-        [Continuation(request.text, request.target, space=request.space) for request in requests],
-        min(layer for layer, _ in places),
+        batch,
+        places,
+        lambda final: -target_log_probabilities(logits(model, final[where]), batch.targets).mean(),
     )
-    found = inputs_and_gradients(model, asked, places, lambda final: asked.token_losses(model, final).mean())
-    where = asked.rows, asked.positions
     return {place: (h[where], g[where]) for place, (h, g) in found.items()}
 
 

@@ -1,1 +1,1 @@
-"""Numbers for known models, each with its source."""
+"""Hyper-parameters of known models, each with its source."""

@@ -1,1 +1,1 @@
-"""The search for v* (Eq. 4): keys, contexts, and what the model says for a changed value."""
+"""The search for k* (Eq. 3) and v* (Eq. 4), and the contexts that both are averaged over."""

@@ -1,16 +1,15 @@
-"""Contexts that stand before the prompt while k* and v* are computed (paper section 3.1, the random texts x_j)."""
+"""Contexts: random prefixes x_j of the prompt, over which k* and v* are averaged (paper section 3.1)."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 from rome_lens.checking import check_seed, checked
 from rome_lens.data.records import PLACE, EditRequest, check_template, fill
-from rome_lens.models import Model, check_model, check_top_k
-from rome_lens.models.sampling import sample_texts
+from rome_lens.models import Model, check_model, check_top_k, sample_texts
 from rome_lens.models.tokens import TokenizedText, continued, tokenize_continuation
 
 EditedToken = Literal["subject_first", "subject_last", "subject_first_after_last", "last"]
-"""Which of the prompt's tokens k* and v* belong to, by the names of the authors' code (fact_token)."""
+"""The token of the prompt that k* and v* belong to, named as in the authors' code (fact_token)."""
 
 
 def check_token(token: str) -> None:
@@ -30,25 +29,25 @@ def check_contexts(contexts: Sequence[str]) -> None:
 
 
 def check_lengths(name: str, lengths: Sequence[tuple[int, int]]) -> None:
-    """Raises ValueError unless these are (tokens, how many) pairs."""
+    """Raises ValueError unless these are (tokens, number of contexts) pairs."""
     if any(tokens < 1 or count < 0 for tokens, count in lengths):
-        raise ValueError(f"{name} is {list(lengths)}, expected pairs (tokens from 1 on, how many contexts).")
+        raise ValueError(f"{name} is {list(lengths)}, expected pairs (at least 1 token, number of contexts).")
 
 
 @checked
 def sample_contexts(
     model: Model, lengths: Sequence[tuple[int, int]] = ((10, 5),), *, seed: int = 0, top_k: int = 5
 ) -> tuple[str, ...]:
-    """The bare "{}", and texts that the model writes from nothing, each with ". {}" after it.
+    """Context templates: the bare "{}", and texts sampled from the model, each followed by ". {}".
 
     Args:
-        model: writes the texts; its and torch's random state are left as they are.
-        lengths: (tokens, how many) pairs: one for each length; see RomeConfig.
-        seed: of the sampling.
-        top_k: how many tokens are drawn from, as in the authors' code.
+        model: Model that writes the texts; it and torch's random state are left unchanged.
+        lengths: (tokens, number of contexts) pairs, one for each length; see RomeConfig.
+        seed: Seed of the sampling.
+        top_k: Sample from the `top_k` most probable tokens; 5 as in the authors' code.
 
     Raises:
-        ValueError: a length or `top_k` is below 1, or `top_k` is more than there are tokens.
+        ValueError: a length or `top_k` is below 1, or `top_k` exceeds the vocabulary.
     """
     check_model(model)
     check_lengths("lengths", lengths)
@@ -64,13 +63,13 @@ def sample_contexts(
 def in_context(
     model: Model, request: EditRequest, context: str, *, token: EditedToken = "subject_last"
 ) -> tuple[TokenizedText, int, int]:
-    """Context, prompt and target as tokens, the position of the edited one, and the one where the target starts.
+    """Context, prompt and target as tokens, the position of the edited token, and the target's first position.
 
     Raises:
-        ValueError: the prompt has no token after its subject, and that is the one to edit; and as `tokenize`.
+        ValueError: the token after the subject is to be edited, and there is none; and as `tokenize`.
     """
     template = fill(context, request.prompt)
-    # What stands before the target is decided once, whatever quotation marks the context leaves open.
+    # The separator before the target must not depend on quotation marks that a context leaves open.
     following = continued(model, request.text, request.target, space=request.space)[len(request.text) :]
     text, end = tokenize_continuation(model, fill(template, request.subject), following, space=False)
     start = template.index(PLACE)

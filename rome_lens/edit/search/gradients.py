@@ -7,15 +7,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.edit.artifact.hooks import matrix_hooks
-from rome_lens.edit.search.teacher_forcing import ForcedBatch
 from rome_lens.models import Hook, MlpMatrix, Model, find_matrix, frozen
+from rome_lens.models.teacher_forcing import ForcedBatch
 
 Factors = dict[tuple[int, MlpMatrix], tuple[Float[Tensor, "row pos d_in"], Float[Tensor, "row pos d_out"]]]
 
 
 def inputs_and_gradients(
     model: Model,
-    asked: ForcedBatch,
+    batch: ForcedBatch,
     places: Sequence[tuple[int, MlpMatrix]],
     loss: Callable[[Float[Tensor, "row pos d_model"]], Float[Tensor, ""]],
 ) -> Factors:
@@ -24,7 +24,7 @@ def inputs_and_gradients(
     `loss` is computed of the residual stream after the last block.
     """
     inputs: dict[tuple[int, MlpMatrix], Tensor] = {}
-    nothing = {place: asked.residual.new_zeros(*asked.mask.shape, _width(model, place)).float() for place in places}
+    nothing = {place: batch.residual.new_zeros(*batch.mask.shape, _width(model, place)).float() for place in places}
 
     def reading(place: tuple[int, MlpMatrix]) -> list[tuple[str, Hook]]:
         def add_nothing(entering: Float[Tensor, "row pos d_in"]) -> Float[Tensor, "row pos d_out"]:
@@ -34,7 +34,7 @@ def inputs_and_gradients(
         return matrix_hooks(model, *place, add_nothing)
 
     with frozen(model), torch.enable_grad():
-        final = asked.run(model, hooks=[hook for place in places for hook in reading(place)])
+        final = batch.run(model, hooks=[hook for place in places for hook in reading(place)])
         gradients = torch.autograd.grad(loss(final), list(nothing.values()))
     return {place: (inputs[place], gradient) for place, gradient in zip(places, gradients, strict=True)}
 

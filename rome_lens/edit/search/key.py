@@ -1,4 +1,4 @@
-"""Keys, the MLPs' inner activations, and k*, the one that stands for the subject (paper section 3.1, Eq. 3)."""
+"""k*, the key of the subject: the MLP's inner activation, averaged over contexts (paper section 3.1, Eq. 3)."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,7 @@ from torch import Tensor
 
 from rome_lens.data.records import EditRequest
 from rome_lens.edit.search.contexts import EditedToken, in_context
-from rome_lens.models import Model, key_name, pad, run_and_read
-from rome_lens.models.memory import tokens_that_fit
+from rome_lens.models import Model, key_name, pad, run_and_read, tokens_that_fit
 from rome_lens.models.tokens import batches
 
 
@@ -18,12 +17,12 @@ def subject_activations(
     model: Model,
     name: str,
     layer: int,
-    asked: Sequence[tuple[EditRequest, str]],
+    prompts: Sequence[tuple[EditRequest, str]],
     *,
     token: EditedToken = "subject_last",
-) -> Float[Tensor, "asked width"]:
-    """What passes a hook point of a block at the edited token, in float32, for each (request, context)."""
-    located = [in_context(model, request, context, token=token) for request, context in asked]
+) -> Float[Tensor, "prompt width"]:
+    """The activation at a hook point of a block at the edited token, in float32, for each (request, context)."""
+    located = [in_context(model, request, context, token=token) for request, context in prompts]
     rows = [text.ids[: position + 1] for text, position, _ in located]
     device = model.cfg.device
     found: dict[tuple[int, ...], Tensor] = {}
@@ -43,8 +42,5 @@ def subject_keys(
     *,
     token: EditedToken = "subject_last",
 ) -> Float[Tensor, "context d_mlp"]:
-    """The MLP's inner activation at the edited token, in float32, for the prompt in each context.
-
-    k* is their mean (Eq. 3).
-    """
+    """The key of the edited token, in float32, with the prompt in each context; k* is their mean (Eq. 3)."""
     return subject_activations(model, key_name(layer), layer, [(request, context) for context in contexts], token=token)

@@ -1,4 +1,4 @@
-"""The numbers of the search for v*, each with its source."""
+"""Hyper-parameters of the search for v*, each with its source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from rome_lens.models import Model
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """The numbers of the search for v* (Eq. 4): those of the authors' GPT-2 XL runs (kmeng01/rome@0874014, hparams).
+    """Hyper-parameters of the search for v* (Eq. 4), by default the authors' for GPT-2 XL (kmeng01/rome@0874014).
 
     Attributes:
-        token: where the fact is looked up, and so which token k* and v* belong to (fact_token): the subject's last one
-            as in the paper, its first one, the first one after it, or the prompt's last one (compared in figure 5).
+        token: token that k* and v* belong to (fact_token): the subject's last one as in the paper, its first one, the
+            first one after it, or the prompt's last one (compared in figure 5).
         contexts: context templates, "{}" first; None: sampled from the model.
-        context_lengths: (tokens, how many) of the contexts to sample.
-        seed: of that sampling.
-        steps: of Adam (v_num_grad_steps); the last one only reads the loss.
-        learning_rate: of Adam (v_lr).
+        context_lengths: (tokens, number of contexts) pairs of the contexts to sample.
+        seed: seed of that sampling.
+        steps: steps of Adam (v_num_grad_steps); the last one only computes the loss.
+        learning_rate: learning rate of Adam (v_lr).
         weight_decay: factor of |delta| / |v0|^2 (v_weight_decay).
-        clamp_norm_factor: bound of |delta| / |v0|.
-        kl_factor: of the essence term in Eq. 4.
+        clamp_norm_factor: bound on |delta| / |v0|.
+        kl_factor: factor of the essence term in Eq. 4 (kl_factor).
         early_stop_loss: the search stops below this loss (5e-2 in compute_v).
         steps_on_top: the search also stops once each token of the target was the most probable one, in all contexts,
             for so many steps in a row, as ENCORE's does (Gupta et al. 2025, arXiv 2502.01636: 4 for GPT-2 XL, 3 for
@@ -51,13 +51,12 @@ class SearchConfig:
         check_lengths("context_lengths", self.context_lengths)
         check_seed(self.seed)
         check_positive(self, "steps", "learning_rate", "clamp_norm_factor")
-        check_not_negative(self, "weight_decay", "kl_factor")
+        check_least(self, weight_decay=0, kl_factor=0)
+        check_positive(self, "anchor_norm")
         check_whole(steps_on_top=self.steps_on_top)
-        if self.anchor_norm is not None:
-            check_positive(self, "anchor_norm")
 
     def contexts_for(self, model: Model) -> tuple[str, ...]:
-        """The contexts, sampled from the model if they are not given."""
+        """The contexts; sampled from the model if none are given."""
         if self.contexts is None:
             return sample_contexts(model, self.context_lengths, seed=self.seed)
         return tuple(self.contexts)
@@ -65,13 +64,13 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig(SearchConfig):
-    """What MEMIT, EMMET and AlphaEdit share. The other attributes are those of SearchConfig.
+    """Hyper-parameters that MEMIT, EMMET and AlphaEdit share; SearchConfig has the other attributes.
 
-    The search is that of the authors' GPT-J runs (kmeng01/memit, hparams/MEMIT): 25 steps, and a bound of 0.75 times
-    the norm of the residual state, which is searched instead of the MLP's output.
+    The defaults are the authors' for GPT-J (kmeng01/memit, hparams/MEMIT): 25 steps, and a bound of 0.75 times the norm
+    of the residual state, which these methods search instead of the MLP's output.
 
     Attributes:
-        layers: the blocks to edit; None: those of the covariances. The last one's state is what is searched.
+        layers: blocks to edit; None: those of the covariances. The search is for the state after the last one.
     """
 
     layers: Sequence[int] | None = None
@@ -85,20 +84,20 @@ class BatchConfig(SearchConfig):
 
 
 def check_ascending(layers: Sequence[int]) -> None:
-    """Raises ValueError unless these are the numbers of blocks, each once and ascending."""
+    """Raises ValueError unless these are distinct, ascending numbers of blocks."""
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0:
-        raise ValueError(f"layers is {list(layers)}, expected one block or more, each once and ascending, from 0 on.")
+        raise ValueError(f"layers is {list(layers)}, expected distinct, ascending numbers of blocks, counted from 0.")
 
 
 def check_positive(config: object, *names: str) -> None:
-    """Raises ValueError unless these fields of the config are above 0."""
+    """Raises ValueError unless these fields of the config are None or above 0."""
     for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} is {getattr(config, name)}, expected a number above 0.")
+        if (value := getattr(config, name)) is not None and not value > 0:
+            raise ValueError(f"{name} is {value}, expected a number above 0.")
 
 
-def check_not_negative(config: object, *names: str) -> None:
-    """Raises ValueError unless these fields of the config are at least 0."""
-    for name in names:
-        if not getattr(config, name) >= 0:
-            raise ValueError(f"{name} is {getattr(config, name)}, expected 0 or a number above.")
+def check_least(config: object, **least: int | float) -> None:
+    """Raises ValueError unless these fields of the config are None or at least this large."""
+    for name, smallest in least.items():
+        if (value := getattr(config, name)) is not None and not value >= smallest:
+            raise ValueError(f"{name} is {value}, expected at least {smallest}.")

@@ -1,7 +1,22 @@
-"""What a vector that is added at the edited token can change: the rows from that token on, after its block.
+"""Running only the suffix of each prompt: what a vector added at the edited token can change.
 
-The blocks up to the edited one, and keys and values of the positions before the edited token, are computed once;
-logits only where a target token or the essence is predicted.
+The search for v* adds a vector delta at the edited token s, in block l, and looks at what the model then predicts.
+Attention is causal, so delta changes nothing at positions before s, and nothing below block l. Each step of the search
+therefore runs only the suffix, the positions from s on, through the blocks after l, with the keys and values of earlier
+positions as its past. All else is computed once. For the row "BOS The Eiffel Tower is in New" (target New York):
+
+    block n-1   past  past  past | step   step  step  step   -> logits of the tokens New and York
+      ...       past  past  past | step   step  step  step
+    block l+1   past  past  past | step   step  step  step      step: run in every step, with gradients
+                                 | +delta
+    block l     once  once  once | once   once  once  once      once: residual states after block l
+      ...       once  once  once | once   once  once  once      past: keys and values
+    block 0     once  once  once | once   once  once  once
+                BOS   The Eiffel | Tower  is    in    New
+                                   s
+
+Rows of several contexts and requests form one batch: pasts are padded on the left and suffixes on the right, so that s
+is in the same column in all of them. Logits are computed only where a target token, or the essence, is predicted.
 """
 
 from collections.abc import Sequence
@@ -28,22 +43,24 @@ from rome_lens.models import (
     run_with_past,
     state_name,
 )
+from rome_lens.models.teacher_forcing import target_log_probabilities
 
 ESSENCE_PROMPT = "{} is a"
 
 Place = Literal["mlp", "resid"]
+"""Where delta is added: to the MLP's output, or to the residual stream after the block."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A request's rows of tokens, each with the target's tokens but the last after it (teacher forcing).
+    """A request's rows of tokens: contexts, prompt and target without its last token (teacher forcing).
 
     Attributes:
-        rows: the prompt in each context, and the essence prompt if none of them begins with it.
-        subject: the position of the edited token, as a rule the subject's last one, in each row.
+        rows: the prompt in each context, and the essence prompt, unless a row begins with it.
+        subject: position of the edited token in each row.
         target: the target's tokens.
-        contexts: how many of the rows predict the target.
-        essence: the row whose prediction at the edited token is the essence's.
+        contexts: number of rows that predict the target.
+        essence: the row that predicts the essence, at its edited token.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -52,42 +69,37 @@ class Prompts:
     contexts: int
     essence: int
 
-    @property
-    def tokens(self) -> int:
-        """How many tokens the rows hold, padding included."""
-        return len(self.rows) * max(map(len, self.rows))
-
 
 def tokenize_prompts(
     model: Model, request: EditRequest, contexts: Sequence[str], *, token: EditedToken = "subject_last"
 ) -> Prompts:
-    """Raises ValueError if the prompt in a context is longer than the model's context."""
+    """A request's rows of tokens. Raises ValueError if one is longer than the model's context."""
     located = [in_context(model, request, context, token=token) for context in contexts]
     whole, _, start = located[0]
     rows = [text.ids[:-1] for text, _, _ in located]
     subject = [position for _, position, _ in located]
     about, position, _ = in_context(model, replace(request, prompt=ESSENCE_PROMPT), PLACE, token=token)
     essence = about.ids[: position + 1]
-    alike = [i for i, row in enumerate(rows) if subject[i] == position and row[: position + 1] == essence]
-    if not alike:
+    same = [i for i, row in enumerate(rows) if subject[i] == position and row[: position + 1] == essence]
+    if not same:
         rows.append(essence)
         subject.append(position)
-    return Prompts(tuple(rows), tuple(subject), whole.ids[start:], len(located), alike[0] if alike else len(located))
+    return Prompts(tuple(rows), tuple(subject), whole.ids[start:], len(located), same[0] if same else len(located))
 
 
 @dataclass(frozen=True, eq=False)
-class Tails:
-    """The rows of several requests from the edited token on, and all that stays the same in every step.
+class Suffixes:
+    """The suffixes of several requests' rows, and what is the same in every step.
 
     Attributes:
         residual: states after the edited block, right-padded.
-        original: the vector, in float32, that is sought anew: of the edited token, in each row.
-        past: keys and values of earlier positions at later blocks, left-padded.
-        mask: 0 where either is padded.
-        request: of each row, its number.
-        bare: each request's first row, the prompt alone.
-        row, position: where a target token is predicted (in `residual`'s positions).
-        token: that target token.
+        original: in each row, the unedited activation to which delta is added, in float32.
+        past: keys and values of the positions before the suffix, by block after the edited one, left-padded.
+        mask: 0 at padding of past or suffix, else 1.
+        request: number of each row's request.
+        bare: each request's row without a context.
+        row, position: where a target token is predicted (counted in `residual`).
+        token: the target token that is to be predicted there.
         essence: each request's row that predicts the essence, at its first position.
     """
 
@@ -102,12 +114,12 @@ class Tails:
     token: Int[Tensor, " prediction"]
     essence: Int[Tensor, " request"]
 
-    def only(self, kept: Bool[Tensor, " request"]) -> "Tails":
-        """Without the rows of the other requests; those that are kept get new numbers in the same order."""
+    def only(self, kept: Bool[Tensor, " request"]) -> "Suffixes":
+        """The rows of some requests, which are renumbered in the same order."""
         rows = kept[self.request]
         predictions = rows[self.row]
         new_request, new_row = kept.cumsum(0) - 1, rows.cumsum(0) - 1
-        return Tails(
+        return Suffixes(
             residual=self.residual[rows],
             original=self.original[rows],
             past={i: PastState(state.past_keys[rows], state.past_values[rows]) for i, state in self.past.items()},
@@ -122,11 +134,11 @@ class Tails:
 
 
 @torch.no_grad()
-def run_until_tails(model: Model, layer: int, prompts: Sequence[Prompts], at: Place) -> Tails:
-    """Runs what comes before the tails, once.
+def prepare_suffixes(model: Model, layer: int, prompts: Sequence[Prompts], at: Place) -> Suffixes:
+    """Runs everything that no step changes, once.
 
     Raises:
-        EditError: the block does not simply add what its MLP contributes to the residual stream.
+        EditError: the block does not add its MLP's contribution to the residual stream.
     """
     device = model.cfg.device
     check_added(model, layer, prompts[0].rows[0])
@@ -136,16 +148,16 @@ def run_until_tails(model: Model, layer: int, prompts: Sequence[Prompts], at: Pl
     names = state_name("resid", layer), key_name(layer)
     read = run_and_read(model, tokens, names, mask=mask, stop_at_layer=layer + 1)
     residual, keys = (read[name] for name in names)
-    depth = max(1, *subject)  # a model is not run on no tokens at all; the mask hides what stands there for nothing
+    depth = max(1, *subject)  # at least one token, even if all subjects come first; the mask hides it
     _, past = run_with_past(model, tokens[:, :depth], mask=mask[:, :depth])
 
-    tails = [len(row) - position for row, position in zip(ids, subject, strict=True)]
-    width = max(tails)
+    lengths = [len(row) - position for row, position in zip(ids, subject, strict=True)]
+    width = max(lengths)
     cut = residual.new_zeros(len(ids), width, model.cfg.d_model)
-    joined = torch.zeros(len(ids), depth + width, dtype=torch.long)
-    for i, (position, tail) in enumerate(zip(subject, tails, strict=True)):
-        cut[i, :tail] = residual[i, position : position + tail]
-        joined[i, depth - position : depth + tail] = 1
+    seen = torch.zeros(len(ids), depth + width, dtype=torch.long)
+    for i, (position, length) in enumerate(zip(subject, lengths, strict=True)):
+        cut[i, :length] = residual[i, position : position + length]
+        seen[i, depth - position : depth + length] = 1
     where = torch.arange(len(ids)), torch.tensor(subject)
     first_rows = [sum(len(prompt.rows) for prompt in prompts[:i]) for i in range(len(prompts))]
     predictions = [
@@ -157,11 +169,11 @@ def run_until_tails(model: Model, layer: int, prompts: Sequence[Prompts], at: Pl
     where_predicted = torch.tensor(predictions, device=device)
     owners = [i for i, prompt in enumerate(prompts) for _ in prompt.rows]
     essence = [first + prompt.essence for first, prompt in zip(first_rows, prompts, strict=True)]
-    return Tails(
+    return Suffixes(
         residual=cut,
         original=mlp_output(model, layer, keys[where]) if at == "mlp" else residual[where].float(),
         past={i: _left_padded(state, subject, depth) for i, state in enumerate(past) if i > layer},
-        mask=joined.to(device),
+        mask=seen.to(device),
         request=torch.tensor(owners, device=device),
         bare=torch.tensor(first_rows, device=device),
         row=where_predicted[:, 0],
@@ -181,26 +193,26 @@ def _left_padded(state: PastState, lengths: Sequence[int], width: int) -> PastSt
     return PastState(shift(state.past_keys), shift(state.past_values))
 
 
-def run_tails(
-    model: Model, layer: int, tails: Tails, delta: Float[Tensor, "request d_model"], at: Place
+def run_suffixes(
+    model: Model, layer: int, suffixes: Suffixes, delta: Float[Tensor, "request d_model"], at: Place
 ) -> tuple[Float[Tensor, " request"], Float[Tensor, "request d_vocab"], Bool[Tensor, " request"]]:
-    """What Eq. 4 is made of, differentiable: the mean negative log-probability of a target token (over contexts and
-    tokens), and the log-probabilities of all tokens after the essence's subject. Last, whether each target token is the
+    """The two terms of Eq. 4, differentiable: the mean negative log-probability of a target token over contexts and
+    tokens, and the log-probabilities of the next token after the essence prompt. Last, whether each target token is the
     most probable one in all contexts.
     """
-    change = delta[tails.request]
+    change = delta[suffixes.request]
     if at == "mlp":
-        change = contribution_change(model, layer, tails.original, change)
-    first = tails.residual[:, :1] + change[:, None].to(tails.residual.dtype)
-    residual = torch.cat([first, tails.residual[:, 1:]], dim=1)
-    residual = run_blocks(model, residual, layer + 1, model.cfg.n_layers, past=tails.past, mask=tails.mask)
-    needed = torch.cat([residual[tails.row, tails.position], residual[tails.essence, 0]])
-    predicted, essence = logits(model, needed).log_softmax(-1).split([len(tails.row), len(tails.essence)])
-    target = predicted.gather(-1, tails.token[:, None])[:, 0]
-    of_request = tails.request[tails.row].bincount().tolist()
-    on_top = predicted.argmax(-1) == tails.token
+        change = contribution_change(model, layer, suffixes.original, change)
+    first = suffixes.residual[:, :1] + change[:, None].to(suffixes.residual.dtype)
+    residual = torch.cat([first, suffixes.residual[:, 1:]], dim=1)
+    residual = run_blocks(model, residual, layer + 1, model.cfg.n_layers, past=suffixes.past, mask=suffixes.mask)
+    needed = torch.cat([residual[suffixes.row, suffixes.position], residual[suffixes.essence, 0]])
+    predicted, essence = logits(model, needed).split([len(suffixes.row), len(suffixes.essence)])
+    target = target_log_probabilities(predicted, suffixes.token)
+    of_request = suffixes.request[suffixes.row].bincount().tolist()
+    on_top = predicted.argmax(-1) == suffixes.token
     return (
         torch.stack([-part.mean() for part in target.split(of_request)]),
-        essence,
+        essence.log_softmax(-1),
         torch.stack([part.all() for part in on_top.split(of_request)]),
     )

@@ -1,6 +1,6 @@
-"""What the residual stream has to be so that the model says each of many targets: MEMIT's z (arXiv 2210.07229, Eq. 16).
+"""MEMIT's targets z: the residual state with which the model predicts each target (arXiv 2210.07229, Eq. 16).
 
-Finding them is nearly all the work of a batch edit, and MEMIT, EMMET and AlphaEdit can share them.
+The search for them is most of the work of a batch edit; MEMIT, EMMET and AlphaEdit can share the result.
 """
 
 import os
@@ -35,13 +35,13 @@ _MOST_DIFFERENCE = 0.02
 @checked
 @dataclass(frozen=True, eq=False)
 class MemitTargets:
-    """The sought states of requests, and how they were found.
+    """The targets z of several requests, and how they were found.
 
     Attributes:
-        layer: the block after which they are sought: the last to be edited.
-        contexts: the context templates of the search.
-        search: its numbers, as in SearchConfig.
-        requests: what is to be written.
+        layer: block after which they replace the residual state: the last one to be edited.
+        contexts: context templates of the search.
+        search: its hyper-parameters, as in SearchConfig.
+        requests: the requests.
         values: a Value for each request.
     """
 
@@ -52,7 +52,7 @@ class MemitTargets:
     values: tuple[Value, ...] = field(repr=False)
 
     def check_model(self, model: Model) -> None:
-        """Raises EditError unless the model's states are those that the search began with."""
+        """Raises EditError unless the model's states are those from which the search started."""
         if not self.requests:
             return
         states = subject_states(model, self.layer, self.requests, token=self.search["token"])
@@ -66,12 +66,12 @@ class MemitTargets:
             )
 
     def check_use(self, requests: Sequence[EditRequest], layer: int, config: SearchConfig) -> None:
-        """Raises ValueError unless these are the targets of such an edit."""
+        """Raises ValueError unless these targets fit an edit with such requests, last layer and config."""
         wrong = []
         if self.requests != tuple(requests):
             wrong.append(f"they are for {len(self.requests)} other requests, or in another order")
         if self.layer != layer:
-            wrong.append(f"they are sought after layer {self.layer}, but the last edited layer is {layer}")
+            wrong.append(f"they belong after layer {self.layer}, but the last edited layer is {layer}")
         if config.contexts is not None and tuple(config.contexts) != self.contexts:
             wrong.append("the contexts are others")
         if differing := [f"{k}={v}" for k, v in self.search.items() if search_numbers(config)[k] != v]:
@@ -89,24 +89,24 @@ class MemitTargets:
         save_tensors(path, tensors, kind=_KIND, facts=facts, overwrite=overwrite)
 
     def _parts(self) -> Parts:
-        """What is kept of them: tensors and facts."""
+        """The targets as tensors and plain values, for a file."""
         empty = torch.empty(0)
         tensors = {
             "vectors": torch.stack([value.vector for value in self.values]) if self.values else empty,
             "initial": torch.stack([value.initial for value in self.values]) if self.values else empty,
         }
-        ends = [{name: getattr(value, name) for name in _ENDS} for value in self.values]
+        ends = [{name: getattr(value, name) for name in _DIAGNOSTICS} for value in self.values]
         facts = {"layer": self.layer, "contexts": self.contexts, "search": dict(self.search), "ends": ends}
         facts["requests"] = [asdict(request) for request in self.requests]
         return tensors, facts
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "MemitTargets":
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
             FileNotFoundError: there is no such file.
-            FormatError: the file is damaged or is something else.
+            FormatError: the file is damaged or holds something else.
         """
         return cls._of_parts(path, load_tensors(path, kind=_KIND, facts=_FACTS))
 
@@ -128,7 +128,7 @@ class MemitTargets:
         return targets
 
 
-_ENDS = tuple(f.name for f in fields(Value) if f.name not in ("vector", "initial"))
+_DIAGNOSTICS = tuple(f.name for f in fields(Value) if f.name not in ("vector", "initial"))
 
 
 @checked
@@ -141,22 +141,26 @@ def memit_targets(
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> MemitTargets:
-    """Searches, for each request alone, the state of the subject's last token after which the model says the target.
+    """Searches, separately for each request, the residual state at the subject's last token with which the model
+    predicts the target (Eq. 16).
 
     Args:
-        model: is run; its weights and their requires_grad stay as they are.
-        requests: what to write.
-        layer: the block after which the state is sought: the last one that will be edited.
-        config: the search's numbers; None: those of BatchConfig.
-        out: a folder for this search alone; made if it is missing. What is found is kept in it after every few
-            requests, and those that are there already are not searched again. More requests may be given as well.
-        progress: shows a bar.
+        model: Model to run; its weights and `requires_grad` flags are left unchanged.
+        requests: What to write.
+        layer: Block after which the state is replaced: the last one to be edited.
+        config: Hyper-parameters of the search; None: those of BatchConfig.
+        out: Folder for this search alone; created if missing. Results are saved after every few requests, and requests
+            that are there already are not searched again. A later call may have more requests.
+        progress: Show a bar.
+
+    Returns:
+        The targets, in the order of `requests`, on the CPU.
 
     Raises:
         EditError: a loss is not finite.
-        FormatError: the folder was begun with another model or other weights, another layer or other numbers, or holds
-            other files or a damaged one.
-        UnavailableError: another run has the folder open, or its disk is full or may not be written to.
+        FormatError: the folder was begun with another model, other weights, layer or hyper-parameters, or holds foreign
+            or damaged files.
+        UnavailableError: another run has the folder open, or it cannot be written to.
         ValueError: no or contradicting requests, or no such layer.
     """
     config = BatchConfig() if config is None else config
@@ -164,8 +168,8 @@ def memit_targets(
     check_layer(model, layer)
     contexts = config.contexts_for(model)
     found = MemitTargets(layer, contexts, search_numbers(config), (), ())
-    asked = {"layer": layer, "contexts": plain(contexts), "search": plain(search_numbers(config))}
-    identity = model_identity(model) | asked if out is not None else {}
+    settings = {"layer": layer, "contexts": plain(contexts), "search": plain(search_numbers(config))}
+    identity = model_identity(model) | settings if out is not None else {}
     with open_checkpoint(out, kind=_SEARCH, identity=identity, facts=_FACTS) as kept:
         if kept.found is not None:
             found = MemitTargets._of_parts(kept.path, kept.found)
@@ -184,13 +188,13 @@ def memit_targets(
 def subject_states(
     model: Model, layer: int, requests: Sequence[EditRequest], *, token: EditedToken = "subject_last"
 ) -> Float[Tensor, "request d_model"]:
-    """The residual stream after a block at the edited token of each bare prompt."""
-    asked = [(request, PLACE) for request in requests]
-    return subject_activations(model, state_name("resid", layer), layer, asked, token=token)
+    """The residual stream after a block, at the edited token of each bare prompt."""
+    prompts = [(request, PLACE) for request in requests]
+    return subject_activations(model, state_name("resid", layer), layer, prompts, token=token)
 
 
 def check_requests(requests: Sequence[EditRequest]) -> None:
-    """Raises ValueError if there are no requests, or two ask the same text to be continued."""
+    """Raises ValueError if there are no requests, or two have the same prompt and subject."""
     if not requests:
         raise ValueError("requests is empty, expected one EditRequest or more.")
     wanted: dict[str, str] = {}
@@ -202,7 +206,7 @@ def check_requests(requests: Sequence[EditRequest]) -> None:
 
 
 def search_numbers(config: SearchConfig) -> dict[str, Any]:
-    """The numbers on which a search depends, but for its contexts."""
+    """The hyper-parameters of a search, without those of its contexts."""
     return {f.name: getattr(config, f.name) for f in fields(SearchConfig) if f.name not in _ABOUT_CONTEXTS}
 
 

@@ -1,7 +1,7 @@
-"""v*: what the MLP has to answer to k* so that the model says the target (paper section 3.1, step 2, Eq. 4).
+"""v*: the MLP output for k* with which the model predicts the target (paper section 3.1, step 2, Eq. 4).
 
-Several requests are searched for at the same time, each with its own vector, step count of Adam, bound and stop: each
-gets what it would have got alone.
+Several requests are optimised at once, each with its own vector, bound and stopping step, so that each gets the same
+result as alone.
 """
 
 import math
@@ -16,23 +16,23 @@ from tqdm.auto import tqdm
 
 from rome_lens.data.records import EditRequest
 from rome_lens.edit.search.settings import SearchConfig
-from rome_lens.edit.search.suffix import Place, Prompts, run_tails, run_until_tails, tokenize_prompts
+from rome_lens.edit.search.suffix import Place, Prompts, prepare_suffixes, run_suffixes, tokenize_prompts
 from rome_lens.errors import EditError
-from rome_lens.models import Model, check_layer, frozen
-from rome_lens.models.memory import tokens_that_fit
+from rome_lens.models import Model, check_layer, frozen, tokens_that_fit
 
 
 @dataclass(frozen=True)
 class Value:
-    """v* and how its search ended.
+    """v* and the diagnostics of its search.
 
     Attributes:
-        vector: [d_model], float32: v*; MEMIT's z if the residual stream was searched.
-        initial: [d_model], float32: the same vector before the edit, for the bare prompt.
-        steps: how many gradient steps were taken.
-        nll: mean negative log-probability of a target token, over contexts (first term of Eq. 4).
-        kl: divergence of the essence prompt's next token from what it was (second term), before its factor.
-        weight_decay: the norm penalty, with its factor.
+        vector: [d_model], float32: v*, or MEMIT's z if the residual stream was searched.
+        initial: [d_model], float32: the same activation in the unedited model, for the bare prompt.
+        steps: number of gradient steps.
+        nll: mean negative log-probability of a target token over contexts (first term of Eq. 4).
+        kl: KL divergence of the next token after the essence prompt from the unedited model's (second term), without
+            its factor.
+        weight_decay: norm penalty, with its factor.
         clamped: whether the norm bound was reached.
     """
 
@@ -70,22 +70,20 @@ def optimise_values(
     tokens_per_batch: int | None = None,
     progress: bool = True,
 ) -> list[Value]:
-    """Finds each request's v* by Adam on a vector that is added at `config.token`, as a rule the subject's last.
-
-    No parameter of the model gets a gradient or is changed.
+    """Finds each request's v* by Adam on a vector delta that is added at the edited token (`config.token`).
 
     Args:
-        model: is run.
-        layer: the block.
-        requests: what to write; each is searched for by itself, whatever the others are.
-        contexts: templates, the bare "{}" first.
-        config: the numbers.
-        at: "mlp": the vector is added to the MLP's output (ROME, Eq. 4); "resid": to the residual stream after the
-            block, and its norms are relative to that state (MEMIT, Meng et al. 2023, arXiv 2210.07229, Eq. 16).
-        tokens_per_batch: bounds how many tokens, padding included, are run at once, but one request's are never
-            parted; None: as many as fit into a quarter of the free memory, but on a CPU one request's, since padding
-            them to the same length costs more there than it saves.
-        progress: shows a bar.
+        model: Model to run; its weights and `requires_grad` flags are left unchanged.
+        layer: Number of the block.
+        requests: What to write; each is optimised independently of the others.
+        contexts: Context templates, the bare "{}" first.
+        config: Hyper-parameters.
+        at: "mlp" adds delta to the MLP's output (ROME, Eq. 4); "resid" to the residual stream after the block, with
+            norms relative to that state (MEMIT, Meng et al. 2023, arXiv 2210.07229, Eq. 16).
+        tokens_per_batch: Bounds how many tokens, padding included, are run at once; the rows of one request are never
+            split. None: as many as fit into a quarter of the free memory, but on a CPU one request, since padding costs
+            more there than batching saves.
+        progress: Show a bar.
 
     Returns:
         A Value for each request, in their order.
@@ -128,9 +126,9 @@ def _search(
     at: Place,
     bar: tqdm,
 ) -> list[Value]:
-    """The search for the requests of one batch. Those that have stopped leave it."""
-    tails = run_until_tails(model, layer, prompts, at)
-    initial = tails.original[tails.bare]
+    """The search for one batch of requests; those that have stopped leave the batch."""
+    suffixes = prepare_suffixes(model, layer, prompts, at)
+    initial = suffixes.original[suffixes.bare]
     delta = torch.zeros_like(initial, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
     bound = config.clamp_norm_factor * initial.norm(dim=-1)
@@ -141,11 +139,11 @@ def _search(
     essence: Tensor | None = None
     with frozen(model), torch.enable_grad():
         for step in range(config.steps):
-            nll, essence_log_probs, on_top = run_tails(model, layer, tails, delta[searched], at)
+            nll, essence_log_probs, on_top = run_suffixes(model, layer, suffixes, delta[searched], at)
             essence = essence_log_probs.detach() if essence is None else essence
             kl = nn.functional.kl_div(essence, essence_log_probs, log_target=True, reduction="none").sum(-1)
             decay = config.weight_decay * delta[searched].norm(dim=-1) / initial[searched].norm(dim=-1) ** 2
-            loss = nll + config.kl_factor * kl + decay
+            loss = nll + config.kl_factor * kl + decay  # Eq. 4, with the authors' weight decay
             stops = loss.detach() < config.early_stop_loss
             steps_on_top = torch.where(on_top, steps_on_top + 1, 0)
             if config.steps_on_top is not None:
@@ -164,13 +162,13 @@ def _search(
                 break
             optimizer.zero_grad()
             loss[~stops].sum().backward()
-            optimizer.step()  # also moves the vectors of those that have stopped, which nothing reads any more
+            optimizer.step()  # also moves vectors of requests that have stopped, which are not read again
             with torch.no_grad():
                 norm = delta.norm(dim=-1)
                 clamped = norm > bound
                 delta *= torch.where(clamped, bound / norm, 1.0)[:, None]
             if stops.any():
-                tails, essence, searched = tails.only(~stops), essence[~stops], searched[~stops]
+                suffixes, essence, searched = suffixes.only(~stops), essence[~stops], searched[~stops]
                 steps_on_top = steps_on_top[~stops]
     return [ends[n] for n in range(len(prompts))]
 
@@ -186,7 +184,7 @@ def anchored(
 
 
 def search_figures(values: Sequence[Value]) -> dict[str, Any]:
-    """The figures of EditHealth that come from the search: of several requests, the worst."""
+    """The figures of EditHealth that come from the search; with several requests, the worst of each."""
     nll = max(value.nll for value in values)
     return {
         "target_probability": math.exp(-nll),

@@ -1,4 +1,4 @@
-"""A HookedTransformer as lm-evaluation-harness asks for it. Needs the harness; see harness.py."""
+"""A TransformerLens model behind the interface of lm-evaluation-harness, which has to be installed."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from rome_lens.evaluate.likelihood import teacher_forced_rows
 from rome_lens.models import Model, bos_token, pad, write_on
+from rome_lens.models.teacher_forcing import score_targets, target_log_probabilities
 
 _TEXTS_AT_ONCE = 16
 _NEW_TOKENS = 256
 
 
 class HarnessModel(TemplateLM):
-    """Answers the harness's three kinds of requests. Texts too long for the model's context lose their start."""
+    """Answers the harness's three kinds of requests. Texts beyond the model's context are cut at their start."""
 
     def __init__(self, model: Model, *, progress: bool = True) -> None:
         super().__init__()
@@ -27,16 +27,16 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """What a text ends with, and what stands before one without a context, unless there is a BOS."""
+        """The token that ends a text."""
         return self.tokenizer.eos_token_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without a context."""
+        """The token that precedes a text without context: BOS, if the model's tokenisation has it, else EOS."""
         return (*bos_token(self.model), self.eot_token_id)[0]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Tokens by the model's own rule; with `add_special_tokens=False` without BOS."""
+        """Tokenises by the model's own rule; without BOS if `add_special_tokens` is False."""
         before = [] if add_special_tokens is False else bos_token(self.model)
         return before + self.tokenizer(string, add_special_tokens=False, verbose=False)["input_ids"]
 
@@ -44,25 +44,20 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """The log-probability of all tokens of each continuation, and whether each is the most probable one."""
+        """The log-probability of each continuation, and whether greedy decoding would give it."""
         room = self.model.cfg.n_ctx + 1  # the last token is not read
         rows = [tuple((before + after)[-room:]) for _, before, after in requests]
         starts = [max(1, len(row) - len(after)) for row, (_, _, after) in zip(rows, requests, strict=True)]
         answers: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
         disable = disable_tqdm or not self.progress
         with tqdm(total=len(rows), desc="harness: log-likelihoods", unit="request", disable=disable) as bar:
-            for numbers, lengths, scores, wanted in teacher_forced_rows(
-                self.model, list(zip(rows, starts, strict=True))
-            ):
-                found = scores.log_softmax(-1).gather(-1, wanted[:, None])[:, 0].double().cpu().split(lengths)
-                greedy = (scores.argmax(-1) == wanted).cpu().split(lengths)
-                for i, each, best in zip(numbers, found, greedy, strict=True):
-                    answers[i] = each.sum().item(), bool(best.all())
-                bar.update(len(numbers))
+            for i, found in score_targets(self.model, list(zip(rows, starts, strict=True)), _likelihood_and_greedy):
+                answers[i] = found[:, 0].sum().item(), bool(found[:, 1].all())
+                bar.update()
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The log-probability of whole texts, each token with as much context as fits, windows being disjoint."""
+        """The log-probability of whole texts, in disjoint windows of the model's context."""
         windows, owners = [], []
         for i, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0], add_special_tokens=False)
@@ -75,34 +70,34 @@ class HarnessModel(TemplateLM):
         return sums
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy texts, up to the first of the strings that end one.
+        """Greedy continuations, up to the first of the task's stop strings.
 
         Raises:
             ValueError: a task asks for sampling.
         """
-        asked = [self._to_write(request) for request in requests]
-        texts = [""] * len(asked)
-        order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]))
-        bar = tqdm(total=len(asked), desc="harness: texts", unit="text", disable=disable_tqdm or not self.progress)
+        jobs = [self._to_write(request) for request in requests]
+        texts = [""] * len(jobs)
+        order = sorted(range(len(jobs)), key=lambda i: len(jobs[i][0]))
+        bar = tqdm(total=len(jobs), desc="harness: texts", unit="text", disable=disable_tqdm or not self.progress)
         for start in range(0, len(order), _TEXTS_AT_ONCE):
             batch = order[start : start + _TEXTS_AT_ONCE]
-            length = min(self.model.cfg.n_ctx, max(len(asked[i][0]) + asked[i][1] for i in batch))
+            length = min(self.model.cfg.n_ctx, max(len(jobs[i][0]) + jobs[i][1] for i in batch))
             tokens, given = (
                 nn.functional.pad(each, (0, length - each.shape[1])).to(self.model.cfg.device)
-                for each in pad([asked[i][0] for i in batch])
+                for each in pad([jobs[i][0] for i in batch])
             )
             written = write_on(
                 self.model, tokens, given, chances=torch.zeros(tokens.shape, device=tokens.device), top_k=1
             )
             for i, row in zip(batch, written.tolist(), strict=True):
-                before, new_tokens, ends = asked[i]
+                before, new_tokens, ends = jobs[i]
                 texts[i] = self._until(row[len(before) : len(before) + new_tokens], ends)
             bar.update(len(batch))
         bar.close()
         return texts
 
     def _to_write(self, request: Instance) -> tuple[list[int], int, list[str]]:
-        """The tokens to go on from, how many to add at most, and the strings that end the text."""
+        """The prompt's tokens, the most new tokens, and the stop strings."""
         context, options = request.args
         if options.get("do_sample") and options.get("temperature", 1.0) > 0:
             raise ValueError(
@@ -118,3 +113,8 @@ class HarnessModel(TemplateLM):
             tokens = tokens[: tokens.index(self.eot_token_id)]
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return text[: min((text.find(end) for end in ends if end and end in text), default=len(text))]
+
+
+def _likelihood_and_greedy(scores: Tensor, targets: Tensor) -> Tensor:
+    """[token, 2], float64: each target token's log-probability, and 1 if it is the most probable one, else 0."""
+    return torch.stack([target_log_probabilities(scores, targets).double(), scores.argmax(-1) == targets], dim=-1)

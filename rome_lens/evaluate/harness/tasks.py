@@ -1,4 +1,4 @@
-"""General ability: the tasks of EleutherAI's lm-evaluation-harness on a model as it is, edited or not."""
+"""General ability: tasks of EleutherAI's lm-evaluation-harness, on an edited or unedited model."""
 
 import importlib.util
 import os
@@ -21,23 +21,23 @@ def run_harness(
     limit: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Runs tasks of lm-evaluation-harness: of an edited model inside `with edit.applied(model)`.
+    """Runs tasks of lm-evaluation-harness. To evaluate an edit, call it inside `with edit.applied(model)`.
 
     Args:
-        model: is run, not changed; torch's random state is left as it is.
-        tasks: names of tasks ("hellaswag", "winogrande"). The data of most are downloaded from the Hugging Face hub.
-        tasks_in: a folder with tasks of your own, in the harness's YAML files; its own tasks are then not looked for.
-        shots: how many solved examples stand before a question; None: as the task has it.
-        limit: how many documents of each task; None: all.
-        progress: shows bars.
+        model: Model to run; it and torch's random state are left unchanged.
+        tasks: Names of tasks ("hellaswag", "winogrande"). Most download their data from the Hugging Face hub.
+        tasks_in: Folder with your own tasks as YAML files of the harness; the harness's own are then not available.
+        shots: Number of few-shot examples; None: the task's default.
+        limit: Number of documents of each task; None: all.
+        progress: Show bars.
 
     Returns:
-        A row for each task, metric and filter: task, metric, filter, value, stderr (NaN where the harness gives none),
-        n, how many documents were asked.
+        A row for each task, metric and filter: task, metric, filter, value, stderr (NaN if the harness gives none), and
+        n, the number of documents.
 
     Raises:
         UnavailableError: the harness is not installed.
-        ValueError: no tasks, or one that draws its texts at random: here they are written greedily.
+        ValueError: no tasks, or one that samples its texts (here they are decoded greedily).
     """
     if isinstance(tasks, str) or not tasks:
         raise ValueError(f"tasks is {tasks!r}, expected a list of one task's name or more.")

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from rome_lens.checking import checked
 from rome_lens.data.records import EditRecord
-from rome_lens.evaluate.likelihood import divergence, next_token_log_probabilities
 from rome_lens.evaluate.scorers.counterfact import compare_targets
 from rome_lens.models import Model
+from rome_lens.models.prediction import divergence, next_token_log_probabilities
 from rome_lens.models.tokens import continued
 
 

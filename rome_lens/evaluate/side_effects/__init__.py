@@ -1,1 +1,1 @@
-"""What else an edit changed."""
+"""Side effects of an edit: what changed besides the edited facts."""

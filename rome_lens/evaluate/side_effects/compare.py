@@ -1,4 +1,4 @@
-"""What an edit, hooks or another model's weights change between a prompt and its next token."""
+"""Compares two conditions (an edit, hooks, other weights) on prompts: predictions, logit lens, layer outputs."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 from rome_lens.checking import checked
 from rome_lens.data.records import check_prompts
 from rome_lens.edit.artifact.edit import Edit
-from rome_lens.evaluate.likelihood import divergence
 from rome_lens.models import HookList, Kind, Model, check_finite, logits, run_and_read, state_name
 from rome_lens.models.labels import token_text
+from rome_lens.models.prediction import divergence
 from rome_lens.models.tokens import TokenizedText, tokenize
 from rome_lens.plots import plot_comparison
 
@@ -27,17 +27,17 @@ _KINDS: tuple[Kind, ...] = ("resid", "attn", "mlp")
 @checked
 @dataclass(frozen=True, eq=False)
 class ModelComparison:
-    """What `compare_models` gives, in frames whose `prompt` column tells the prompt.
+    """Result of `compare_models`: frames with a column `prompt`.
 
     Attributes:
-        tokens: a row for each token that is among the top ones before or after: token, before and after (its
-            probability), rank_before and rank_after (from 1).
-        divergence: kl, the divergence KL(before || after) of the next token's distribution, in nats.
-        lens: the logit lens at the last position (the final norm and the unembedding, applied to the residual state
-            after each block): condition ("before" or "after"), layer, token and probability (its top token), answer
-            (the top token after the change, at the end) and answer_probability.
-        contributions: how much the outputs of each layer's attention and MLP moved at the last position: layer, kind
-            ("attn" or "mlp"), change, |after - before| / |before|.
+        tokens: a row for each token that is among the top ones before or after: token, before and after
+            (probabilities), rank_before and rank_after (1 is the most probable).
+        divergence: kl, the divergence KL(before || after) of the next-token distributions, in nats.
+        lens: the logit lens at the last position (final norm and unembedding, applied to the residual stream after each
+            block): condition ("before" or "after"), layer, token and probability (its top token), answer (the model's
+            top token after the change) and answer_probability.
+        contributions: change of each layer's attention and MLP output at the last position: layer, kind ("attn" or
+            "mlp"), change, which is |after - before| / |before|.
     """
 
     tokens: pd.DataFrame
@@ -52,7 +52,7 @@ class ModelComparison:
 
 @dataclass(frozen=True, eq=False)
 class _Observed:
-    """One prompt's last position: what each layer adds, and what the residual state after it would predict."""
+    """One prompt's last position: each layer's outputs, and the logit lens after it."""
 
     outputs: dict[Kind, Float[Tensor, "layer d_model"]]
     log_probs: Float[Tensor, "layer d_vocab"]
@@ -68,15 +68,15 @@ def compare_models(
     top: int = 5,
     progress: bool = True,
 ) -> ModelComparison:
-    """Runs prompts in two conditions and tells what moved.
+    """Runs prompts in two conditions, before and after a change, and compares them.
 
     Args:
-        model: the condition before. It is as it was afterwards, also if `other` is an edit.
-        other: the condition after: another model of the same shape and tokenizer, an edit of `model`, or hooks on the
-            blocks of `model`, (name, function) pairs as its `run_with_hooks` takes them.
-        prompts: texts; each is taken once.
-        top: how many tokens of each condition to list.
-        progress: shows a bar.
+        model: Model before the change; left unchanged, also if `other` is an edit.
+        other: The change: another model of the same shape and tokenizer, an edit of `model`, or hooks on the blocks of
+            `model` as (name, function) pairs, as `run_with_hooks` takes them.
+        prompts: Texts; duplicates are dropped.
+        top: Number of top tokens to list in each condition.
+        progress: Show a bar.
 
     Raises:
         ValueError: no prompts, a blank or too long one, `top` is below 1, or the models have different shapes.
@@ -115,7 +115,7 @@ def compare_models(
 
 @contextmanager
 def _changed(model: Model, other: Model | Edit | HookList) -> Iterator[tuple[Model, HookList]]:
-    """The condition after: a model, and the hooks to run it with."""
+    """The condition after the change: a model, and hooks to run it with."""
     if isinstance(other, Edit):
         with other.applied(model):
             yield model, ()

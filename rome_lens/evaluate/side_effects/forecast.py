@@ -1,4 +1,4 @@
-"""Which other prompts an edit will reach, told from their keys before anything is applied."""
+"""Forecasts which other prompts an edit will affect, from their keys, without applying it."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,8 @@ from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.matrix import matrix_for
 from rome_lens.edit.search.key import subject_activations
 from rome_lens.errors import EditError
-from rome_lens.models import Model, key_name, pad
+from rome_lens.models import Model, key_name, mlp_keys, pad
 from rome_lens.models.labels import token_texts
-from rome_lens.models.running import mlp_keys
 from rome_lens.models.tokens import batches, tokenize
 
 
@@ -24,24 +23,24 @@ from rome_lens.models.tokens import batches, tokenize
 def forecast_bleed_over(
     model: Model, edit: Edit, prompts: Sequence[str], *, tokens_per_batch: int = 4096
 ) -> pd.DataFrame:
-    """How much of what an edit adds at its own prompt it will add at other prompts.
+    """How strongly an edit acts on other prompts, relative to its own.
 
-    An update adds k @ left @ right to the MLP's output where the key is k. With rank one that is `right` times k . u,
-    so k . u over k* . u tells how much (k* being the key at the edited token of the edited prompt, the bare one). For
-    any rank, what is added is compared as a vector.
+    Where the key is k, an update adds k @ left @ right to the MLP's output. With rank one that is (k . u) `right`, so
+    the ratio of k . u to k* . u says how strongly the edit acts (k* is the key at the edited token of the bare edited
+    prompt). For any rank, the added vectors are compared.
 
     Args:
-        model: the model without the edit; it is run, not changed. So an update's effect on the keys of later layers
-            is left out.
-        edit: made for this model.
-        prompts: texts; each is taken once.
-        tokens_per_batch: bounds memory.
+        model: Model without the edit; left unchanged. An update's effect on the keys of later layers is therefore not
+            included.
+        edit: An edit made for this model.
+        prompts: Texts; duplicates are dropped.
+        tokens_per_batch: Bounds memory.
 
     Returns:
-        A row for each prompt, edited layer and position: prompt, layer, position, token; `share`, the part of what is
-        added that lies along what is added at the edited prompt (1: as much as there; 0: none; negative: away from the
-        target), and `size`, the length of what is added over the length there. With rank one, size is |share|. If the
-        edit is of several requests, the request with the largest |share| is compared with.
+        A row for each prompt, edited layer and position: prompt, layer, position, token; `share`, the projection of the
+        added vector on the one added at the edited prompt (1: as strong as there; 0: none; negative: away from the
+        target); and `size`, the ratio of their norms. With rank one, size is |share|. If the edit has several requests,
+        the one with the largest |share| is taken.
 
     Raises:
         EditError: an update does not fit the model, or changes another matrix than the MLP's output matrix.
@@ -81,17 +80,17 @@ def forecast_bleed_over(
 
 @checked
 def strongest_bleed_over(forecast: pd.DataFrame) -> pd.DataFrame:
-    """Where each prompt gets most of the edit.
+    """The position of each prompt at which the edit acts most strongly.
 
     Args:
-        forecast: what `forecast_bleed_over` gives.
+        forecast: Result of `forecast_bleed_over`.
 
     Returns:
         A row for each prompt and layer: prompt, layer; position, token, share and size where `size` is largest; and
         last_share, the share at the prompt's last position.
 
     Raises:
-        ValueError: the frame is something else.
+        ValueError: the frame is empty or lacks a column.
     """
     columns = ["prompt", "layer", "position", "token", "share", "size"]
     if forecast.empty or (missing := [column for column in columns if column not in forecast]):
@@ -103,16 +102,16 @@ def strongest_bleed_over(forecast: pd.DataFrame) -> pd.DataFrame:
 
 
 def _added(edit: Edit, layer: int, keys: Float[Tensor, "pos d_mlp"]) -> Float[Tensor, "pos d_model"]:
-    """What the edit adds to the layer's MLP output, in float32 on the CPU."""
+    """What the edit adds to the layer's MLP output, in float32, on the CPU."""
     changes = [keys.float().cpu() @ update.left @ update.right for update in edit.updates if update.layer == layer]
     return torch.stack(changes).sum(0)
 
 
 def _at_edited_prompts(model: Model, edit: Edit, layer: int) -> Float[Tensor, "request d_model"]:
-    """What the edit adds at the edited token of each prompt that it was made for."""
-    asked = [(request, PLACE) for request in edit.requests]
+    """What the edit adds at the edited token of each of its own prompts."""
+    prompts = [(request, PLACE) for request in edit.requests]
     token = edit.config.get("token", "subject_last")
-    added = _added(edit, layer, subject_activations(model, key_name(layer), layer, asked, token=token))
+    added = _added(edit, layer, subject_activations(model, key_name(layer), layer, prompts, token=token))
     if not (added.norm(dim=-1) > 0).all():
         raise ValueError(
             f"The edit (made on {edit.model}) adds nothing at its own prompt in layer {layer} of "
@@ -124,7 +123,7 @@ def _at_edited_prompts(model: Model, edit: Edit, layer: int) -> Float[Tensor, "r
 def _compare(
     here: Float[Tensor, "pos d_model"], there: Float[Tensor, "request d_model"]
 ) -> tuple[Float[Tensor, " pos"], Float[Tensor, " pos"]]:
-    """Share and size at each position, compared with the request whose share is largest."""
+    """Share and size at each position, relative to the request with the largest |share|."""
     norms = there.norm(dim=-1)
     shares = here @ there.T / norms**2
     nearest = shares.abs().argmax(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What was done to a model's weights: low-rank edits found in the difference of two models."""
+"""Forensics: recovers low-rank edits from the difference of two models."""
 
 import pandas as pd
 import torch
@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from rome_lens.checking import checked
 from rome_lens.edit.artifact.update import Update
 from rome_lens.errors import warn
-from rome_lens.models import Model, output_matrix, output_matrix_name
+from rome_lens.models import Model, output_matrix
 from rome_lens.storage import digest
 
 _PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)
@@ -17,12 +17,12 @@ _PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)
 
 @checked
 def weight_changes(original: Model, suspect: Model) -> pd.DataFrame:
-    """Which parameters differ, and by how much more than rounding.
+    """The parameters that differ between two models, with the size of the change and of rounding errors.
 
     Returns:
-        A row for each parameter with a differing entry: parameter (its name), changed (share of the entries that
-        differ), relative_change (norm of the difference over the original's norm), relative_rounding (the same for
-        the error that rounding to the suspect's precision makes: a change of about this size is no more than that).
+        A row for each parameter that differs: parameter (its name), changed (share of the entries that differ),
+        relative_change (norm of the difference over the norm of the original), relative_rounding (the same for the
+        error of rounding to the suspect's precision; a change of about this size is rounding alone).
 
     Raises:
         ValueError: the models have different parameters.
@@ -40,32 +40,31 @@ def weight_changes(original: Model, suspect: Model) -> pd.DataFrame:
 def recover_updates(
     original: Model, suspect: Model, *, tolerance: float = 2.0, progress: bool = True
 ) -> tuple[Update, ...]:
-    """The updates of MLP output matrices that lead from one model to the other, with the rounding noise left out.
+    """The updates of MLP output matrices that lead from one model to the other, without rounding noise.
 
-    An edit that was rounded to the suspect's precision is its low-rank update plus one error for each entry, of known
-    size (an entry's spacing over the square root of 12). The singular values of such errors stay below an edge: the
-    largest norm of their standard deviations along a row, plus the largest along a column (Bandeira and van Handel
-    2016, arXiv 1408.6185, Theorem 1.1); where all are alike it is the Marchenko-Pastur edge. The update is what stands
-    out of `tolerance` times this edge. The precision is read off the values, so it is found also if a bfloat16 model
-    was loaded in float32.
+    An edit that was rounded to the suspect's precision is a low-rank update plus an independent error in each entry, of
+    known size (the spacing of floating-point numbers over the square root of 12). The singular values of such errors
+    stay below an edge: the largest norm of their standard deviations along a row, plus the largest along a column
+    (Bandeira and van Handel 2016, arXiv 1408.6185, Theorem 1.1); if all are equal it is the Marchenko-Pastur edge. The
+    singular values above `tolerance` times this edge are the update. The precision is inferred from the values, so
+    that it is found also if a bfloat16 model was loaded in float32.
 
-    Fine-tuning is not hidden: its updates come back with the many ranks that they have (`update.left.shape[1]`, up
-    to d_model). So does an edit if the original given here is a more coarsely rounded copy than the one that was
-    edited. An update smaller than the rounding is lost.
+    Fine-tuning shows as updates of high rank (`update.rank`, up to d_model). So does an edit if `original` is a more
+    coarsely rounded copy than the model that was edited. An update smaller than rounding is not found.
 
     Args:
-        original: the model as it should be; it is not changed.
-        suspect: a model with the same parameters, perhaps in another precision; it is not changed.
-        tolerance: 2 allows for four roundings, one after the other; their errors add up as a square root.
-        progress: shows a bar.
+        original: Model as it should be; left unchanged.
+        suspect: Model with the same parameters, perhaps in another precision; left unchanged.
+        tolerance: 2 allows for four consecutive roundings, whose errors add up as a square root.
+        progress: Show a bar.
 
     Returns:
-        An update for each layer whose matrix differs by more than rounding, its left factor with orthonormal columns,
-        the strongest first. Adding it to the original gives the suspect, adding `update.negated()` to the suspect the
-        original, both up to rounding. None if the matrices are the same.
+        An update for each layer whose matrix differs by more than rounding; its left factor has orthonormal columns,
+        the strongest first. Adding it to the original gives the suspect, and adding `update.negated()` to the suspect
+        the original, both up to rounding. An empty tuple if no matrix differs by more than rounding.
 
     Warns:
-        UserWarning: other parameters differ too, which an update cannot tell; `weight_changes` lists them.
+        UserWarning: other parameters differ too, which these updates do not include; `weight_changes` lists them.
 
     Raises:
         ValueError: the models have different parameters.
@@ -73,7 +72,9 @@ def recover_updates(
     if not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance}, expected a number above 0.")
     changed = _changed(original, suspect)
-    names = {output_matrix_name(original, layer): layer for layer in range(original.cfg.n_layers)}
+    layers = {output_matrix(original, layer).data_ptr(): layer for layer in range(original.cfg.n_layers)}
+    parameters = original.named_parameters()
+    names = {name: layers[p.data_ptr()] for name, p in parameters if p.data_ptr() in layers}
     if others := [name for name in changed if name not in names]:
         warn(
             f"{len(others)} parameters differ that are no MLP output matrix ({', '.join(others[:3])}...). The updates "
@@ -94,7 +95,7 @@ def recover_updates(
 
 
 def _changed(original: Model, suspect: Model) -> list[str]:
-    """The names of the parameters in which any entry differs."""
+    """Names of the parameters that differ."""
     ours, theirs = dict(original.named_parameters()), dict(suspect.named_parameters())
     shapes = [{name: tuple(p.shape) for name, p in parameters.items()} for parameters in (ours, theirs)]
     if odd := sorted(name for name, _ in shapes[0].items() ^ shapes[1].items()):
@@ -111,7 +112,7 @@ def _values(model: Model, name: str) -> Float[Tensor, "*shape"]:
 
 
 def _rounding_error(weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The standard deviation of each entry's rounding error, for the coarsest precision that holds all entries."""
+    """Standard deviation of each entry's rounding error, in the coarsest precision that represents all entries."""
     holding = (dtype for dtype in _PRECISIONS if torch.equal(weight.to(dtype).double(), weight))
     info = torch.finfo(next(holding, torch.float64))
     power = torch.frexp(weight.abs().clamp(min=info.tiny)).exponent - 1  # 2^power <= |entry| < 2^(power + 1)
@@ -119,5 +120,5 @@ def _rounding_error(weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def _noise_edge(deviations: Float[Tensor, "row column"]) -> float:
-    """What the largest singular value of independent errors with these standard deviations hardly exceeds."""
+    """Bound on the largest singular value of independent errors with these standard deviations (`recover_updates`)."""
     return (deviations.norm(dim=1).max() + deviations.norm(dim=0).max()).item()

@@ -1,4 +1,4 @@
-"""How well a model predicts ordinary text: what edits may spoil beyond the facts that are asked about."""
+"""Perplexity on ordinary text: whether an edit harmed the language model as a whole."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from tqdm.auto import tqdm
 
 from rome_lens.checking import check_whole, checked
 from rome_lens.models import Model, bos_token, check_finite, logits, pad, run
+from rome_lens.models.teacher_forcing import target_log_probabilities
 from rome_lens.models.tokens import batches, token_pieces
 
 
@@ -21,20 +22,19 @@ def perplexity(
     tokens_per_batch: int = 1024,
     progress: bool = True,
 ) -> float:
-    """exp of the mean negative log-probability, in nats, of each predicted token.
+    """exp of the mean negative log-probability of the predicted tokens.
 
-    The text is cut into windows that do not overlap, and each is read by itself, after a BOS if and only if the model's
-    own tokenisation has one. Every token of a window is predicted from those before it; without a BOS the first is not
-    predicted. Overlapping windows would give tokens more context and lower numbers at several times the cost; before
-    and after an edit, what counts is that both are measured alike.
+    The text is cut into disjoint windows, each with a BOS if the model's own tokenisation has one. Every token of a
+    window is predicted from those before it; without BOS, the first is not predicted. Overlapping windows would give
+    more context and lower numbers at several times the cost, and before and after an edit only the comparison counts.
 
     Args:
-        model: is run, not changed.
-        text: a text, or its token ids without BOS.
-        tokens: how many of its tokens to read, from the start; all if it has fewer.
-        window: tokens in a window, with its BOS; at most the model's context.
-        tokens_per_batch: bounds memory (the logits of so many tokens); the result does not depend on it.
-        progress: shows a bar.
+        model: Model to run; left unchanged.
+        text: A text, or its token ids without BOS.
+        tokens: Number of its tokens to read, from the start; all if it has fewer.
+        window: Tokens in a window, BOS included; at most the model's context.
+        tokens_per_batch: Bounds memory (logits are computed for so many tokens); the result does not depend on it.
+        progress: Show a bar.
 
     Raises:
         ValueError: no token is predicted: the text, `tokens` or `window` is too short.
@@ -62,8 +62,7 @@ def perplexity(
             predicted = mask[:, 1:].bool()
             scores = logits(model, residual[:, :-1][predicted])
             check_finite(model, scores, [row for row in batch for _ in row[1:]])
-            log_probs = scores.log_softmax(-1)
-            total -= log_probs.gather(-1, padded[:, 1:][predicted][:, None]).double().sum().cpu()
+            total -= target_log_probabilities(scores, padded[:, 1:][predicted]).double().sum().cpu()
             count += int(predicted.sum())
             bar.update(sum(map(len, batch)))
     return (total / count).exp().item()

@@ -1,7 +1,6 @@
-"""Hugging Face models out of folders: all their weights, from safetensors inside the folder, and no code.
+"""Hugging Face models from folders: all their weights, from safetensors files inside the folder, and no code.
 
-The weights are read one by one, each cast as it is read, so that no file stays mapped and no more than the weights is
-ever in memory.
+Weights are read and cast one by one, so that no file stays mapped and memory never holds more than the weights.
 """
 
 import json
@@ -22,7 +21,7 @@ from transformers import (
 )
 
 from rome_lens.errors import FormatError
-from rome_lens.models.folder import NOT_A_MODEL, check_folder
+from rome_lens.models.loading.folder import NOT_A_MODEL, check_folder
 from rome_lens.storage import existing_file, foreign
 
 Dtype: TypeAlias = torch.dtype | Literal["auto"]
@@ -30,15 +29,15 @@ Dtype: TypeAlias = torch.dtype | Literal["auto"]
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _READ = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 REPORTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-"""Makes transformers say which weights do not fit, for `check_weights`, instead of filling them in with a log line."""
-_PART = 1 << 26  # bytes that are read before the file is mapped anew
+"""Makes transformers report the weights that do not fit, for `check_weights`, instead of making up others."""
+_PART = 1 << 26  # bytes to read before the file is mapped anew
 
 
 def read_folder(folder: Path, dtype: Dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Reads a causal language model and its tokenizer.
 
     Raises:
-        FormatError: the folder is not one of a whole model that can be read without running its code.
+        FormatError: the folder does not hold a complete model that can be read without running its code.
     """
     weights = _checked_folder(folder)
     with foreign(folder, *NOT_A_MODEL):
@@ -51,7 +50,7 @@ def read_folder(folder: Path, dtype: Dtype) -> tuple[PreTrainedModel, PreTrained
 
 
 def check_weights(model: PreTrainedModel, info: Mapping[str, Any], source: str) -> None:
-    """Raises FormatError unless all of a model's weights were found, with their shapes, and none is left over."""
+    """Raises FormatError unless all of a model's weights were found, in their shapes, and there are no others."""
     faults = {
         "missing": sorted(info["missing_keys"]),
         "not of this model": sorted(info["unexpected_keys"]),
@@ -91,7 +90,7 @@ def refuse_quantized(config: PretrainedConfig | Mapping[str, Any], source: str) 
 
 
 def _checked_folder(folder: Path) -> list[Path]:
-    """The files with the weights of a folder that may be read. Raises FormatError if it may not."""
+    """The files of weights in a folder. Raises FormatError unless the folder may be read."""
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             _refuse_adapter(folder)
@@ -124,7 +123,7 @@ def _checked_folder(folder: Path) -> list[Path]:
 
 
 def _check_inside(folder: Path) -> None:
-    """Raises FormatError if a file that would be read is a link to another place (the hub's cache is one place)."""
+    """Raises FormatError if a file is a link out of the folder (in the hub's cache: out of the model's folder)."""
     with foreign(folder, *NOT_A_MODEL):  # links in a circle
         home = folder.resolve()
         snapshots = home.parent
@@ -146,7 +145,7 @@ def _refuse_adapter(folder: Path) -> None:
 
 
 def _refuse_code(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raises FormatError if a model can only be had by running Python code that came with it."""
+    """Raises FormatError if a model needs the Python code that comes with it."""
     from transformers import CONFIG_MAPPING
 
     if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING:
@@ -166,7 +165,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _tensors(files: list[Path], dtype: Dtype) -> dict[str, Tensor]:
-    """The tensors of safetensors files, cast, in memory of their own."""
+    """The tensors of safetensors files, cast and in memory of their own."""
     return {name: tensor for file in files for name, tensor in _file_tensors(file, dtype)}
 
 

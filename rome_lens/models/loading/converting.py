@@ -1,10 +1,10 @@
-"""Models of TransformerLens out of Hugging Face's, with the weights as they are and the function that they were.
+"""Converts Hugging Face models to TransformerLens: the same weights, and the same function.
 
-HookedTransformer is the faster of the two classes, but TransformerLens writes much of each family down by hand. So it
-is taken only where its log-probabilities are Hugging Face's; else a TransformerBridge is made, and compared too.
+HookedTransformer is the faster of the two classes, but TransformerLens reimplements each family in it by hand. So it is
+used only where its log-probabilities equal Hugging Face's; else a TransformerBridge is made, and compared too.
 
-Nothing is copied that need not be. TransformerLens' weights are, for the most part, views of Hugging Face's; they are
-compared as such. Only then is Hugging Face's model taken apart, and its matrices are laid out anew one by one.
+Nothing is copied without need. Most of TransformerLens' weights are views of Hugging Face's while the two are compared.
+Only then is Hugging Face's model taken apart, and its matrices are laid out anew one by one.
 """
 
 import copy
@@ -22,8 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rome_lens.errors import FormatError
 from rome_lens.models.kinds import HAS_HOOKED, HookedTransformer, Model, is_bridge
 from rome_lens.models.loading.comparing import Reference, difference, reference, unseen, unusual_fields
-from rome_lens.models.native import keeps_past, use_native_attention
-from rome_lens.models.parameters import optimize_layout
+from rome_lens.models.loading.layout import optimize_layout
+from rome_lens.models.loading.native_attention import keeps_past, use_native_attention
 
 if HAS_HOOKED:
     from transformer_lens import loading_from_pretrained as names
@@ -40,7 +40,7 @@ def official_name(name: str) -> str:
 
 
 def known_names() -> list[str]:
-    """The names, and others for the same models, that TransformerLens knows."""
+    """The names that TransformerLens knows, aliases included."""
     return list(names.make_model_alias_map() if HAS_HOOKED else names._model_alias_map())
 
 
@@ -50,10 +50,10 @@ def is_pickled(official: str) -> bool:
 
 
 def converted(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> Model:
-    """A model with a Hugging Face model's weights, on its device and in its dtype, that is the same function.
+    """The same function as a Hugging Face model, with its weights, device and dtype, in a class of TransformerLens.
 
-    The Hugging Face model is used up: it is taken apart, or lives on inside of the result. The result has
-    `loaded_as`, which says of which class it is and why.
+    The Hugging Face model is used up: it is taken apart, or becomes part of the result. The result's `loaded_as` says
+    which class it has and why.
 
     Raises:
         FormatError: TransformerLens converts the model to neither class, or to another function.
@@ -78,14 +78,14 @@ def converted(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, nam
 
 
 def _hooked(hf_model: PreTrainedModel, name: str, expected: Reference) -> tuple[Model | None, str]:
-    """A HookedTransformer and why it is one, or None and why it is not."""
+    """A HookedTransformer, or None, and the reason."""
     try:
         model = _of_views(hf_model, expected.dtype)
         odd = unseen(hf_model.config, model.cfg)
         apart = difference(model, expected)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # TransformerLens' own code meets a configuration it was not written for
+    except Exception as error:  # TransformerLens' code was not written for this configuration
         return None, f"TransformerLens does not convert it to HookedTransformer ({_first_line(error)})"
     if odd:
         return None, f"the configuration has {odd}, which HookedTransformer does not have in the same way"
@@ -99,17 +99,17 @@ def _hooked(hf_model: PreTrainedModel, name: str, expected: Reference) -> tuple[
 
 
 def _of_views(hf_model: PreTrainedModel, dtype: torch.dtype) -> Model:
-    """A HookedTransformer whose weights are views of Hugging Face's wherever they can be."""
+    """A HookedTransformer whose weights are views of Hugging Face's wherever possible."""
     config = copy.deepcopy(hf_model.config)
     if not hasattr(config, "n_ctx") and hasattr(config, "max_position_embeddings"):
-        config.n_ctx = config.max_position_embeddings  # TransformerLens asks for GPT-2's old name
+        config.n_ctx = config.max_position_embeddings  # TransformerLens reads GPT-2's old name
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)  # TransformerLens reads the config of a local model from its folder
         cfg = names.get_pretrained_model_config(folder, device=hf_model.device, dtype=dtype)
         weights = names.get_pretrained_state_dict(folder, cfg, hf_model, dtype=dtype)
     cfg.tokenizer_name = None  # else TransformerLens would read a tokenizer again
     model = HookedTransformer(cfg, move_to_device=False)
-    for key, value in model.named_parameters():  # what Hugging Face's class does without
+    for key, value in model.named_parameters():  # parameters that Hugging Face's class does not have
         weights.setdefault(key, torch.zeros_like(value) if ".W_" in key else value)
     weights = {key: value.detach().to(dtype) for key, value in weights.items()}
     model.load_state_dict(weights, strict=False, assign=True)
@@ -118,14 +118,14 @@ def _of_views(hf_model: PreTrainedModel, dtype: torch.dtype) -> Model:
 
 
 def _take_apart(hf_model: PreTrainedModel) -> None:
-    """Lets go of all tensors of the model, so that what nothing else views is freed."""
+    """Drops all tensors of the model, which frees those that nothing else views."""
     for module in hf_model.modules():
         module._parameters.clear()
         module._buffers.clear()
 
 
 def _make_own(model: nn.Module) -> None:
-    """Gives each parameter memory of its own, in the order it is in; those that have it keep it."""
+    """Gives each parameter memory of its own, in the same memory order; those that have it keep it."""
     seen: set[int] = set()
     for parameter in model.parameters():
         storage = parameter.untyped_storage()
@@ -140,7 +140,7 @@ def _bridge(
     kind = type(hf_model).__name__
     unusual = ", ".join(unusual_fields(hf_model.config)) or "nothing unusual"
     given = copy.deepcopy(tokenizer)
-    given.init_kwargs["add_bos_token"] = True  # else TransformerLens would read it again from where it came from
+    given.init_kwargs["add_bos_token"] = True  # else TransformerLens would load the tokenizer again
     try:
         with tempfile.TemporaryDirectory() as folder:
             hf_model.config.save_pretrained(folder)  # TransformerLens reads the config of a local model from its folder
@@ -168,9 +168,9 @@ def _bridge(
 
 
 def _set_tokenizer(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Gives the model the tokenizer as it is, where TransformerLens makes one that adds BOS.
+    """Gives the model its tokenizer unchanged, where TransformerLens would make one that adds BOS.
 
-    The tokens that TransformerLens asks for are named where they are not; that changes no encoding.
+    Special tokens that TransformerLens needs are set where they are missing; that changes no encoding.
     """
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.eos_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.pad_token
@@ -178,7 +178,7 @@ def _set_tokenizer(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
     ids = tokenizer("a")["input_ids"]
     begins = tokenizer.bos_token_id is not None and len(ids) > 1 and ids[0] == tokenizer.bos_token_id
     tokenizer.bos_token = tokenizer.bos_token or tokenizer.eos_token
-    place = "_tokenizer" if is_bridge(model) else "tokenizer"  # a Bridge makes one of it that adds BOS
+    place = "_tokenizer" if is_bridge(model) else "tokenizer"  # a Bridge's setter would make one that adds BOS
     setattr(model, place, tokenizer)
     model.cfg.tokenizer_prepends_bos = model.cfg.default_prepend_bos = begins
     if is_bridge(model):
@@ -191,7 +191,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what TransformerLens says about its own future from the user."""
+    """Hides deprecation warnings, such as TransformerLens' about HookedTransformer, from the user."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         yield

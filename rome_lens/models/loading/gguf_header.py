@@ -1,4 +1,4 @@
-"""A walk through a GGUF file's header that builds nothing: what it counts has to fit into the file."""
+"""A check of a GGUF file's header that builds nothing: whatever the header counts has to fit into the file."""
 
 import struct
 from mmap import ACCESS_READ, mmap
@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from rome_lens.errors import FormatError
 
-_MOST_ENTRIES = 1 << 22  # the readers make objects of each; the largest vocabularies have 1.3 million with their merges
+_MOST_ENTRIES = 1 << 22  # readers make an object of each; the largest vocabularies with their merges have 1.3 million
 _MOST_NESTED = 4
 _MOST_DIMENSIONS = 4
 _LARGEST_NUMBER = 1 << 24  # of a setting that no tensor bounds, such as the length of the context
@@ -16,13 +16,13 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 
 
 def check_gguf(path: Path) -> None:
-    """Checks that a GGUF file's header is whole, before a reader builds what it counts.
+    """Checks a GGUF file's header before a reader builds what it counts.
 
-    Every count and length fits into the file; the tensors, of known types, lie one after the other in it, as llama.cpp
-    asks; and the model's sizes are none that its tensors could not have. Needs the package gguf.
+    Every count and length fits into the file; the tensors have known types and lie one after the other, as llama.cpp
+    demands; and the model's sizes fit its tensors. Needs the package gguf.
 
     Raises:
-        FormatError: something is wrong; the message says what and at which byte.
+        FormatError: something is wrong; the message says what, and up to which byte the file was read.
         OSError: the file cannot be read.
     """
     with path.open("rb") as opened:
@@ -117,7 +117,7 @@ class _Header:
                 self._refuse(f"{name} is {number}, but its {tensors} tensors of {self._elements} numbers allow {most}")
 
     def _count(self, count: int, smallest: int, what: str) -> None:
-        """Refuses more entries than the rest of the file, or a reader's memory, could hold."""
+        """Refuses more entries than the rest of the file or a reader's memory can hold."""
         self._entries += count
         if count * smallest > self._size - self._at or self._entries > _MOST_ENTRIES:
             self._refuse(f"it would have {count} {what}")

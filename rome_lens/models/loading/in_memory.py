@@ -1,4 +1,4 @@
-"""Hugging Face models that are in memory already, in whatever they are wrapped."""
+"""Hugging Face models that are already in memory, wrapped or not."""
 
 import copy
 
@@ -15,11 +15,11 @@ _WRAPPERS = {OptimizedModule: "_orig_mod", nn.DataParallel: "module", nn.paralle
 
 
 def unwrapped(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model in a wrapper of torch's, or itself.
+    """The Hugging Face model itself, out of torch's wrappers.
 
     Raises:
-        TypeError: it is no Hugging Face model.
-        FormatError: its weights are not all there as plain matrices: adapters, quantized, offloaded.
+        TypeError: it is not a Hugging Face model.
+        FormatError: its weights are not plain matrices on one device: they are adapted, quantized or offloaded.
     """
     while (inside := _WRAPPERS.get(type(model))) is not None:
         model = getattr(model, inside)
@@ -47,7 +47,7 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
 
 
 def own_copy(model: PreTrainedModel, dtype: Dtype) -> PreTrainedModel:
-    """A copy whose parameters are of the dtype; buffers, such as a rotation's frequencies, stay as they are."""
+    """A copy with its parameters in the dtype; buffers, such as a rotation's frequencies, keep theirs."""
     made = copy.deepcopy(model)
     for parameter in made.parameters():
         if isinstance(dtype, torch.dtype) and parameter.is_floating_point():

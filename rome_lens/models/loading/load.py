@@ -52,20 +52,20 @@ def load_model(
 
     Its log-probabilities are compared with those of Hugging Face's own class, on a few rows of tokens. It is a
     HookedTransformer where these are the same, else a TransformerBridge; `model.loaded_as` says which and why. It is in
-    evaluation mode, its weights are laid out as `optimize_layout` does it, and its tokenizer is Hugging Face's as it
-    is: BOS goes before a text where that tokenizer puts it by itself (Llama), and nowhere else (GPT-2).
+    evaluation mode, with its weights laid out by `optimize_layout`, and with Hugging Face's tokenizer unchanged: BOS
+    goes before a text only where that tokenizer puts it by itself (Llama does, GPT-2 does not).
 
-    No code and no pickle is read: weights are read from safetensors or GGUF, and code that comes with a model is never
-    run. At most about as much memory is used as the weights take.
+    Weights are read from safetensors or GGUF; neither pickles nor code that comes with a model are ever read. Memory
+    holds little more than the weights.
 
     Args:
-        name: "smollm2-135m"; a name on the Hugging Face hub ("org/name"), or one that TransformerLens has for it
+        name: "smollm2-135m"; a name on the Hugging Face hub ("org/name"), or TransformerLens' alias for one
             ("gpt2-xl"); a folder in Hugging Face's format; a .gguf file; or a Hugging Face model in memory, which is
-            copied and left as it is. A GGUF file is dequantized once and kept as safetensors, with checksums, in the
+            copied and left unchanged. A GGUF file is dequantized once and kept as safetensors, with checksums, in the
             user's cache.
-        tokenizer: of a model in memory; all others bring their own.
-        device: where the weights go; TransformerLens chooses if it is None (a model in memory: where it is).
-        dtype: of the weights, or its name ("bfloat16"), or "auto" for what they are stored in.
+        tokenizer: For a model in memory; all others bring their own.
+        device: Device of the weights; None: TransformerLens' choice (for a model in memory: its own device).
+        dtype: Dtype of the weights, or its name ("bfloat16"), or "auto" for the stored one.
 
     Raises:
         TypeError: the model in memory is none of Hugging Face's.
@@ -137,7 +137,7 @@ def _placed(loaded: Loaded, name: str, device: torch.device | None) -> Model:
 
 
 def _from_hub(name: str) -> tuple[str, Path]:
-    """The name that a model has on the hub, and the folder in the hub's cache with the files that may be read."""
+    """A model's name on the hub, and the folder in the hub's cache with the files that may be read."""
     try:
         official = official_name(name)
     except ValueError as error:
@@ -169,11 +169,11 @@ def _from_hub(name: str) -> tuple[str, Path]:
 
 
 def _from_gguf(file: Path, name: str, device: torch.device | None, dtype: Dtype) -> Model:
-    """A model out of a GGUF file. What was kept of it in the cache counts only after the model has been compared."""
+    """A model from a GGUF file. Its copy in the cache counts only once the model has been compared."""
     if not file.is_file():
         raise ValueError(f"There is no file {file}, expected a GGUF file. Check the path.")
     if importlib.util.find_spec("gguf"):
-        check_gguf(file)  # before the file is read to its end, which may be far
+        check_gguf(file)  # before the whole file is hashed
     kept = _kept_folder(file)
     loaded = _read_gguf(file, kept, dtype)
     fresh = not (kept / _CHECKSUMS).exists()
@@ -189,7 +189,7 @@ def _from_gguf(file: Path, name: str, device: torch.device | None, dtype: Dtype)
 
 
 def _read_gguf(file: Path, folder: Path, dtype: Dtype) -> Loaded:
-    """Reads a GGUF file, by way of the folder in the cache that an earlier reading of the same bytes left there."""
+    """Reads a GGUF file, or its copy in the cache from an earlier reading of the same bytes."""
     if _is_whole(folder):
         return read_folder(folder, dtype)
     model, tokenizer = _dequantised(file)
@@ -226,7 +226,7 @@ def _dequantised(file: Path) -> Loaded:
 
 
 def _plain_weights() -> dict[str, Any]:
-    """Newer transformers can keep GGUF blocks packed where a kernel for them is installed: asks for plain floats."""
+    """The arguments for plain floats: newer transformers can keep GGUF blocks packed if a kernel is installed."""
     config = getattr(transformers, "GgufConfig", None)
     return {"quantization_config": config(dequantize=True)} if config else {}
 
@@ -247,7 +247,7 @@ def _keep(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def _confirm(folder: Path) -> None:
-    """The model in the folder has been compared: from now on its checksums count."""
+    """Makes the folder's checksums count, since its model has been compared."""
     if (folder / _UNCONFIRMED).is_file():
         (folder / _UNCONFIRMED).rename(folder / _CHECKSUMS)
 

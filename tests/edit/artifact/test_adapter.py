@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import rome_lens as rl
-from rome_lens.models.huggingface import output_matrix_of
+from rome_lens.models import find_output_matrix
 from tests.edit.artifact.test_edit import REQUEST, made_up
 from tests.edit.artifact.test_elsewhere import unlike
 
@@ -35,7 +35,7 @@ def test_peft_reads_the_adapter_and_answers_as_the_edited_models_do(
     torch.testing.assert_close(found, hooked, atol=1e-4, rtol=0)
     with adapted.disable_adapter():
         assert (adapted(tokens).logits - edited).abs().max() > 1e-2 * size
-    assert sorted(adapted.targeted_module_names) == [output_matrix_of(hugging_face(family), i).module for i in (0, 1)]
+    assert sorted(adapted.targeted_module_names) == [find_output_matrix(hugging_face(family), i).module for i in (0, 1)]
     merged = adapted.merge_and_unload()
     torch.testing.assert_close(merged(tokens).logits, edited, atol=1e-4, rtol=1e-4)
 

@@ -88,6 +88,16 @@ def test_handle_reverts_once(tiny, weights_of):
     assert same(tiny, before)
 
 
+def test_the_handle_is_a_context_manager_that_reverts_at_the_end(tiny, weights_of):
+    before = weights_of(tiny)
+    with pytest.raises(ZeroDivisionError), made_up(tiny).apply(tiny) as handle:
+        assert not same(tiny, before)
+        raise ZeroDivisionError
+    assert same(tiny, before)
+    handle.revert()
+    assert same(tiny, before)
+
+
 def test_nested_edits_are_reverted_in_turn(tiny, weights_of):
     before = weights_of(tiny)
     with made_up(tiny).applied(tiny):

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import rome_lens as rl
-from rome_lens.models.huggingface import MODULE_OF, output_matrix_of
+from rome_lens.models import find_output_matrix
+from rome_lens.models.mlp.huggingface import MODULE_OF
 from tests.edit.artifact.test_edit import made_on, made_up
 
 FAMILIES = ["gpt2", "gptj", "neox", "llama", "llama-gqa"]
@@ -81,7 +82,7 @@ def test_unknown_families_and_packed_matrices_are_refused(hugging_face, tiny):
     with pytest.raises(
         rl.errors.EditError, match=r"model.layers.1.mlp.down_proj of .* is a Sequential, expected a plain"
     ):
-        output_matrix_of(packed, 1)
+        find_output_matrix(packed, 1)
 
 
 @pytest.mark.parametrize("model_type", sorted(MODULE_OF))
@@ -97,7 +98,7 @@ def test_every_known_family_has_its_matrix_where_the_table_says(model_type):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes, **widths, **options))
     d_mlp = 128 if model_type in ("bloom", "falcon", "mpt") else 96  # these name it otherwise
-    matrix = output_matrix_of(model, 1)
+    matrix = find_output_matrix(model, 1)
     assert matrix.values.shape == (d_mlp, 32)
     assert matrix.parameter is dict(model.named_parameters())[matrix.module + ".weight"]
 

@@ -178,7 +178,7 @@ def test_two_thousand_damaged_files_load_as_valid_edits_or_not_at_all(whole, tmp
         ("layers", [1], "tensors .* for 1 updates"),
         ("layers", [1, "3"], "layer '3'"),
         ("layers", [1, True], "layer True"),
-        ("layers", [1, -3], "counted from 0 on"),
+        ("layers", [1, -3], "counted from 0"),
         ("layers", [1, 2.0], "layer 2.0"),
         ("made_for", ["a"], "shorter"),
         ("made_for", ["a", None], "made for None"),

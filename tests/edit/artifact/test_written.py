@@ -21,7 +21,7 @@ from rome_lens.edit.artifact import applied, uninterrupted, written
 from rome_lens.edit.artifact import edit as weights
 from rome_lens.edit.artifact.uninterrupted import runs
 from rome_lens.edit.artifact.written import keeping
-from rome_lens.models.huggingface import output_matrix_of
+from rome_lens.models import find_output_matrix
 from rome_lens.models.kinds import HAS_HOOKED
 from tests.edit.artifact.test_edit import REQUEST, made_on, made_up
 from tests.torture import times
@@ -67,7 +67,7 @@ def kind_of(tiny_folder) -> Callable:
 
 def edits_for(model) -> list[rl.Edit]:
     """Edits of one layer and of several, one that changes nothing, and one that bfloat16 rounds away."""
-    d_mlp, d_model = output_matrix_of(model, 0).values.shape
+    d_mlp, d_model = find_output_matrix(model, 0).values.shape
     made = []
     for seed, (layers, scale) in enumerate([((0,), 1.0), ((1, 2), 1.0), ((0, 1, 2), 0.1), ((1,), 0.0), ((2,), 1e-9)]):
         generator = torch.Generator().manual_seed(seed)
@@ -212,7 +212,7 @@ def interrupting(draw: random.Random, work: Callable[[], None]) -> None:
 
 def too_much(model) -> rl.Edit:
     """It would make entries infinite."""
-    d_mlp, d_model = output_matrix_of(model, 1).values.shape
+    d_mlp, d_model = find_output_matrix(model, 1).values.shape
     return rl.Edit((rl.edit.Update(1, torch.full((d_mlp, 1), 1e30), torch.full((1, d_model), 1e30)),), (REQUEST,))
 
 
@@ -240,7 +240,7 @@ def step(model, edits: list, draw: random.Random, handles: list, contexts: list)
         with suppress(rl.errors.EditError):
             (edit + too_much(model)).apply(model)
     elif what == 7:
-        matrix = output_matrix_of(model, 1)
+        matrix = find_output_matrix(model, 1)
         with edit.applied(model), draw.choice(edits).applied(model), keeping([matrix]), torch.no_grad():
             matrix.values.mul_(2)
 
@@ -294,7 +294,7 @@ def test_an_edit_that_changes_nothing_is_listed_and_reverted_in_any_order(tiny, 
 
 def test_what_was_written_by_hand_since_is_not_lost(tiny):
     """Reverting is refused; a later edit is taken out of it alone; put back by hand, the edit is out."""
-    before, weight = bits(tiny), output_matrix_of(tiny, 1).values
+    before, weight = bits(tiny), find_output_matrix(tiny, 1).values
     handle = made_up(tiny).apply(tiny)
     edited = weight.clone()
     weight.mul_(2)
@@ -405,9 +405,9 @@ def test_edits_work_under_inference_mode_and_autocast_as_without(tiny):
 
 def test_matrices_that_are_kept_are_put_back_and_edits_made_meanwhile_are_gone(tiny):
     before = bits(tiny)
-    with pytest.raises(RuntimeError, match="inside"), keeping([output_matrix_of(tiny, 1)]):
+    with pytest.raises(RuntimeError, match="inside"), keeping([find_output_matrix(tiny, 1)]):
         made_up(tiny).apply(tiny)
-        output_matrix_of(tiny, 1).values.fill_(float("nan"))
+        find_output_matrix(tiny, 1).values.fill_(float("nan"))
         raise RuntimeError("inside")
     assert unequal(tiny, before) == []
     assert rl.edit.applied_edits(tiny) == ()

@@ -37,7 +37,7 @@ def test_a_file_is_not_read_whole(tmp_path, monkeypatch):
         next(iter(rl.edit.texts_from_file(path)))
         == "".join(itertools.islice(CORPUS, 100)) + CORPUS[100:].split("\n")[0] + "\n"
     )
-    with pytest.raises(rl.errors.FormatError, match=r"long.txt is not a text in UTF-8 .* Convert it"):
+    with pytest.raises(rl.errors.FormatError, match=r"long.txt is not UTF-8 text .* Convert it"):
         list(rl.edit.texts_from_file(path))
 
 

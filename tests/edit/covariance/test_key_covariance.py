@@ -68,7 +68,7 @@ def test_saved_and_loaded_covariances_are_alike(tiny, tmp_path):
     covariance.save(tmp_path / "c.safetensors")
     loaded = rl.KeyCovariance.load(tmp_path / "c.safetensors")
     assert torch.equal(loaded.second_moment, covariance.second_moment)
-    assert torch.equal(loaded.probe, covariance.probe)
+    assert torch.equal(loaded.fingerprint, covariance.fingerprint)
     assert repr(loaded) == repr(covariance)
     assert (loaded.layer, loaded.tokens, loaded.model, loaded.corpus, loaded.dtype) == (
         1,

@@ -200,7 +200,7 @@ def test_nan_and_mlps_that_are_normed_are_refused_before_any_work(tiny, monkeypa
 
 @pytest.mark.parametrize("layers", [[], [1, 0], [1, 1]])
 def test_layers_have_to_ascend(layers):
-    with pytest.raises(ValueError, match="expected one block or more, each once and ascending"):
+    with pytest.raises(ValueError, match="expected distinct, ascending numbers of blocks"):
         rl.MemitConfig(layers=layers)
 
 

@@ -119,9 +119,9 @@ def test_the_edit_adds_both_embeddings_to_the_neurons_rows_alone(tiny, weights_o
 
 def test_what_cannot_be_done_is_refused(tiny, weights_of):
     before = weights_of(tiny)
-    with pytest.raises(ValueError, match="steps is 0, expected a number from 1 on"):
+    with pytest.raises(ValueError, match="steps is 0, expected at least 1"):
         rl.edit.KnowledgeNeuronsConfig(steps=0)
-    with pytest.raises(ValueError, match="threshold is 1.0, expected a share"):
+    with pytest.raises(ValueError, match="threshold is 1.0, expected at least 0 and below 1"):
         rl.edit.KnowledgeNeuronsConfig(threshold=1.0)
     with pytest.raises(ValueError, match="The paraphrase is empty"):
         rl.edit.kn(tiny, REQUEST, paraphrases=[" "], **QUIET)

@@ -185,7 +185,7 @@ def test_a_saved_editor_makes_the_same_edits(tiny, tmp_path):
 def test_what_cannot_be_done_is_refused(tiny, tiny_model, tmp_path):
     with pytest.raises(ValueError, match="layers is \\[2, 1\\]"):
         rl.edit.MendConfig(layers=(2, 1))
-    with pytest.raises(ValueError, match="rank is 0, expected a number from 1 on"):
+    with pytest.raises(ValueError, match="rank is 0, expected at least 1"):
         rl.edit.MendConfig(rank=0)
     with pytest.raises(ValueError, match="layer is 9, but gpt2 has layers 0 to 2"):
         rl.edit.MendEditor.untrained(tiny, config=rl.edit.MendConfig(layers=(9,)))

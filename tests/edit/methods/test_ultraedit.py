@@ -7,7 +7,7 @@ import rome_lens as rl
 from analyses.plain.ultraedit import plain_ultraedit
 from rome_lens.edit.methods.memory import EditMemory
 from rome_lens.edit.methods.ultraedit import UltraEditConfig, ultraedit
-from rome_lens.models.huggingface import output_matrix_of
+from rome_lens.models import find_matrix
 from rome_lens.models.tokens import tokenize_continuation
 from tests.edit.artifact.test_edit import same
 
@@ -37,9 +37,7 @@ def test_two_turns_equal_a_plain_loop_over_the_equations(tiny_model, hugging_fac
     before = weights_of(model)
     config, memory = UltraEditConfig(matrices=matrices, **CONFIG), EditMemory()
     turns = [REQUESTS[:3], REQUESTS[3:]]
-    modules = {
-        (layer, matrix): output_matrix_of(hf_model, layer, matrix).module for layer in (0, 2) for matrix in matrices
-    }
+    modules = {(layer, matrix): find_matrix(hf_model, layer, matrix).module for layer in (0, 2) for matrix in matrices}
     texts = [tokenize_continuation(model, request.text, request.target) for request in REQUESTS]
     rows = [(list(text.ids), start) for text, start in texts]
     expected = plain_ultraedit(hf_model, list(modules.values()), [[rows[:2], rows[2:3]], [rows[3:]]], 1e-3)

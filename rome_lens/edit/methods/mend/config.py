@@ -1,10 +1,10 @@
-"""The numbers of MEND, each with its source."""
+"""Hyper-parameters of MEND, each with its source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rome_lens.checking import checked
-from rome_lens.edit.search.settings import check_ascending
+from rome_lens.edit.search.settings import check_ascending, check_least, check_positive
 from rome_lens.models import Model, output_matrix
 
 _LAST_BLOCKS = 3
@@ -13,23 +13,22 @@ _LAST_BLOCKS = 3
 @checked
 @dataclass(frozen=True, kw_only=True)
 class MendConfig:
-    """The numbers of MEND and of its training: the authors' (eric-mitchell/mend, config/config.yaml, alg/mend.yaml).
+    """Hyper-parameters of MEND and its training: the authors' (eric-mitchell/mend, config/config.yaml, alg/mend.yaml).
 
     Attributes:
-        layers: the blocks whose MLP output matrices are edited, ascending; None: the last three, as in the paper.
-        rank: of the editor's matrices (1920); where that is more than their width, they have full rank.
-        hidden_layers: of the editor, besides its last (n_hidden).
-        edit_learning_rate: what the learned step sizes of the layers begin with (edit_lr).
-        learning_rate: of Adam, for the editor (lr).
-        step_learning_rate: of Adam, for the step sizes (lr_lr).
-        edit_weight: of the edit loss in the total (c_edit).
-        locality_weight: of the locality loss (c_loc).
-        batch_size: how many edits are averaged in a step of Adam (accumulate_bs).
-        edits_per_pass: how many of them are run at once; it bounds memory, the result does not depend on it.
-        clip: most norm of the gradient (grad_clip).
-        validation_interval: steps of Adam between two looks at the validation records (val_interval: 5,000 edits, 500
-            steps).
-        patience: training ends after so many steps without a better validation loss (early_stop_patience: 20,000
+        layers: blocks whose MLP output matrices are edited, ascending; None: the last three, as in the paper.
+        rank: rank of the editor's matrices (1920), at most their width.
+        hidden_layers: hidden layers of the editor (n_hidden).
+        edit_learning_rate: initial value of the learned step size of each layer (edit_lr).
+        learning_rate: learning rate of Adam for the editor (lr).
+        step_learning_rate: learning rate of Adam for the step sizes (lr_lr).
+        edit_weight: weight of the edit loss (c_edit).
+        locality_weight: weight of the locality loss (c_loc).
+        batch_size: edits that are averaged in a step of Adam (accumulate_bs).
+        edits_per_pass: edits that are run at once; bounds memory, the result does not depend on it.
+        clip: bound on the norm of the gradient (grad_clip).
+        validation_interval: steps of Adam between two validations (val_interval: 5,000 edits, 500 steps).
+        patience: training stops after so many steps without a lower validation loss (early_stop_patience: 20,000
             edits).
     """
 
@@ -50,33 +49,18 @@ class MendConfig:
     def __post_init__(self) -> None:
         if self.layers is not None:
             check_ascending(self.layers)
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a number from {least} on.")
-        for name in ("edit_learning_rate", "learning_rate", "step_learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0.")
+        check_least(self, hidden_layers=0, edit_weight=0, locality_weight=0)
+        check_least(self, rank=1, batch_size=1, edits_per_pass=1, validation_interval=1, patience=1)
+        check_positive(self, "edit_learning_rate", "learning_rate", "step_learning_rate", "clip")
 
     def layers_for(self, model: Model) -> tuple[int, ...]:
         """The blocks to edit.
 
         Raises:
-            ValueError: no such block, or one that has no single MLP output matrix.
+            ValueError: a block does not exist, or has no single MLP output matrix.
         """
         count = model.cfg.n_layers
         layers = range(max(0, count - _LAST_BLOCKS), count) if self.layers is None else self.layers
         for layer in layers:
             output_matrix(model, layer)
         return tuple(layers)
-
-
-_LEAST = {
-    "rank": 1,
-    "hidden_layers": 0,
-    "edit_weight": 0,
-    "locality_weight": 0,
-    "batch_size": 1,
-    "edits_per_pass": 1,
-    "validation_interval": 1,
-    "patience": 1,
-}

@@ -10,12 +10,12 @@ _EPSILON = 1e-7
 
 
 class EditorNetwork(nn.Module):
-    """Maps the factors of a gradient, key x and output gradient delta of each token, to those of the edit.
+    """Maps the gradient's factors, each token's key and output gradient delta, to those of the edit.
 
-    One network serves all layers, as their matrices have one shape; each layer has a scale and an offset of its own in
-    every part of the network, and a step size. Both factors are normalised by their running means and deviations
-    (over all tokens and layers that were trained on; before the first they are 0 and 1) and go through the network as
-    one vector. The network is the identity when it is made, so that the edit is then a step of gradient descent.
+    All layers share one network, as their matrices have the same shape; each layer has its own scale and offset in
+    every hidden layer of the network, and its own step size. Key and delta are concatenated, and normalised by running
+    means and standard deviations over all training tokens and layers (0 and 1 before any). The network is initialised
+    to the identity, so that the untrained edit is a step of gradient descent.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class EditorNetwork(nn.Module):
     def forward(
         self, key: Float[Tensor, "token d_mlp"], delta: Float[Tensor, "token d_model"], layer: int
     ) -> tuple[Float[Tensor, "token d_mlp"], Float[Tensor, "token d_model"]]:
-        """The factors of the change of the `layer`-th matrix, step size included: W += key.T @ delta."""
+        """The factors of the update of the `layer`-th matrix, with the step size: W += key.T @ delta."""
         values = self.normalised(torch.cat([key, delta], dim=-1))
         for part in self.parts:
             values = part(values, layer)
@@ -47,7 +47,7 @@ class EditorNetwork(nn.Module):
 
     @torch.no_grad()
     def observe(self, pairs: Sequence[tuple[Float[Tensor, "_ d_mlp"], Float[Tensor, "_ d_model"]]]) -> None:
-        """Adds tokens' factors to the running mean and deviation (Chan, Golub and LeVeque 1983)."""
+        """Updates the running mean and standard deviation with more tokens (Chan, Golub and LeVeque 1983)."""
         new = torch.cat([torch.cat(pair, dim=-1) for pair in pairs])
         total = self.count + len(new)
         shift = new.mean(0) - self.mean
@@ -56,14 +56,14 @@ class EditorNetwork(nn.Module):
         self.count.copy_(total)
 
     def normalised(self, values: Float[Tensor, "token width"]) -> Float[Tensor, "token width"]:
-        """The values less their running mean, over their running deviation."""
+        """The values minus their running mean, divided by their running standard deviation."""
         if self.count < 2:
             return values
         return (values - self.mean) / ((self.squares / (self.count - 1)).sqrt() + _EPSILON)
 
 
 class _LowRankResidual(nn.Module):
-    """z + relu(scale * (U V z + bias) + offset), with U at zero to begin with: the identity."""
+    """z + relu(scale * (U V z + bias) + offset); U is initialised to zero, which makes it the identity."""
 
     def __init__(self, width: int, rank: int, layers: int, random: torch.Generator) -> None:
         super().__init__()
@@ -75,4 +75,4 @@ class _LowRankResidual(nn.Module):
 
     def forward(self, values: Float[Tensor, "token width"], layer: int) -> Float[Tensor, "token width"]:
         before = self.scales[layer] * (values @ self.inner.T @ self.outer.T + self.bias) + self.offsets[layer]
-        return values + before.clamp(min=0)  # unlike relu, it has a gradient at 0, where training begins
+        return values + before.clamp(min=0)  # unlike relu, clamp has a gradient at 0, where training starts

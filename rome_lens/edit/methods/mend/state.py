@@ -1,4 +1,4 @@
-"""A training of MEND while it runs: all that decides how it goes on, kept on disk so that a stopped run does."""
+"""The state of a MEND training, and its checkpoints."""
 
 from dataclasses import dataclass, field
 
@@ -16,16 +16,16 @@ FACTS = {"step": int, "best_step": int, "sums": list, "history": list}
 
 @dataclass(eq=False)
 class TrainingState:
-    """The editor, its optimiser, and what was seen so far.
+    """The editor network, its optimiser, and the progress of its training.
 
     Attributes:
-        network: the editor as it is.
-        optimizer: Adam of its parameters.
-        best: the editor's tensors when the validation loss was least, or as they are where there is none.
-        step: how many steps were made.
-        best_step: after how many of them `best` was.
-        sums: of the training's edit and locality losses since the history's last row, and of how many steps.
-        history: a row for each look at the validation records.
+        network: the editor network.
+        optimizer: Adam on its parameters.
+        best: the network's tensors at the least validation loss; without validation, the latest.
+        step: number of steps done.
+        best_step: the step of `best`.
+        sums: edit losses, locality losses and number of steps, summed since the last row of `history`.
+        history: losses, a row for each validation.
     """
 
     network: EditorNetwork
@@ -38,7 +38,7 @@ class TrainingState:
 
     @classmethod
     def begun(cls, network: EditorNetwork, config: MendConfig) -> "TrainingState":
-        """Nothing seen yet."""
+        """A training before its first step."""
         groups = [
             {"params": list(network.parts.parameters()), "lr": config.learning_rate},
             {"params": [network.step_sizes], "lr": config.step_learning_rate},
@@ -46,12 +46,12 @@ class TrainingState:
         return cls(network, torch.optim.Adam(groups))
 
     def keep_best(self) -> None:
-        """The editor as it is becomes the best."""
+        """Makes the present network the best."""
         self.best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
         self.best_step = self.step
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Keeps all of it in place of what was kept before."""
+        """Saves all of it in place of the last checkpoint."""
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for name, parameter in self.network.named_parameters():
@@ -59,7 +59,7 @@ class TrainingState:
         checkpoint.save(tensors, {name: getattr(self, name) for name in FACTS})
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Takes over what `save` kept, if anything.
+        """Continues from the checkpoint, if there is one.
 
         Raises:
             FormatError: a part is missing.

@@ -1,4 +1,4 @@
-"""Training a MEND editor on records with paraphrases and unrelated questions (paper section 3.3, appendix C)."""
+"""Training a MEND editor on records with paraphrases and locality questions (paper section 3.3, appendix C)."""
 
 import hashlib
 import os
@@ -38,40 +38,40 @@ def train_mend(
     kept_examples: int = 1000,
     progress: bool = True,
 ) -> MendEditor:
-    """Trains an editor: c_edit * (loss of the target after paraphrases) + c_loc * KL on unrelated questions.
+    """Trains an editor on c_edit * (edit loss after paraphrases) + c_loc * (KL on locality questions).
 
-    Each record is edited alone, by the editor as it is; the losses of `config.batch_size` records make a step of Adam.
-    The model is never changed: the updates go through hooks, row by row. What does not depend on the editor (states
-    before the first edited block, the gradient's factors, states of the unedited model) is computed once a record, so
-    that a step costs the last blocks alone. The records' order depends on the seed alone; every record is seen once
-    before any is seen again.
+    Each record is edited on its own; the losses of `config.batch_size` records make a step of Adam. The model is never
+    changed: edits act through hooks, row by row. What does not depend on the editor (states before the first edited
+    block, the gradient's factors, states of the unedited model) is computed once per record, so that a step runs only
+    the last blocks. Records are shuffled anew in each epoch; their order depends only on the seed.
 
     Args:
-        model: is run, not changed.
-        records: to learn from, as `load_zsre(path, target="alt")` gives them. Each has a locality question; one without
-            a paraphrase is asked its own prompt.
-        steps: of Adam, at most.
-        validation: records on which the losses are measured; the editor that does best on them is what comes back, and
-            the training ends early (`config.patience`). None: the last one comes back.
-        config: the numbers; None: `MendConfig()`.
-        seed: of the editor's first matrices and of the records' order.
-        out: a folder for this training alone; made if it is missing. Everything is kept in it, about once a minute, and
-            a call with the same arguments (`steps` may be more) goes on from there, with the result of an unbroken run.
-            It stays when all is done.
-        kept_examples: of how many records what was computed is kept in memory (about 0.5 MB each for SmolLM2-135M).
-        progress: shows a bar.
+        model: Model to run; left unchanged.
+        records: Training records, such as `load_zsre(path, target="alt")`. Each needs a locality question; the prompt
+            itself stands in for a missing paraphrase.
+        steps: Maximum number of steps of Adam.
+        validation: Validation records. The editor with the least loss on them is returned, and training stops early
+            (`config.patience`). Without any, the last editor is returned.
+        config: Hyper-parameters; None: `MendConfig()`.
+        seed: Seed of the editor's initial matrices and of the order of records.
+        out: Folder for this training alone; created if missing. A checkpoint is saved about once a minute; a call with
+            the same arguments (`steps` may be larger) continues from it, with the same result as an uninterrupted run.
+            It is not deleted at the end.
+        kept_examples: Number of records whose precomputed states stay in memory (about 0.5 MB each for SmolLM2-135M).
+        progress: Show a bar.
 
     Returns:
-        The editor. Its `history` has a row for the start, for each `config.validation_interval` steps and for the end:
-        step; the mean edit_loss and locality_loss of the training since the row before; and, with `validation`, the
-        same of its records with the total, validation_loss.
+        The editor. Its `history` has a row for the start, for every `config.validation_interval` steps and for the end:
+        step; the mean training edit_loss and locality_loss since the row before; and, with `validation`, the same
+        losses on its records, and their weighted sum, validation_loss.
 
     Raises:
         EditError: a weight or a loss is not finite.
-        FormatError: the folder was begun with another model, other weights or other arguments, or holds other files or
-            a damaged one.
-        UnavailableError: another run has the folder open, or its disk is full or may not be written to.
-        ValueError: no records, one without a locality question, a bad layer, or a text that does not fit.
+        FormatError: the folder was begun with another model, other weights or arguments, or holds foreign or damaged
+            files.
+        UnavailableError: another run has the folder open, or it cannot be written to.
+        ValueError: no records, one without a locality question, an invalid layer, or a text that exceeds the model's
+            context.
     """
     config = MendConfig() if config is None else config
     _check(records, validation, steps)
@@ -80,8 +80,8 @@ def train_mend(
     editor = MendEditor.untrained(model, config=config, seed=seed)
     for layer in editor.layers:
         finite_matrix(model, layer)
-    asked = {"config": plain(config), "seed": seed, "records": _digest(records), "validation": _digest(validation)}
-    identity = model_identity(model) | asked if out is not None else {}
+    settings = {"config": plain(config), "seed": seed, "records": _digest(records), "validation": _digest(validation)}
+    identity = model_identity(model) | settings if out is not None else {}
     state = TrainingState.begun(editor.network, config)
     both = (*records, *validation)
     prepare = lru_cache(maxsize=kept_examples)(lambda i: Example.of(model, both[i], editor.layers))
@@ -91,13 +91,13 @@ def train_mend(
         state.resume(kept)
         with tqdm(total=steps, initial=state.step, desc="MEND", unit="step", disable=not progress) as bar:
             if not state.history:
-                _look(model, state, map(prepare, held_out), config)
+                _validate(model, state, map(prepare, held_out), config)
             while state.step < steps and not (validation and state.step - state.best_step >= config.patience):
                 batch = _order(state.step, len(records), config.batch_size, seed)
                 _learn(model, state, [prepare(i) for i in batch], config)
                 bar.update()
                 if state.step % config.validation_interval == 0 or state.step == steps:
-                    _look(model, state, map(prepare, held_out), config)
+                    _validate(model, state, map(prepare, held_out), config)
                     bar.set_postfix(state.history[-1])
                 if kept.is_due or state.step == state.history[-1]["step"]:
                     state.save(kept)
@@ -106,7 +106,7 @@ def train_mend(
 
 
 def _learn(model: Model, state: TrainingState, examples: Sequence[Example], config: MendConfig) -> None:
-    """One step of Adam; gradients are accumulated over as many passes as memory asks for."""
+    """One step of Adam; gradients are accumulated over passes of `config.edits_per_pass`."""
     state.network.observe([pair for example in examples for pair in example.factors.values()])
     state.optimizer.zero_grad()
     for start in range(0, len(examples), config.edits_per_pass):
@@ -128,8 +128,8 @@ def _learn(model: Model, state: TrainingState, examples: Sequence[Example], conf
 
 
 @torch.no_grad()
-def _look(model: Model, state: TrainingState, held_out: Iterable[Example], config: MendConfig) -> None:
-    """Adds a row to the history, and keeps the editor if it is the best so far."""
+def _validate(model: Model, state: TrainingState, held_out: Iterable[Example], config: MendConfig) -> None:
+    """Adds a row to the history, and keeps the network if it is the best so far."""
     row: dict[str, float | int] = {"step": state.step}
     edit_sum, locality_sum, count = state.sums
     if count:
@@ -146,7 +146,7 @@ def _look(model: Model, state: TrainingState, held_out: Iterable[Example], confi
 
 
 def _order(step: int, records: int, batch_size: int, seed: int) -> list[int]:
-    """The numbers of the records of a step: those of one shuffle of all after the other."""
+    """The numbers of the records of a step, from one shuffle of all records after another."""
     places = range(step * batch_size, (step + 1) * batch_size)
     shuffles = {
         epoch: torch.randperm(records, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
@@ -159,12 +159,12 @@ def _check(records: Sequence[QuestionRecord], validation: Sequence[QuestionRecor
     if not records:
         raise ValueError("records is empty, expected one QuestionRecord or more.")
     if steps < 1:
-        raise ValueError(f"steps is {steps}, expected a number from 1 on.")
+        raise ValueError(f"steps is {steps}, expected at least 1.")
     for record in (*records, *validation):
         if not any(record.locality.values()):
             raise ValueError(
-                f"The record {record.case_id} ({record.request.text!r}) has no locality question, which an edit shall "
-                "not touch. Leave it out, or give it one."
+                f"The record {record.case_id} ({record.request.text!r}) has no locality question, on which "
+                "the edit is to change nothing. Leave it out, or give it one."
             )
 
 

@@ -1,4 +1,10 @@
-"""Rows of tokens as a tree of their beginnings: what several rows begin with is computed once, and little is padded."""
+"""Rows of tokens as a tree of their prefixes: a prefix that several rows share is computed once, with little padding.
+
+A tree is run as one sequence. The rows "A B C" and "A B D" become
+
+    token       A  B  C  .  D      each token attends to the prefix that it continues, and to nothing else
+    position    0  1  2  3  2      ".": a filler that no token attends to
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,39 +17,37 @@ from torch import Tensor
 
 from rome_lens.models.hook_points import Hook
 from rome_lens.models.kinds import Model, is_bridge
-from rome_lens.models.running import pad, run
+from rome_lens.models.running.forward import pad, run
 
-_LARGEST = 256  # tokens in a tree: attention scores between its branches are computed for nothing
+_LARGEST = 256  # tokens in a tree; more would waste time on attention scores between its branches, which are masked
 
 
 @dataclass
 class _Tree:
-    """A sequence of tokens, each with its position in a row; for each row, by its number, the places of its tokens."""
+    """A sequence of tokens, each with its position in its rows; and for each row's number, where its tokens are."""
 
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     paths: dict[int, list[int]] = field(default_factory=dict)
 
     def place(self, token: int, position: int) -> int:
-        """Puts a token at the end."""
+        """Appends a token, and returns where it is."""
         if self.positions and self.positions[-1] == position:
-            self.place(0, position + 1)  # seen by no token; `steps` may not be 0
+            self.place(0, position + 1)  # a filler, since a step of 0 would hide the token
         self.tokens.append(token)
         self.positions.append(position)
         return len(self.tokens) - 1
 
     @property
     def steps(self) -> list[int]:
-        """For TransformerLens an attention mask: its running sum, less 1, is the position; 0 hides a token."""
+        """TransformerLens' attention mask, from whose cumulative sum it computes positions; 0 hides a token."""
         return [now - before for now, before in zip(self.positions, [-1, *self.positions], strict=False)]
 
 
 def run_tree(model: Model, rows: Sequence[tuple[int, ...]]) -> list[Float[Tensor, "_ d_model"]]:
     """The residual stream before the final norm of each row, as if each were run alone.
 
-    A sequence holds the distinct beginnings of several rows; a token has the position that it has in its row, and sees
-    the beginning that it continues. Where attention counts tokens by itself (ALiBi, Hugging Face's code), rows are run
-    side by side.
+    Models whose attention counts positions by itself (ALiBi, Hugging Face's code) run the rows as a padded batch.
     """
     if is_bridge(model):
         return _side_by_side(model, rows)
@@ -58,7 +62,7 @@ def run_tree(model: Model, rows: Sequence[tuple[int, ...]]) -> list[Float[Tensor
         steps[i, : len(tree.tokens)] = torch.tensor(tree.steps)
         for path in tree.paths.values():
             where = torch.tensor(path)
-            seen[i, 0, where[:, None], where] = True  # later ones too, which the model itself hides
+            seen[i, 0, where[:, None], where] = True  # later tokens too: the model's causal mask hides them
     device = model.cfg.device
     hidden = ~seen.to(device)
     see: Hook = lambda scores, hook: scores.masked_fill(hidden.to(scores.device), -torch.inf)  # noqa: E731
@@ -75,7 +79,7 @@ def _side_by_side(model: Model, rows: Sequence[tuple[int, ...]]) -> list[Float[T
 
 
 def _grow(rows: Sequence[tuple[int, ...]], largest: int) -> list[_Tree]:
-    """Trees of about the same size, of at most `largest` tokens but for a row that is longer by itself."""
+    """Trees of about equal size, with at most `largest` tokens unless a single row is longer."""
     order = sorted(range(len(rows)), key=rows.__getitem__)  # a row shares most with the one before it
     shared = [0, *(_alike(rows[i], rows[j]) for i, j in pairwise(order))]
     most = sum(len(rows[number]) - same + 1 for number, same in zip(order, shared, strict=True))  # 1: see `place`
@@ -95,6 +99,6 @@ def _grow(rows: Sequence[tuple[int, ...]], largest: int) -> list[_Tree]:
 
 
 def _alike(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """How many tokens both begin with."""
+    """The length of the common prefix."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

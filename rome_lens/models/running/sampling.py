@@ -7,9 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.calling import undisturbed
-from rome_lens.models import bridge
 from rome_lens.models.kinds import Model, is_bridge
-from rome_lens.models.running import check_finite, logits, reader
+from rome_lens.models.running import bridge
+from rome_lens.models.running.forward import check_finite, logits, reader
 
 
 @torch.no_grad()
@@ -21,17 +21,17 @@ def write_on(
     chances: Float[Tensor, "batch pos"],
     top_k: int,
 ) -> Int[Tensor, "batch pos"]:
-    """Rows of tokens whose places that are not `given` are filled with sampled tokens, from left to right.
+    """Fills the positions of token rows that are not `given` with sampled tokens, from left to right.
 
-    All rows advance together, and one that is given longer reads on while others already write; so a row does not
-    depend on the others, but for rounding.
+    All rows advance together: a row with a longer prompt still reads it while others already write. So a row does not
+    depend on the others, except by rounding.
 
     Args:
-        model: is run, with a key/value cache.
-        tokens: the rows; what stands where `given` is 0 is not read.
-        given: 1 for the tokens that are there, at the start of each row, and 0 for those to be drawn.
-        chances: numbers from [0, 1): each token is drawn by inverting the distribution at its own.
-        top_k: how many of the most probable tokens are drawn from; 1: the most probable one.
+        model: Model to run, with a key/value cache.
+        tokens: The rows; values where `given` is 0 are ignored.
+        given: 1 for the prompt's tokens, at the start of each row, and 0 for those to be sampled.
+        chances: Numbers from [0, 1); each token is sampled by inverting its distribution's cumulative sum at its own.
+        top_k: Number of most probable tokens to sample from; 1: always the most probable one.
 
     Raises:
         NotFiniteError: the model's logits are NaN or infinite.
@@ -60,9 +60,9 @@ def sample_text(
     seed: int,
     top_k: int | None = None,
 ) -> list[str]:
-    """What the model appends to equally long token rows, drawn with one seed for all of them, without special tokens.
+    """Continuations of equally long token rows, sampled with one seed for all rows, without special tokens.
 
-    Torch's random state is put back.
+    Torch's random state is restored.
     """
     device = tokens.device
     devices = [] if device.type == "cpu" else [device]
@@ -79,7 +79,7 @@ def sample_text(
 
 
 def sample_texts(model: Model, count: int, *, new_tokens: int, seed: int, top_k: int | None = None) -> list[str]:
-    """Texts of equally many tokens that the model writes after nothing but BOS."""
+    """Texts that the model writes after BOS alone, each of `new_tokens` tokens."""
     tokenizer = model.tokenizer
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     rows = torch.full((count, 1), start, device=model.cfg.device)

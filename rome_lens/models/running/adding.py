@@ -1,4 +1,4 @@
-"""Whether a block adds its MLP's contribution to the residual stream, as what is said of edits takes for granted."""
+"""A check that a block adds its MLP's contribution to the residual stream, as the search for v* assumes."""
 
 from collections.abc import Sequence
 
@@ -8,25 +8,26 @@ from torch import Tensor
 from rome_lens.errors import EditError
 from rome_lens.models.hook_points import key_name, state_name
 from rome_lens.models.kinds import Model
-from rome_lens.models.mlp import mlp_contribution, mlp_output
-from rome_lens.models.running import run_and_read
+from rome_lens.models.mlp.contribution import mlp_contribution, mlp_output
+from rome_lens.models.running.forward import run_and_read
 
 _APART = 0.05
 
 
 @torch.no_grad()
 def check_added(model: Model, layer: int, row: Sequence[int]) -> None:
-    """Raises EditError unless the block's output is what it would be with another contribution of its MLP in place of
-    the one it has, which is what the MLP answers to its keys: tried on the first tokens of a row.
+    """Raises EditError unless the block's output is linear in its MLP's contribution, and that is known from the keys.
+
+    Both are tried on the first tokens of a row: the contribution is computed from the keys, and doubled by a hook.
     """
     tokens = torch.tensor([row[:4]], device=model.cfg.device)
     names = key, contributed, after = key_name(layer), state_name("mlp", layer), state_name("resid", layer)
-    there = run_and_read(model, tokens, names, stop_at_layer=layer + 1)
+    plain = run_and_read(model, tokens, names, stop_at_layer=layer + 1)
     doubled = [(contributed, lambda value, hook: 2 * value)]
-    changed = run_and_read(model, tokens, [after], stop_at_layer=layer + 1, hooks=doubled)[after] - there[after]
-    expected = mlp_contribution(model, layer, mlp_output(model, layer, there[key]))
-    rounding = 4 * torch.finfo(changed.dtype).eps * there[after].float().norm()
-    for found in (there[contributed], changed):
+    change = run_and_read(model, tokens, [after], stop_at_layer=layer + 1, hooks=doubled)[after] - plain[after]
+    expected = mlp_contribution(model, layer, mlp_output(model, layer, plain[key]))
+    rounding = 4 * torch.finfo(change.dtype).eps * plain[after].float().norm()
+    for found in (plain[contributed], change):
         if not _same(found.float(), expected.float(), rounding):
             raise EditError(
                 f"Layer {layer} of {model.cfg.model_name} does not add to the residual stream what its MLP matrix "

@@ -10,11 +10,10 @@ _LEAST, _MOST = 256, 65_536
 
 
 def tokens_that_fit(model: Model, *, blocks_kept: int = 1) -> int:
-    """How many tokens of residual states may be run through a block at once, in a quarter of the free memory.
+    """How many tokens can go through a block at once in a quarter of the free memory.
 
-    A block holds, for each token, some copies of the residual state, of the MLP's inner activations, and of queries,
-    keys and values; the logits of the last block's tokens come on top. For a gradient, `blocks_kept` blocks hold theirs
-    at the same time.
+    For each token, a block holds several copies of the residual state, of the MLP's inner activations, and of queries,
+    keys and values; the token's logits come on top. For a gradient, `blocks_kept` blocks hold theirs at the same time.
     """
     cfg = model.cfg
     device = torch.device(cfg.device)

@@ -1,7 +1,7 @@
 """Running all or part of a model.
 
-Of a model whose layers are on several devices, what is given and taken is on the one that tokens go to, `cfg.device`.
-Hooks alone see their block's device.
+For a model on several devices, arguments and results are on the one that reads tokens, `cfg.device`. Only hooks see the
+device of their block.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,15 +13,15 @@ from torch import Tensor
 from transformer_lens.utilities.activation_functions import apply_softcap
 
 from rome_lens.errors import NotFiniteError
-from rome_lens.models import bridge
-from rome_lens.models.hook_points import Hook, HookList, key_name
+from rome_lens.models.hook_points import Hook, HookList, hooked, key_name
 from rome_lens.models.kinds import Model, is_bridge
-from rome_lens.models.kv_cache import PastState, _Continued, _RecordingCache
-from rome_lens.models.mlp import norms_after_mlp
+from rome_lens.models.mlp.contribution import norms_after_mlp
+from rome_lens.models.running import bridge
+from rome_lens.models.running.kv_cache import PastState, RecordingCache, SkippedQueries
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
-    """Token rows in one tensor, filled up with 0 on the right, and the mask that is 1 where a token is."""
+    """Token rows in one tensor, right-padded with 0, and the mask that is 1 where a token is."""
     tokens, mask = torch.zeros(2, len(rows), max(map(len, rows)), dtype=torch.long)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = torch.tensor(row)
@@ -37,16 +37,16 @@ def run(
     stop_at_layer: int | None = None,
     hooks: HookList = (),
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Runs tokens as they are, right-padded where `mask` is 0, and gives the residual stream before the final norm.
+    """Runs token rows, right-padded where `mask` is 0, and returns the residual stream before the final norm.
 
-    `stop_at_layer` (exclusive) leaves out later blocks.
+    With `stop_at_layer`, returns the residual stream before that block, and later blocks do not run.
     """
     mask = torch.ones_like(tokens) if mask is None else mask
     stop = model.cfg.n_layers if stop_at_layer is None else stop_at_layer
     if is_bridge(model):
         residual = bridge.run_tokens(model, tokens, stop, mask=mask, hooks=hooks)
     else:
-        with model.hooks(fwd_hooks=list(hooks)):
+        with hooked(model, hooks):
             residual = model(tokens, attention_mask=mask, stop_at_layer=stop, return_type=None)
     return residual.to(tokens.device)
 
@@ -60,10 +60,10 @@ def run_and_read(
     stop_at_layer: int | None = None,
     hooks: HookList = (),
 ) -> dict[str, Tensor]:
-    """Like `run`, but gives what passes the hook points `names`, as `hooks` leave it.
+    """Like `run`, but returns the values at the hook points `names`, after `hooks`.
 
     Raises:
-        ValueError: the model does not show such a state.
+        ValueError: the model does not expose such a state.
     """
     values: dict[str, Tensor] = {}
 
@@ -72,12 +72,12 @@ def run_and_read(
 
     reading = [(name, keep(name)) for name in names]
     run(model, tokens, mask=mask, stop_at_layer=stop_at_layer, hooks=[*hooks, *reading])
-    check_shown(model, [name for name in names if name not in values])
+    check_exposed(model, [name for name in names if name not in values])
     return values
 
 
-def check_shown(model: Model, missing: Sequence[str]) -> None:
-    """Raises ValueError if there are states that did not come by in a run."""
+def check_exposed(model: Model, missing: Sequence[str]) -> None:
+    """Raises ValueError if a run did not pass some hook points."""
     if missing:
         raise ValueError(
             f"TransformerLens does not show {', '.join(missing)} of {model.cfg.model_name}, a {type(model).__name__}. "
@@ -92,13 +92,13 @@ def run_with_past(
     mask: Int[Tensor, "batch pos"] | None = None,
     hooks: HookList = (),
 ) -> tuple[Float[Tensor, "batch pos d_model"], list[PastState]]:
-    """Like `run`, and gives each layer's keys and values as well."""
+    """Like `run`, but returns each layer's keys and values as well."""
     mask = torch.ones_like(tokens) if mask is None else mask
     if is_bridge(model):
         residual, pasts = bridge.run_keeping_past(model, tokens, mask=mask, hooks=hooks)
         return residual.to(tokens.device), pasts
-    cache = _RecordingCache(model, tokens.shape[0])
-    with model.hooks(fwd_hooks=list(hooks)):
+    cache = RecordingCache(model, tokens.shape[0])
+    with hooked(model, hooks):
         residual = model(
             tokens, attention_mask=mask, stop_at_layer=model.cfg.n_layers, past_kv_cache=cache, return_type=None
         )
@@ -106,9 +106,9 @@ def run_with_past(
 
 
 def reader(model: Model, rows: int) -> Callable[[Int[Tensor, "batch new"]], Float[Tensor, "batch new d_model"]]:
-    """Reads so many rows of tokens piece by piece: gives the residual stream before the final norm of each next piece.
+    """A function that reads rows of tokens piece by piece, with keys and values kept between calls.
 
-    What was read is kept as keys and values.
+    Each call returns the residual stream before the final norm for the piece it gets.
     """
     if is_bridge(model):
         return bridge.reader(model)
@@ -135,7 +135,7 @@ def run_blocks(
 
     `mask` is 0 where `past` is left-padded or `residual` is right-padded. Differentiable.
     """
-    with model.hooks(fwd_hooks=list(hooks)):
+    with hooked(model, hooks):
         if is_bridge(model):
             return bridge.run_part(model, residual, start, stop, past=past, mask=mask).to(residual.device)
         for layer in range(start, stop):
@@ -152,10 +152,10 @@ def run_block(
     mask: Int[Tensor, "batch past_and_pos"] | None = None,
     last: int | None = None,
 ) -> Float[Tensor, "batch last d_model"]:
-    """Runs one block as `run_blocks` does, and gives its `last` positions (None: all).
+    """Runs one block like `run_blocks`, and returns its `last` positions (None: all).
 
-    A block of the usual kind norms attention's input once instead of three times, and computes only keys and values
-    of positions that are not asked for.
+    A block of the usual kind norms the input of attention once instead of three times, and computes nothing but keys
+    and values at the other positions.
     """
     width = residual.shape[1]
     last = width if last is None else last
@@ -175,23 +175,23 @@ def run_block(
         )
         return whole[:, -last:].to(residual.device)
     residual = block.hook_resid_pre(residual)
-    normed, asked = block.ln1(residual), residual[:, -last:]
+    normed, before = block.ln1(residual), residual[:, -last:]
     attention = block.attn(
         query_input=normed[:, -last:],
         key_input=normed,
         value_input=normed,
-        past_kv_cache_entry=past if last == width else _Continued(past, width - last),
+        past_kv_cache_entry=past if last == width else SkippedQueries(past, width - last),
         attention_mask=mask,
     )
     attention = block.hook_attn_out(attention)
     if block.cfg.parallel_attn_mlp:
-        return block.hook_resid_post(asked + attention + block.apply_mlp(block.ln2(asked)))
-    middle = block.hook_resid_mid(asked + attention)
+        return block.hook_resid_post(before + attention + block.apply_mlp(block.ln2(before)))
+    middle = block.hook_resid_mid(before + attention)
     return block.hook_resid_post(middle + block.apply_mlp(block.ln2(middle)))
 
 
 def _is_usual(block: Any) -> bool:
-    """One norm before attention, one before the MLP, none after, no input of its own for each head, on one device."""
+    """Whether it has one norm before attention, one before the MLP, none after, and one input for all heads."""
     from transformer_lens.components import TransformerBlock
 
     cfg = block.cfg
@@ -201,9 +201,9 @@ def _is_usual(block: Any) -> bool:
 
 
 def check_finite(model: Model, scores: Float[Tensor, "n d_vocab"], rows: Sequence[Sequence[int]]) -> None:
-    """Raises NotFiniteError if logits are NaN or infinite; `rows` are the texts, as tokens, that they come from.
+    """Raises NotFiniteError if logits are NaN or infinite; `rows` are the token rows that they come from.
 
-    Tokens that a model never says may have minus infinity.
+    A logit may be minus infinity, for a token that the model rules out.
     """
     bad = ~scores.amax(-1).isfinite()
     if bad.any():
@@ -216,7 +216,7 @@ def check_finite(model: Model, scores: Float[Tensor, "n d_vocab"], rows: Sequenc
 
 
 def logits(model: Model, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
-    """The logits, in float32, of residual states after the last block: only for the positions that are needed."""
+    """The logits, in float32, of residual states after the last block: pass only the positions that are needed."""
     if is_bridge(model):
         return bridge.final_logits(model, residual).float().to(residual.device)
     states = residual[None].to(model.unembed.W_U.device)

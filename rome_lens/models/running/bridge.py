@@ -1,9 +1,8 @@
-"""Running all or part of a TransformerBridge, which is Hugging Face's model with hook points put into it.
+"""Running all or part of a TransformerBridge, which is Hugging Face's model with hook points in it.
 
-Hugging Face's code goes through all blocks and knows nothing of a start or an end, and what it hands to each block
-(masks, rotations) is its own affair. So a part of the model is run as a pass over the whole of it, in which the blocks
-before the part are passed over, the residual stream is replaced where the part begins, and the pass is left where it
-ends. That costs what the part costs.
+Hugging Face's code always runs all blocks, and prepares what each block gets (masks, rotations) in its own way. So a
+part of the model is run as a forward pass in which earlier blocks are skipped, the residual stream is replaced where
+the part begins, and an exception leaves the pass where the part ends. It costs what the part costs.
 """
 
 import inspect
@@ -17,13 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from rome_lens.models.hook_points import HookList
+from rome_lens.models.hook_points import HookList, hooked
 from rome_lens.models.kinds import Model
-from rome_lens.models.kv_cache import PastState
+from rome_lens.models.running.kv_cache import PastState
 
 
 class _Arrived(Exception):
-    """The pass has come to where it is to be left."""
+    """The forward pass has reached the place where it is to be left."""
 
     def __init__(self, residual: Tensor):
         self.residual = residual
@@ -39,9 +38,9 @@ def run_tokens(
     cache: DynamicCache | None = None,
     start: int = 0,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """The residual stream before block `stop`; or before the final norm, if there is no such block.
+    """The residual stream before block `stop`; before the final norm, if `stop` is the number of blocks.
 
-    The blocks from `start` on add their keys and values to the cache.
+    Blocks from `start` to `stop` append their keys and values to the cache.
     """
 
     def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
@@ -49,8 +48,8 @@ def run_tokens(
 
     with ExitStack() as stack:
         stack.callback(_place(model, stop).register_forward_pre_hook(leave, with_kwargs=True).remove)
-        if hooks:  # adding none takes time too
-            stack.enter_context(model.hooks(fwd_hooks=list(hooks)))
+        if hooks:  # even an empty list takes time to add
+            stack.enter_context(hooked(model, hooks))
         given: dict[str, Any] = {"use_cache": False}
         if cache is not None:
             stack.enter_context(finding_the_cache(model, range(start, stop)))
@@ -61,7 +60,7 @@ def run_tokens(
             if cache is not None:
                 _check_filled(cache, range(start, stop), mask.shape[1])
             return arrived.residual
-    raise RuntimeError(f"A pass through {model.cfg.model_name} does not come to its layer {stop}.")
+    raise RuntimeError(f"A forward pass of {model.cfg.model_name} does not reach its layer {stop}.")
 
 
 def run_part(
@@ -73,7 +72,7 @@ def run_part(
     past: Mapping[int, PastState] | None = None,
     mask: Int[Tensor, "batch past_and_pos"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Blocks `start` to `stop` (exclusive) on residual states whose earlier positions are in `past`."""
+    """Runs blocks `start` to `stop` (exclusive) on residual states whose earlier positions are in `past`."""
     if start == stop:
         return residual
     earlier = next(iter(past.values())).past_keys.shape[1] if past else 0
@@ -87,14 +86,14 @@ def run_part(
 def run_keeping_past(
     model: Model, tokens: Int[Tensor, "batch pos"], *, mask: Int[Tensor, "batch pos"], hooks: HookList
 ) -> tuple[Float[Tensor, "batch pos d_model"], list[PastState]]:
-    """Like `run_tokens` through all blocks, and gives each layer's keys and values as well."""
+    """Runs all blocks like `run_tokens`, and returns each layer's keys and values as well."""
     cache = DynamicCache()
     residual = run_tokens(model, tokens, model.cfg.n_layers, mask=mask, hooks=hooks, cache=cache)
     return residual, [PastState(kept.keys.transpose(1, 2), kept.values.transpose(1, 2)) for kept in cache.layers]
 
 
 def reader(model: Model) -> Callable[[Int[Tensor, "batch new"]], Float[Tensor, "batch new d_model"]]:
-    """Reads rows of tokens piece by piece, as `run_tokens` reads them through all blocks at once."""
+    """A function that reads rows of tokens piece by piece, as `run_tokens` does at once."""
     cache = DynamicCache()
 
     def read(new: Int[Tensor, "batch new"]) -> Float[Tensor, "batch new d_model"]:
@@ -106,13 +105,13 @@ def reader(model: Model) -> Callable[[Int[Tensor, "batch new"]], Float[Tensor, "
 
 @contextmanager
 def finding_the_cache(model: Model, layers: Sequence[int]) -> Iterator[None]:
-    """Inside, the attention of these blocks finds the cache of a pass under the name by which it looks for it.
+    """Inside, the attention of these blocks gets the cache under the name that it expects.
 
-    TransformerLens' own attention (up to 4.3 at least) asks for `past_key_values`, where transformers 5.24 hands down
-    `cache`: it would neither read the past nor keep anything. Hugging Face's attention warns of a second name.
+    TransformerLens' own attention (up to 4.3 at least) expects `past_key_values`, but transformers 5.24 passes `cache`:
+    it would neither read nor store keys and values. Hugging Face's attention warns when it gets both names.
     """
 
-    def at_the_door(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def for_hugging_face(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, {"cache" if name == "past_key_values" else name: value for name, value in kwargs.items()}
 
     def for_transformer_lens(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -121,21 +120,21 @@ def finding_the_cache(model: Model, layers: Sequence[int]) -> Iterator[None]:
     with ExitStack() as stack:
         if _cache_name(type(model.original_model)) == "cache":
             attentions = [getattr(model.blocks[layer], "attn", None) for layer in layers]
-            hooked = [(model.original_model, at_the_door), *((each, for_transformer_lens) for each in attentions)]
-            hooked += [(getattr(each, "original_component", None), at_the_door) for each in attentions]
-            for module, hook in hooked:
+            renamed = [(model.original_model, for_hugging_face), *((each, for_transformer_lens) for each in attentions)]
+            renamed += [(getattr(each, "original_component", None), for_hugging_face) for each in attentions]
+            for module, hook in renamed:
                 if module is not None:
                     stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
 
 
 def _cache_name(kind: type[nn.Module]) -> str:
-    """What the forward of a class of Hugging Face's calls its cache: `past_key_values` before transformers 5.24."""
+    """The name of the cache in the forward of a Hugging Face class: `past_key_values` before transformers 5.24."""
     return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 def _check_filled(cache: DynamicCache, layers: Sequence[int], length: int) -> None:
-    """Raises RuntimeError unless the cache has keys and values of so many positions for each of the layers."""
+    """Raises RuntimeError unless the cache has keys and values of `length` positions for each of the layers."""
     lengths = [kept.get_seq_length() for kept in cache.layers]
     for layer in layers:
         if (found := lengths[layer] if layer < len(lengths) else 0) != length:
@@ -147,16 +146,16 @@ def _check_filled(cache: DynamicCache, layers: Sequence[int], length: int) -> No
 
 
 def final_logits(model: Model, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
-    """What the model makes of the residual stream after its last block."""
+    """The logits of residual states after the last block."""
     states = residual[:, None]
     with _entering(model, states, model.cfg.n_layers):
         return model(_no_tokens(states), use_cache=False, return_type="logits")[:, 0]
 
 
 def _place(model: Model, layer: int) -> nn.Module:
-    """What the residual stream before a block, or after the last one, goes into.
+    """The module that reads the residual stream before a block; after the last one, usually the final norm.
 
-    That is the final norm; OPT 350M and GPT-1 have none.
+    OPT 350M and GPT-1 have no final norm.
     """
     if layer < model.cfg.n_layers:
         return model.blocks[layer]
@@ -164,19 +163,19 @@ def _place(model: Model, layer: int) -> nn.Module:
 
 
 def _no_tokens(residual: Float[Tensor, "batch pos d_model"]) -> Int[Tensor, "batch pos"]:
-    """Tokens for a pass that does not get as far as to use them."""
+    """Placeholder tokens, for a pass whose residual stream is replaced."""
     return torch.zeros(residual.shape[:2], dtype=torch.long, device=residual.device)
 
 
 def _filled(past: Mapping[int, PastState], layers: Sequence[int], rows: int) -> DynamicCache:
-    """Keys and values as Hugging Face's attention reads them: in each row, [head, pos, d_head]."""
+    """The cache as Hugging Face's attention reads it: in each row, [head, pos, d_head]."""
 
     def arranged(values: Tensor) -> Tensor:
         blocks = values.expand(rows // len(values), *values.shape)
         return blocks.flatten(0, 1).transpose(1, 2)
 
     cache = DynamicCache()
-    if layers[0] > 0:  # the first layer's entry is where the length of the past is read
+    if layers[0] > 0:  # Hugging Face reads the number of earlier positions from the first layer's entry
         first = past[layers[0]].past_keys[:1].transpose(1, 2)
         cache.update(first, first, 0)
     for layer in layers:
@@ -186,18 +185,18 @@ def _filled(past: Mapping[int, PastState], layers: Sequence[int], rows: int) -> 
 
 @contextmanager
 def _entering(model: Model, residual: Float[Tensor, "batch pos d_model"], start: int) -> Iterator[None]:
-    """Passes come to block `start` (or the final norm) with this residual stream, and run no block before it."""
+    """Inside, forward passes begin at block `start` (or the final norm) with this residual stream."""
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         return ((residual, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": residual})
 
-    passed: list[nn.Module] = list(model.blocks)[:start]
+    skipped: list[nn.Module] = list(model.blocks)[:start]
     handle = _place(model, start).register_forward_pre_hook(enter, with_kwargs=True)
     try:
-        for block in passed:
-            block.__dict__["forward"] = lambda *args, **kwargs: residual  # its shape is right, its values are not read
+        for block in skipped:
+            block.__dict__["forward"] = lambda *args, **kwargs: residual  # only its shape matters
         yield
     finally:
         handle.remove()
-        for block in passed:
+        for block in skipped:
             block.__dict__.pop("forward", None)

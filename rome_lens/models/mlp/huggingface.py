@@ -1,17 +1,17 @@
 """Where models of Hugging Face's classes keep their MLPs' matrices."""
 
-from typing import TypeAlias
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 from rome_lens.errors import EditError
-from rome_lens.models.kinds import Model
-from rome_lens.models.mlp import PLAIN, MlpMatrix, OutputMatrix, find_matrix
+from rome_lens.models.kinds import name_of
+from rome_lens.models.mlp import MlpMatrix
 
-EditableModel: TypeAlias = Model | PreTrainedModel
+PLAIN = (nn.Linear, FalconLinear, Conv1D)
+"""Modules that multiply by their weight as it is. Their subclasses (quantized, adapted) do not."""
 
 _MODULES = {
     "transformer.h.{}.mlp.c_proj": ("gpt2", "gpt_bigcode", "gpt_neo"),
@@ -30,7 +30,7 @@ _MODULES = {
     ),
 }
 MODULE_OF = {model_type: path for path, model_types in _MODULES.items() for model_type in model_types}
-"""The module that answers to keys, by Hugging Face's model_type; {} is the layer's number."""
+"""The module with the MLP output matrix, by Hugging Face's model_type; {} is the layer's number."""
 
 _INPUTS = {
     "c_proj": "c_fc",
@@ -39,29 +39,16 @@ _INPUTS = {
     "fc2": "fc1",
     "down_proj": "up_proj",
 }
-"""The module that makes the keys (in a gated MLP, with `gate_proj`), by the name of the one that answers to them."""
+"""The module with W_in, by the last name of the one with W_out; W_gate is in `gate_proj`."""
 
 
-def output_matrix_of(model: EditableModel, layer: int, matrix: MlpMatrix = "out") -> OutputMatrix:
-    """Finds a matrix of a layer's MLP.
+def mlp_module(model: PreTrainedModel, layer: int, matrix: MlpMatrix = "out") -> tuple[str, nn.Module]:
+    """The dotted name of the module with a matrix of a layer's MLP, and the module.
 
     Raises:
-        ValueError: no such layer, or none with a single matrix.
-        EditError: a Hugging Face model of a family that is not known here, or one whose matrix is packed.
+        ValueError: no such layer.
+        EditError: the family is not known here, or the matrix is packed.
     """
-    if isinstance(model, PreTrainedModel):
-        return _in_hugging_face(model, layer, matrix)
-    return find_matrix(model, layer, matrix)
-
-
-def name_of(model: EditableModel) -> str:
-    """What the model is called."""
-    if isinstance(model, PreTrainedModel):
-        return model.name_or_path or type(model).__name__
-    return str(model.cfg.model_name)
-
-
-def _in_hugging_face(model: PreTrainedModel, layer: int, matrix: MlpMatrix) -> OutputMatrix:
     kind = model.config.model_type
     if kind not in MODULE_OF:
         raise EditError(
@@ -83,4 +70,4 @@ def _in_hugging_face(model: PreTrainedModel, layer: int, matrix: MlpMatrix) -> O
         )
     if not torch.is_floating_point(weight):
         raise EditError(f"{path} of {name_of(model)} holds {weight.dtype}, expected floats. Load it unquantized.")
-    return OutputMatrix(weight, transposed=type(module) is not Conv1D, module=path)
+    return path, module

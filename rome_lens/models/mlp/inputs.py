@@ -7,7 +7,8 @@ from torch import Tensor
 
 from rome_lens.models.hook_points import input_name
 from rome_lens.models.kinds import Model, is_bridge
-from rome_lens.models.mlp import MlpMatrix, norms_after_mlp
+from rome_lens.models.mlp import MlpMatrix
+from rome_lens.models.mlp.contribution import norms_after_mlp
 
 
 def read_mlp_input(model: Model, layer: int, matrix: MlpMatrix) -> tuple[str, Callable[[Tensor], Tensor]]:

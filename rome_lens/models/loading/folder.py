@@ -1,4 +1,4 @@
-"""A model's folder before anything is built of it: plain files of sensible length, and sizes that the weights allow."""
+"""Checks of a model's folder before a model is built: plain files, none too long, and sizes that fit the weights."""
 
 import json
 import re
@@ -16,21 +16,21 @@ NOT_A_MODEL = (
     "could not be read as a causal language model with its tokenizer",
     "Save model and tokenizer there again with save_pretrained.",
 )
-"""What is wrong with a folder, and what to do, for `foreign`."""
+"""The problem with a folder and the advice, for `foreign`."""
 _TEXTS = (".json", ".jinja", ".model", ".txt")
-_LARGEST_NUMBER = 1 << 24  # of a setting that no tensor bounds, such as the length of the context
-_COUNT = re.compile(r"(n|num)_(\w+_)?(layer|expert)s?")  # of what has tensors of its own
-_MOST_EXPERTS = 1024  # where one tensor holds those of a layer
+_LARGEST_NUMBER = 1 << 24  # for a setting that no tensor bounds, such as the length of the context
+_COUNT = re.compile(r"(n|num)_(\w+_)?(layer|expert)s?")  # numbers of things that have tensors of their own
+_MOST_EXPERTS = 1024  # where one tensor holds all experts of a layer
 
 
 def check_folder(folder: Path) -> None:
-    """Checks that all that is read is a plain file, and that the weights allow the numbers in config.json.
+    """Checks that whatever is read is a plain file, and that the numbers in config.json fit the weights.
 
-    A pipe is waited for without end; a wrong number of layers, say 10^7, is built for minutes before the weights are
-    seen not to fit.
+    Reading a pipe would never end; and a model with a wrong number of layers, say 10^7, would be built for minutes
+    before its weights are seen not to fit.
 
     Raises:
-        FileNotFoundError: there is no config.json, or a file is a link that leads nowhere, a folder or a pipe.
+        FileNotFoundError: there is no config.json, or a file is a broken link, a folder or a pipe.
         FormatError: config.json or a file of weights is damaged, a number in it is too large, or a file too long.
     """
     path = existing_file(folder / "config.json", "the configuration of a model in Hugging Face's format")

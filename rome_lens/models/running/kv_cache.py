@@ -1,4 +1,4 @@
-"""Keys and values of positions that were run before, in the form that TransformerLens' forward takes."""
+"""Keys and values of earlier positions, in the form that TransformerLens' forward takes."""
 
 from dataclasses import dataclass
 
@@ -13,16 +13,15 @@ from rome_lens.models.kinds import Model
 class PastState:
     """Keys and values of earlier positions at one layer, as the model caches them.
 
-    A HookedTransformer caches keys before they are rotated, a TransformerBridge after.
-
-    A run may have a multiple of these rows: the rows are then repeated as one block after the other.
+    A HookedTransformer caches keys before their rotation, a TransformerBridge after it. If a run has a multiple of
+    these rows, all of them are repeated, one block of rows after the other.
     """
 
     past_keys: Float[Tensor, "batch past kv_heads d_head"]
     past_values: Float[Tensor, "batch past kv_heads d_head"]
 
     def append(self, new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Past and new along the positions; nothing is kept (the interface of TransformerLens' cache entry)."""
+        """Past and new, joined along the positions, but not stored (a method of TransformerLens' cache entries)."""
         return self._joined(self.past_keys, new_keys), self._joined(self.past_values, new_values)
 
     def upto(self, position: int) -> "PastState":
@@ -39,7 +38,7 @@ class PastState:
 
 @dataclass
 class _Recorder:
-    """Stands in for an empty cache entry and keeps what a run appends."""
+    """Takes the place of an empty cache entry, and records what a run appends."""
 
     past_keys: Tensor
     past_values: Tensor
@@ -50,8 +49,8 @@ class _Recorder:
         return new_keys, new_values
 
 
-class _RecordingCache:
-    """What HookedTransformer.forward asks of a key/value cache, for a run that starts at the first position."""
+class RecordingCache:
+    """The part of a key/value cache that HookedTransformer.forward uses in a run from the first position."""
 
     def __init__(self, model: Model, batch: int):
         cfg = model.cfg
@@ -67,17 +66,17 @@ class _RecordingCache:
 
 
 @dataclass(frozen=True)
-class _Continued:
-    """Stands in for a cache entry in a block whose first new positions ask nothing."""
+class SkippedQueries:
+    """Takes the place of a cache entry in a block whose first new positions have no queries."""
 
     past: PastState | None
-    unasked: int
+    skipped: int  # how many they are
 
     @property
     def past_keys(self) -> Tensor:
-        """Attention reads off these only how many positions come before the first query."""
+        """Attention uses only their number, as the position of the first query."""
         earlier = 0 if self.past is None else self.past.past_keys.shape[1]
-        return torch.empty(1, earlier + self.unasked, device="meta")
+        return torch.empty(1, earlier + self.skipped, device="meta")
 
     def append(self, new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
         return (new_keys, new_values) if self.past is None else self.past.append(new_keys, new_values)

@@ -1,0 +1,71 @@
+"""Figures at the width of a paper's columns."""
+
+import json
+from itertools import pairwise
+
+import pandas as pd
+import pytest
+
+import rome_lens as rl
+from rome_lens.plots import saving
+from rome_lens.plots.stacking import stacked
+
+SCORES = pd.DataFrame([("base", 1, 0.5, 0.4, 0.6)], columns=["method", "n", "ES", "ES_low", "ES_high"])
+EFFECTS = pd.DataFrame(
+    [
+        (kind, role, layer, 0.1 * layer, 0.0, 0.5, 3)
+        for kind in ("resid", "mlp", "attn")
+        for role in "ab"
+        for layer in (0, 1)
+    ],
+    columns=["kind", "role", "layer", "mean", "ci_low", "ci_high", "n"],
+)
+
+
+@pytest.mark.parametrize("plot", [rl.plots.plot_effect_maps, rl.plots.plot_average_effects])
+def test_in_one_column_panels_stand_below_each_other_with_their_titles_labels_and_scales(plot):
+    figure = plot(EFFECTS)
+    before = json.loads(figure.to_json())
+    column = stacked(figure)
+    axes = list(column.select_yaxes())
+    assert [axis.domain for axis in column.select_xaxes()] == [(0, 1)] * 3
+    assert all(upper.domain[0] > lower.domain[1] for upper, lower in pairwise(axes))
+    assert all(axis.showticklabels is not False for axis in axes)
+    titles = {note.text: note.y for note in column.layout.annotations}
+    assert titles == {
+        name: axis.domain[1] for name, axis in zip(("residual state", "MLP", "attention"), axes, strict=True)
+    }
+    for trace, axis in zip(column.data, axes, strict=False):
+        if trace.type == "heatmap":
+            assert trace.colorbar.y == pytest.approx(sum(axis.domain) / 2)
+    assert json.loads(figure.to_json()) == before
+
+
+def test_one_panel_stays_as_it_is():
+    figure = rl.plots.plot_scores(SCORES)
+    assert stacked(figure) == figure
+
+
+def test_without_kaleido_the_html_is_written_and_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "find_spec", lambda name: None)
+    with pytest.raises(rl.errors.UnavailableError, match=r"pip install 'rome-lens\[figures\]'"):
+        rl.plots.save(rl.plots.plot_scores(SCORES), tmp_path / "figure", suffixes=[".html", ".svg"])
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.html"]
+
+
+def test_a_file_that_is_there_is_kept(tmp_path):
+    (tmp_path / "figure.svg").write_text("mine")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        rl.plots.save(rl.plots.plot_scores(SCORES), tmp_path / "figure", suffixes=[".html", ".svg"])
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(("columns", "inches"), [(1, 3.3), (2, 6.8)])
+def test_the_printed_forms_are_as_wide_as_columns(tmp_path, columns, inches):
+    pytest.importorskip("kaleido", reason="needs the extra figures")
+    try:
+        (path,) = rl.plots.save(rl.plots.plot_scores(SCORES), tmp_path / "a", columns=columns, suffixes=[".svg"])
+    except rl.errors.UnavailableError as error:
+        pytest.skip(str(error))
+    width = float(path.read_text().partition('width="')[2].partition('"')[0])
+    assert width == pytest.approx(inches * 96, abs=1)
