@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -23,15 +22,7 @@ from rome_lens.edit.artifact.matrix import matrix_for, state_dict_delta
 from rome_lens.edit.artifact.update import MatrixPlace, Update, layer_and_matrix, one_for_each_matrix
 from rome_lens.edit.artifact.written import Place, Temporarily, digests_so_far, take_out
 from rome_lens.errors import EditError, EditWarning, warn
-from rome_lens.models import (
-    EditableModel,
-    Hook,
-    MlpMatrix,
-    Model,
-    architecture_digest,
-    find_matrix,
-    name_of,
-)
+from rome_lens.models import EditableModel, Hook, MlpMatrix, Model, architecture_digest, find_matrix, name_of
 from rome_lens.storage import digest
 
 _MOST_BYTES = 2 << 30  # six layers of GPT-J at full rank
@@ -250,10 +241,7 @@ class Edit:
     def _has_updates_of(self, other: "Edit") -> bool:
         """Whether both have the same updates."""
         return len(self.updates) == len(other.updates) > 0 and all(
-            (ours.layer, ours.matrix) == (theirs.layer, theirs.matrix)
-            and torch.equal(ours.left, theirs.left)
-            and torch.equal(ours.right, theirs.right)
-            for ours, theirs in zip(self.updates, other.updates, strict=True)
+            ours.adds_the_same_as(theirs) for ours, theirs in zip(self.updates, other.updates, strict=True)
         )
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

@@ -74,6 +74,11 @@ class Update:
             change = self.left.to(weight.device) @ self.right.to(weight.device)
             return (weight.float() + change).to(weight.dtype)
 
+    def adds_the_same_as(self, other: "Update") -> bool:
+        """Whether both add the same to the same matrix."""
+        same_matrix = (self.layer, self.matrix) == (other.layer, other.matrix)
+        return same_matrix and torch.equal(self.left, other.left) and torch.equal(self.right, other.right)
+
     def negated(self) -> "Update":
         """The update that undoes this one, up to rounding."""
         return replace(self, left=-self.left, made_for="")
