@@ -184,7 +184,7 @@ def test_two_thousand_damaged_files_load_as_valid_edits_or_not_at_all(whole, tmp
         ("made_for", ["a", None], "made for None"),
         ("requests", [["{}", "a", "b"]], "mapping"),
         ("requests", [{"prompt": "{}", "subject": 3, "target": "b"}], "subject is 3, expected a string"),
-        ("requests", [{"prompt": "no place", "subject": "a", "target": "b"}], "expected exactly one"),
+        ("requests", [{"prompt": "no place", "subject": "a", "target": "b"}], "expected exactly once"),
         ("requests", [{"prompt": "{}", "subject": "a", "target": "b", "more": 1}], "more"),
         ("method", 3, "'method' .* is a int, expected str"),
         ("config", [], "'config' .* is a list, expected dict"),

@@ -170,7 +170,7 @@ def test_a_model_without_a_shipped_covariance_needs_one(tiny):
 
 @pytest.mark.parametrize("contexts", [[], ["One. {}"], ["{}", "no place"], ["{}", "{} and {}"]])
 def test_bad_contexts_are_refused(contexts):
-    with pytest.raises(ValueError, match=r"contexts .* do not begin with|expected exactly one"):
+    with pytest.raises(ValueError, match=r"contexts .* do not begin with|expected exactly once"):
         rl.RomeConfig(contexts=contexts)
 
 
