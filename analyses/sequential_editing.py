@@ -13,8 +13,9 @@ import rome_lens as rl
 
 from .common.figures import write_figure
 from .common.manifest import write_manifest
-from .common.methods import PRESETS, add_method_arguments, chosen_methods
-from .common.options import add_record_arguments, chosen_records, parsed, parser, write_csv
+from .common.methods import PRESETS, add_method_arguments
+from .common.options import add_record_arguments, chosen_records, listed_records, parsed, parser, write_csv
+from .common.sequence_methods import SEQUENCE_CHOICES, sequence_methods
 
 
 def write_results(out: Path) -> pd.DataFrame:
@@ -32,7 +33,11 @@ def write_results(out: Path) -> pd.DataFrame:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__, out="results/sequential_editing")
-    add_method_arguments(arguments, default=list(PRESETS))
+    add_method_arguments(arguments, default=list(PRESETS), choices=SEQUENCE_CHOICES)
+    arguments.add_argument("--batch", type=int, default=1, help="how many records are written at once; 1 for ROME")
+    arguments.add_argument(
+        "--pilot", type=int, default=20, help="records after those edited that tell the anchor's norm"
+    )
     arguments.add_argument("--perplexity-texts", type=Path, help="a text file; without it there is no perplexity")
     arguments.add_argument("--perplexity-tokens", type=int, default=20_000, help="how much of it to read")
     arguments.add_argument("--checkpoints", type=int, nargs="+", default=[1, 10, 25, 50, 100])
@@ -42,12 +47,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     model = rl.load_model(options.model)
     text = "".join(rl.edit.texts_from_file(options.perplexity_texts)) if options.perplexity_texts else None
-    for name, method in chosen_methods(model, options).items():
+    listed = listed_records(options)
+    pilot = listed[options.count :][: options.pilot] or listed[: options.pilot]
+    for name, method in sequence_methods(model, options, [record.request for record in pilot]).items():
         sequence = rl.edit_sequence(
             model,
             chosen_records(options),
             out=options.out / name,
             method=method,
+            batch=options.batch,
             checkpoints=options.checkpoints,
             text=text,
             perplexity_tokens=options.perplexity_tokens,

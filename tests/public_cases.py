@@ -157,6 +157,8 @@ LENS = frame("answer_probability", condition=["before", "after"], layer=0)
 TRACED = {"traced": ["mlp_effect", "resid_effect"] * 4, "score": ["S", "S", "EM", "EM", "PM", "PM", "NM", "NM"]}
 
 CASES: dict[str, Any] = {
+    "EditMemory": lambda w: {},
+    "UltraEditConfig": lambda w: {"layers": [1], "matrices": ["in", "out"]},
     "AlphaEditConfig": lambda w: {"layers": [1], **w.search},
     "AppliedEdit": lambda w: {"model": w.model, "updates": w.edit.updates},
     "AttributeSnippets": lambda w: {"samples": {("P1", "Q1"): (("Rome", "Rome is old."),)}},
@@ -218,12 +220,25 @@ CASES: dict[str, Any] = {
     "TracedFacts": lambda w: {"traces": [w.trace], "not_predicted": SUMMARY},
     "UniformNoise": lambda w: {"std": 0.1},
     "Update": lambda w: {"layer": 1, "left": torch.ones(4, 1), "right": torch.ones(1, 2)},
+    "ultraedit": lambda w: {
+        "model": w.model,
+        "requests": [REQUEST, rl.EditRequest("{} is owned by", "Beats Music", "Apple")],
+        "config": rl.edit.UltraEditConfig(layers=[1]),
+        **WARNS_NOT,
+    },
     "alphaedit": lambda w: {
         "model": w.model,
         "requests": [REQUEST],
         "covariances": w.covariances,
         "config": rl.edit.AlphaEditConfig(null_space_threshold=100.0, **w.search),
         **WARNS_NOT,
+    },
+    "anchor_norm": lambda w: {
+        "model": w.model,
+        "requests": [REQUEST],
+        "layer": 1,
+        "config": rl.RomeConfig(**w.search),
+        **QUIET,
     },
     "applied_edits": lambda w: {"model": w.model},
     "average_effects": lambda w: {"traces": [w.trace]},

@@ -25,7 +25,7 @@ def kept_edits(
     make = partial(rl.rome, model, covariance=covariance, config=config, on_unhealthy="ignore", progress=False)
     with open_journal(folder, kind="rome_lens edits 1", identity=made_with(model, config, covariance), read=dict):
         yield lambda record: kept_edit(
-            folder / f"{record.case_id}.safetensors", record.request, partial(make, record.request)
+            folder / f"{record.case_id}.safetensors", [record.request], partial(make, record.request)
         )
 
 

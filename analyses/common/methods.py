@@ -25,9 +25,11 @@ QUIET: dict[str, Any] = {"on_unhealthy": "ignore", "progress": False}
 CHOICES = (*PRESETS, *FINETUNING, "kn", "mend", *BATCH)
 
 
-def add_method_arguments(arguments: argparse.ArgumentParser, default: Sequence[str] = ("rome",)) -> None:
+def add_method_arguments(
+    arguments: argparse.ArgumentParser, default: Sequence[str] = ("rome",), choices: Sequence[str] = CHOICES
+) -> None:
     """Which methods an analysis compares, and what they need."""
-    arguments.add_argument("--methods", nargs="+", choices=CHOICES, default=list(default))
+    arguments.add_argument("--methods", nargs="+", choices=choices, default=list(default))
     arguments.add_argument("--mend-editor", type=Path, help="what `rome-lens train_mend` saved; for mend")
     arguments.add_argument("--layers", type=int, nargs="+", default=BATCH_LAYERS, help=f"of {', '.join(BATCH)}")
     add_covariance_arguments(arguments)

@@ -14,13 +14,16 @@ from rome_lens.edit.methods.emmet import EmmetConfig, emmet
 from rome_lens.edit.methods.finetune import FinetuneConfig, finetune
 from rome_lens.edit.methods.knowledge_neurons import KnowledgeNeurons, KnowledgeNeuronsConfig, kn, knowledge_neurons
 from rome_lens.edit.methods.memit import MemitConfig, memit
+from rome_lens.edit.methods.memory import EditMemory
 from rome_lens.edit.methods.mend.config import MendConfig
 from rome_lens.edit.methods.mend.editor import MendEditor, mend
 from rome_lens.edit.methods.mend.training import train_mend
 from rome_lens.edit.methods.near import near_subjects
 from rome_lens.edit.methods.rome import RomeConfig, rome
+from rome_lens.edit.methods.ultraedit import UltraEditConfig, ultraedit
 from rome_lens.edit.presets.layers import suggested_layer
 from rome_lens.edit.presets.table import Preset, find_preset, list_presets
+from rome_lens.edit.search.anchor import anchor_norm
 from rome_lens.edit.search.contexts import sample_contexts
 from rome_lens.edit.search.settings import BatchConfig, SearchConfig
 from rome_lens.edit.search.targets import MemitTargets, memit_targets
@@ -34,6 +37,7 @@ __all__ = [
     "Edit",
     "EditHealth",
     "EditLedger",
+    "EditMemory",
     "EmmetConfig",
     "FinetuneConfig",
     "KeyCovariance",
@@ -48,8 +52,10 @@ __all__ = [
     "RomeConfig",
     "SearchConfig",
     "Texts",
+    "UltraEditConfig",
     "Update",
     "alphaedit",
+    "anchor_norm",
     "applied_edits",
     "collect_covariance",
     "emmet",
@@ -71,4 +77,5 @@ __all__ = [
     "texts_from_file",
     "texts_from_model",
     "train_mend",
+    "ultraedit",
 ]

@@ -13,22 +13,25 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens.checking import checked
+from rome_lens.checking import check_whole, checked
 from rome_lens.data.records import EditRecord
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.health import EditHealth
-from rome_lens.edit.artifact.kept import kept_edit
 from rome_lens.edit.artifact.written import keeping
 from rome_lens.edit.methods.rome import rome
+from rome_lens.edit.search.targets import check_requests
 from rome_lens.errors import EditError, NotFiniteError
 from rome_lens.evaluate.scorers.counterfact import score_record
-from rome_lens.evaluate.scoring import Method
+from rome_lens.evaluate.scorers.zsre import score_zsre
+from rome_lens.evaluate.scoring import Method, Record, Scorer
+from rome_lens.evaluate.sequence_edits import SequenceEdits, as_one
 from rome_lens.evaluate.sequence_tables import EditSequence, Key, number_or_nan, tables
 from rome_lens.evaluate.side_effects.perplexity import perplexity
-from rome_lens.models import Model, find_output_matrix, model_identity, output_matrix
+from rome_lens.models import MlpMatrix, Model, find_matrix, model_identity
 from rome_lens.storage import Journal, check_same, digest, open_journal, plain, read_journal
 
 _KIND = "rome_lens sequence of edits 1"
+Originals = dict[tuple[int, MlpMatrix], Float[Tensor, "d_in d_out"]]
 
 
 @checked
@@ -59,9 +62,11 @@ class StopRule:
 @checked
 def edit_sequence(
     model: Model,
-    records: Sequence[EditRecord],
+    records: Sequence[Record],
     method: Method = rome,
     *,
+    batch: int = 1,
+    score: Scorer | None = None,
     out: str | os.PathLike[str] | None = None,
     checkpoints: Iterable[int] = (1, 10, 25, 50, 100),
     text: str | None = None,
@@ -69,33 +74,41 @@ def edit_sequence(
     stop: StopRule | None = None,
     progress: bool = True,
 ) -> EditSequence:
-    """Edits a model with one record after the other, each edit computed on the model as edited so far and kept applied.
+    """Edits a model batch by batch: each edit is computed on the model as edited so far, and kept applied.
+
+    A method with the argument `memory` (ultraedit, alphaedit, memit) gets an EditMemory that goes from batch to batch:
+    the keys of earlier batches, or running statistics.
 
     At the end, and when anything raises, the edited matrices are bit for bit what they were.
 
-    With `out`, everything is saved as it is made: each edit as a file (00001.safetensors, ...), and what was
-    measured in rows.jsonl. A sequence that was killed goes on from there when it is called again with the same
-    arguments: saved edits are applied again and no row is measured twice. More records or checkpoints, or another stop
-    rule, may be given as well. Another method is refused; what of it is compared, `score_edits` says.
+    With `out`, everything is saved as it is made: each batch's edit as a file (00001.safetensors, ...), what the method
+    keeps, and what was measured in rows.jsonl. A sequence that was killed goes on from there when it is called again
+    with the same arguments: saved edits are applied again and no row is measured twice. More records (after whole
+    batches) or checkpoints, or another stop rule, may be given as well. Another method is refused; what of it is
+    compared, `score_edits` says.
 
     Args:
         model: is edited and put back.
         records: in the order of the edits.
-        method: Makes an Edit of the model as edited so far and a request, for example `partial(rome, config=config)`.
+        method: Makes an Edit of the model as edited so far and a request, for example `partial(rome, config=config)`;
+            with a `batch` above 1, of a list of requests.
+        batch: How many records are written at once; the last batch may be smaller.
+        score: Scores a record: `score(model, record)`; None: `score_record` for EditRecords, `score_zsre` for others.
         out: Folder for this sequence alone, made if missing; None: nothing is kept on disk.
-        checkpoints: after how many edits all records edited so far are scored, and the perplexity measured. The last
-            edit is always a checkpoint.
+        checkpoints: after how many edits all records edited so far are scored, and the perplexity measured: after the
+            batch that reaches this number. The last edit is always a checkpoint.
         text: what to measure the perplexity on; None: it is left out.
         perplexity_tokens: how many of its tokens are read; see `perplexity`.
         stop: ends the sequence early; None: never.
         progress: shows a bar.
 
     Returns:
-        The tables. If an edit could not be computed or applied (EditError), the sequence ends before it, and `stopped`
-        says so.
+        The tables, and all edits as one. If an edit could not be computed or applied (EditError), the sequence ends
+        before it, and `stopped` says so.
 
     Raises:
-        ValueError: there are no records, or a checkpoint is below 1.
+        ValueError: there are no records, a checkpoint or `batch` is below 1, or two requests of a batch contradict each
+            other.
         FormatError: the folder was begun with other records, another method, another text, another model or other
             weights, or holds other files or damaged ones.
         UnavailableError: another run has the folder open, or its disk is full or may not be written to.
@@ -104,10 +117,17 @@ def edit_sequence(
         raise ValueError("records is empty, expected at least 1 EditRecord.")
     wanted = set(checkpoints)
     if any(checkpoint < 1 for checkpoint in wanted):
-        raise ValueError(f"checkpoints are {sorted(wanted)}, expected numbers of edits from 1 on.")
+        raise ValueError(f"checkpoints are {sorted(wanted)}, expected numbers of edits, at least 1.")
+    check_whole(batch=batch)
+    starts = range(0, len(records), batch)
+    for start in starts:
+        check_requests([record.request for record in records[start : start + batch]])
     stop = StopRule() if stop is None else stop
     text_digest = None if text is None else hashlib.sha256(text.encode()).hexdigest()
     depends = {"text": text_digest, "perplexity_tokens": perplexity_tokens, "method": plain(method)}
+    depends |= {"batch": batch, "score": plain(score)}
+    scorer: Scorer = score_record if isinstance(records[0], EditRecord) else score_zsre
+    scorer = scorer if score is None else score
 
     def perplexity_after(edits: int) -> float | None:
         if text is None:
@@ -122,11 +142,12 @@ def edit_sequence(
         return number_or_nan(rows.get("perplexity", edits, measure))
 
     def check_point(edits: int) -> float | None:
-        rows.get("scores", edits, lambda: [_scores(model, record)[0] for record in records[:edits]])
+        rows.get("scores", edits, lambda: [_scores(scorer, model, record)[0] for record in records[:edits]])
         return perplexity_after(edits)
 
     stopped, done = "", 0
-    originals: dict[int, Tensor] = {}
+    made: list[Edit] = []
+    originals: Originals = {}
     with (
         open_journal(
             out, kind=_KIND, identity=depends if out is None else model_identity(model) | depends, read=_read
@@ -135,36 +156,40 @@ def edit_sequence(
         tqdm(total=len(records), desc="edits", disable=not progress) as bar,
     ):
         rows = _Rows(journal)
+        edits = SequenceEdits(model, method, None if out is None else Path(out), batch=batch)
         for number, record in enumerate(records, start=1):
             rows.check("record", number, plain(record))
         base = perplexity_after(0)
         for number, record in enumerate(records, start=1):
-            rows.get("base", number, partial(score_record, model, record))
-        for number, record in enumerate(records, start=1):
-            make = partial(method, model, record.request)
+            rows.get("base", number, partial(scorer, model, record))
+        for number, start in enumerate(starts, start=1):
+            part = records[start : start + batch]
             try:
-                edit = (
-                    make() if out is None else kept_edit(Path(out) / f"{number:05}.safetensors", record.request, make)
-                )
+                edit = edits.get(number, [record.request for record in part])
                 for update in edit.updates:
-                    if update.layer not in originals:
-                        put_back.enter_context(keeping([find_output_matrix(model, update.layer)]))
-                        originals[update.layer] = output_matrix(model, update.layer).clone()
+                    if (update.layer, update.matrix) not in originals:
+                        found = find_matrix(model, update.layer, update.matrix)
+                        put_back.enter_context(keeping([found]))
+                        originals[update.layer, update.matrix] = found.values.clone()
                 edit.apply(model)
             except EditError as error:
-                stopped = f"edit {number} could not be computed: {error}"
+                stopped = f"edit {start + 1} could not be computed: {error}"
                 break
-            done = number
-            rows.check("weights", number, [digest(output_matrix(model, layer)) for layer in originals])
-            rows.get("edit", number, partial(_after, model, record, edit, originals))
-            value = check_point(number) if number in wanted else None
-            bar.update()
+            made.append(edit)
+            reached = {each for each in wanted if done < each <= start + len(part)}
+            done = start + len(part)
+            rows.check("weights", done, [digest(find_matrix(model, *place).values) for place in originals])
+            growth = _growth(model, originals)
+            for i, record in enumerate(part, start=start + 1):
+                rows.get("edit", i, partial(_after, scorer, model, record, edit, growth))
+                bar.update()
+            value = check_point(done) if reached else None
             if reason := stop.reason(edit.health, value, base):
-                stopped = f"after edit {number}, {reason}"
+                stopped = f"after edit {done}, {reason}"
                 break
         if done:
             check_point(done)
-    return tables(rows.all, done, stopped)
+    return tables(rows.all, done, stopped, as_one(made))
 
 
 @checked
@@ -205,31 +230,31 @@ class _Rows:
         check_same(self._journal.folder, {name: self.get(kind, number, lambda: now)}, {name: now})
 
 
-def _after(
-    model: Model,
-    record: EditRecord,
-    edit: Edit,
-    originals: Mapping[int, Float[Tensor, "d_mlp d_model"]],
-) -> dict[str, Any]:
+def _growth(model: Model, originals: Originals) -> dict[str, float]:
+    """|W - W0| / |W0| of each edited matrix."""
+    growth = {}
+    for (layer, matrix), original in originals.items():
+        old, new = original.float(), find_matrix(model, layer, matrix).values.float()
+        growth[str(layer) if matrix == "out" else f"{layer}.{matrix}"] = ((new - old).norm() / old.norm()).item()
+    return growth
+
+
+def _after(score: Scorer, model: Model, record: Record, edit: Edit, growth: Mapping[str, float]) -> dict[str, Any]:
     """What is measured after each edit."""
-    growth = {
-        layer: ((output_matrix(model, layer).detach().float() - old.float()).norm() / old.float().norm()).item()
-        for layer, old in originals.items()
-    }
-    scores, error = _scores(model, record)
+    scores, error = _scores(score, model, record)
     return {
         "case_id": record.case_id,
         "request": asdict(record.request),
-        "norm_growth": {str(layer): value for layer, value in growth.items()},
+        "norm_growth": dict(growth),
         "scores": scores,
         "error": error,
         "health": edit.health.to_dict() if edit.health else {},
     }
 
 
-def _scores(model: Model, record: EditRecord) -> tuple[dict[str, float], str]:
+def _scores(score: Scorer, model: Model, record: Record) -> tuple[dict[str, float], str]:
     """The scores; or none and why not, if edits have left a model whose output is not finite."""
     try:
-        return score_record(model, record), ""
+        return dict(score(model, record)), ""
     except NotFiniteError as error:
         return {}, str(error)

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from rome_lens.checking import checked
+from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.health import EditHealth
 from rome_lens.evaluate.scoring import COLUMNS
 from rome_lens.evaluate.summary import summarize
@@ -20,22 +21,25 @@ class EditSequence:
     """What `edit_sequence` measured.
 
     Attributes:
-        edits: a row for each edit, in order: edit (from 1 on), case_id, subject, target, norm_growth, the scores of its
-            own record right after it (as `score_record` names them; NaN if the model's output is not finite), problems
-            (those of its health, and why there are no scores), and the figures of its health.
+        edits: a row for each record, in order: edit (counted from 1), case_id, subject, target, norm_growth, the scores
+            of the record right after its batch (NaN if the model's output is not finite), problems (those of its
+            batch's health, and why there are no scores), and the figures of that health.
         checkpoints: a row for each checkpoint: edits (how many were applied), perplexity (NaN without a text, or if the
             model's output is not finite), norm_growth, and the columns of `summarize` for the records edited so far;
             each score's mean on the model before the first edit, for the same records, as base_ES and so on. The row of
             0 edits is that model on all records.
         stopped: why the sequence ended before its last record; "" if it did not, and for what is read from a folder.
+        edit: All edits as one, to be applied, saved and taken back; None if none was made, and for what is read from a
+            folder.
 
-    norm_growth is |W - W0| / |W0|, in Frobenius norms, of the edited layer that has grown most: W as it is after the
+    norm_growth is |W - W0| / |W0|, in Frobenius norms, of the edited matrix that has grown most: W as it is after the
     edit, W0 as it was before the first.
     """
 
     edits: pd.DataFrame
     checkpoints: pd.DataFrame
     stopped: str = ""
+    edit: Edit | None = None
 
 
 def number_or_nan(value: float | None) -> float:
@@ -43,7 +47,7 @@ def number_or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def tables(rows: Mapping[Key, Any], done: int, stopped: str) -> EditSequence:
+def tables(rows: Mapping[Key, Any], done: int, stopped: str, edit: Edit | None = None) -> EditSequence:
     """The tables of the first `done` edits, from rows by kind and number of edits."""
     edits = [(number, rows["edit", number]) for number in range(1, done + 1)]
     growth = {0: 0.0} | {number: max(row["norm_growth"].values(), default=0.0) for number, row in edits}
@@ -63,7 +67,7 @@ def tables(rows: Mapping[Key, Any], done: int, stopped: str) -> EditSequence:
         for number, each in scores.items()
         if number <= done and each
     ]
-    return EditSequence(pd.DataFrame(table), pd.DataFrame(checkpoints), stopped)
+    return EditSequence(pd.DataFrame(table), pd.DataFrame(checkpoints), stopped, edit)
 
 
 def _problems(row: Mapping[str, Any]) -> list[str]:

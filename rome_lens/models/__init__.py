@@ -14,8 +14,10 @@ from rome_lens.models.identity import (
 from rome_lens.models.kinds import EditableModel, Model, name_of
 from rome_lens.models.loading.layout import optimize_layout
 from rome_lens.models.loading.load import load_model
+from rome_lens.models.mlp import MlpMatrix
 from rome_lens.models.mlp.contribution import contribution_change, mlp_contribution, mlp_output, norms_mlp_output
-from rome_lens.models.mlp.matrix import OutputMatrix, find_output_matrix, output_matrix
+from rome_lens.models.mlp.inputs import preactivation_name, read_mlp_input
+from rome_lens.models.mlp.matrix import OutputMatrix, find_matrix, find_output_matrix, output_matrix
 from rome_lens.models.parameters import (
     bos_token,
     check_layer,
@@ -50,6 +52,7 @@ __all__ = [
     "Hook",
     "HookList",
     "Kind",
+    "MlpMatrix",
     "Model",
     "OutputMatrix",
     "PastState",
@@ -64,6 +67,7 @@ __all__ = [
     "contribution_change",
     "embed",
     "embeddings",
+    "find_matrix",
     "find_output_matrix",
     "fingerprint_cosine",
     "fingerprint_keys",
@@ -83,6 +87,8 @@ __all__ = [
     "optimize_layout",
     "output_matrix",
     "pad",
+    "preactivation_name",
+    "read_mlp_input",
     "requiring_grad",
     "run",
     "run_and_read",

@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 
 import rome_lens as rl
 from analyses import (
@@ -15,6 +16,7 @@ from analyses import (
     sequential_editing,
     table1_zsre,
     train_mend,
+    ultraedit,
 )
 from tests.analyses.cases import known, whole
 from tests.edit.methods.test_rome import covariance_of
@@ -89,6 +91,29 @@ def test_a_sequence_has_a_row_for_each_edit_and_checkpoint(given, tmp_path):
     assert list(pd.read_csv(out / "checkpoints.csv")["edits"]) == [0, 1, 2]
     assert len(list((out / "ft").glob("*.safetensors"))) == 2
     whole(out, "figure")
+
+
+def test_sequences_in_batches_by_methods_that_remember(given, covariances, tmp_path):
+    methods = ["--methods", "ultraedit", "memit-keys", "--batch", "2", "--layers", "0", "1"]
+    sequential_editing.main([*given["plain"], *TWO, *covariances, *methods])
+    table = pd.read_csv(tmp_path / "out" / "checkpoints.csv")
+    assert table.groupby("method")["edits"].apply(list).to_dict() == {"memit-keys": [0, 2], "ultraedit": [0, 2]}
+    kept = [rl.Edit.load(tmp_path / "out" / name / "00001.safetensors") for name in ("ultraedit", "memit-keys")]
+    assert [len(edit.requests) for edit in kept] == [2, 2]
+    assert kept[1].config["earlier_keys"]
+
+
+def test_ultraedits_numbers_are_swept_and_leave_the_model_as_it_was(given, tiny, tmp_path):
+    before = {name: value.clone() for name, value in tiny.state_dict().items()}
+    options = ["--count", "6", "--turn", "3", "--checkpoints", "3", "--sample", "2", "--layers", "0,2"]
+    ultraedit.main([*given["plain"][:2], *options, "--learning-rates", "1e-5", "1e-3"])
+    table = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert table["edits"].tolist() == [0, 3, 6] * 2
+    assert table.loc[table["edits"] > 0, "cpu_seconds_an_edit"].gt(0).all()
+    assert table["norm_growth"].iloc[5] > table["norm_growth"].iloc[2] > 0
+    assert len({record.request.subject for record in ultraedit.made_up(10_000)}) == 10_000
+    assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
+    whole(tmp_path / "out")
 
 
 def test_the_gradients_agree_with_exact_traces_as_the_table_says(given, tiny, tmp_path):

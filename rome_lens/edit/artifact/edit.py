@@ -1,4 +1,4 @@
-"""Edits as data: updates of MLP output matrices that can be applied, reverted, composed, saved and loaded."""
+"""Edits as data: updates of MLP matrices that can be applied, reverted, composed, saved and loaded."""
 
 import json
 import os
@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,18 +19,10 @@ from rome_lens.edit.artifact.file import load_fields, save_fields
 from rome_lens.edit.artifact.health import EditHealth
 from rome_lens.edit.artifact.hooks import update_hooks
 from rome_lens.edit.artifact.matrix import matrix_for, state_dict_delta
-from rome_lens.edit.artifact.update import Update, one_for_each_layer
+from rome_lens.edit.artifact.update import MatrixPlace, Update, layer_and_matrix, one_for_each_matrix
 from rome_lens.edit.artifact.written import Place, Temporarily, digests_so_far, take_out
 from rome_lens.errors import EditError, EditWarning, warn
-from rome_lens.models import (
-    EditableModel,
-    Hook,
-    Model,
-    architecture_digest,
-    find_output_matrix,
-    name_of,
-    output_matrix,
-)
+from rome_lens.models import EditableModel, Hook, MlpMatrix, Model, architecture_digest, find_matrix, name_of
 from rome_lens.storage import digest
 
 _MOST_BYTES = 2 << 30  # six layers of GPT-J at full rank
@@ -52,7 +43,7 @@ class Edit:
     `a - b` is `a + -b`; `sum([a, b])` is `a + b`.
 
     Attributes:
-        updates: one for each edited layer; several of one layer are joined on construction.
+        updates: one for each edited matrix; several of one matrix are joined on construction.
         requests: the facts that are written.
         method: "rome", "memit", ...
         model: name of the model that it was computed on.
@@ -70,23 +61,26 @@ class Edit:
     health: EditHealth | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "updates", one_for_each_layer(self.updates))
+        object.__setattr__(self, "updates", one_for_each_matrix(self.updates))
 
     @classmethod
     def of(
         cls,
         model: Model,
         requests: Sequence[EditRequest],
-        factors: Mapping[int, tuple[Float[Tensor, "d_mlp rank"], Float[Tensor, "rank d_model"]]],
+        factors: Mapping[MatrixPlace, tuple[Float[Tensor, "d_in rank"], Float[Tensor, "rank d_out"]]],
         *,
         method: str,
         config: Mapping[str, Any],
         health: EditHealth,
     ) -> "Edit":
-        """An edit from (left, right) factors by layer, computed on `model` as it is now; notes the weights' digests."""
+        """An edit computed on `model` as it is now, from (left, right) factors by layer or (layer, matrix); notes
+        the weights' digests.
+        """
+        places = [layer_and_matrix(place) for place in factors]
         updates = tuple(
-            Update(layer, left.cpu(), right.cpu(), digest(output_matrix(model, layer)))
-            for layer, (left, right) in factors.items()
+            Update(layer, left.cpu(), right.cpu(), digest(find_matrix(model, layer, matrix).values), matrix)
+            for (layer, matrix), (left, right) in zip(places, factors.values(), strict=True)
         )
         name, architecture = str(model.cfg.model_name), architecture_digest(model)
         return cls(updates, tuple(requests), method, name, architecture, config, health)
@@ -223,11 +217,11 @@ class Edit:
         present = any(self._has_updates_of(edit) for edit in applied_edits(model))
         differences = []
         for update in self.updates:
-            matrix = find_output_matrix(model, update.layer)
+            matrix = find_matrix(model, update.layer, update.matrix)
             found = digest(matrix.values) if update.made_for else ""
             explained = not strict and not present and update.made_for in digests_so_far(matrix.parameter)
             if found != update.made_for and not explained:
-                differences.append(f"layer {update.layer} was {update.made_for[:12]} and is {found[:12]}")
+                differences.append(f"{update.place} was {update.made_for[:12]} and is {found[:12]}")
         known = self.architecture and isinstance(model, Model)
         if known and self.architecture != architecture_digest(model):
             differences.insert(0, f"the architecture of {self.model} was another than that of {name_of(model)}")
@@ -247,8 +241,7 @@ class Edit:
     def _has_updates_of(self, other: "Edit") -> bool:
         """Whether both have the same updates."""
         return len(self.updates) == len(other.updates) > 0 and all(
-            ours.layer == theirs.layer and torch.equal(ours.left, theirs.left) and torch.equal(ours.right, theirs.right)
-            for ours, theirs in zip(self.updates, other.updates, strict=True)
+            ours.adds_the_same_as(theirs) for ours, theirs in zip(self.updates, other.updates, strict=True)
         )
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -275,22 +268,23 @@ class Edit:
         return cls(**load_fields(path, max_bytes=max_bytes))
 
     def __str__(self) -> str:
-        layers = ", ".join(str(update.layer) for update in self.updates)
+        layers = ", ".join(str(layer) for layer in dict.fromkeys(update.layer for update in self.updates))
         more = f" and {len(self.requests) - 1} more" if len(self.requests) > 1 else ""
         wrote = "; ".join(f"{request.text!r} -> {request.target!r}" for request in self.requests[:1])
         return f"Edit of {self.model}, layer {layers}: {wrote}{more}"
 
 
-def finite_matrix(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-    """The MLP output matrix of a layer, as `output_matrix` returns it.
+def finite_matrix(model: Model, layer: int, matrix: MlpMatrix = "out") -> Float[Tensor, "d_in d_out"]:
+    """The entries of a matrix of a layer's MLP, without gradient.
 
     Raises:
         EditError: it has NaN or infinite entries.
         ValueError: the layer has no such matrix.
     """
-    weight = output_matrix(model, layer)
+    weight = find_matrix(model, layer, matrix).values
     if not weight.isfinite().all():
-        raise EditError(f"The MLP output matrix of layer {layer} has NaN or infinite entries. Load the model again.")
+        name = "output matrix" if matrix == "out" else f"matrix {matrix!r}"
+        raise EditError(f"The MLP {name} of layer {layer} has NaN or infinite entries. Load the model again.")
     return weight
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.health import EditHealth
-from rome_lens.edit.artifact.update import Update, one_for_each_layer
+from rome_lens.edit.artifact.update import Update, one_for_each_matrix
 from rome_lens.errors import EditError, FormatError
 from rome_lens.storage import load_tensors, save_tensors
 
@@ -24,6 +24,7 @@ _FACTS = {
     "config": dict,
     "health": dict | None,
 }
+_MAY_LACK = {"matrices": list}  # where all are output matrices, as in the files of earlier versions
 
 
 def save_fields(
@@ -47,13 +48,16 @@ def save_fields(
         "config": dict(config),
         "health": health and health.to_dict(),
     }
+    if any(update.matrix != "out" for update in updates):
+        facts["matrices"] = [update.matrix for update in updates]
     save_tensors(path, tensors, kind=_KIND, facts=facts | names, overwrite=overwrite)
 
 
 def load_fields(path: str | os.PathLike[str], *, max_bytes: int) -> dict[str, Any]:
     """Reads the fields of an Edit. Raises as `Edit.load`."""
-    tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS, max_bytes=max_bytes)
+    tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS, may_lack=_MAY_LACK, max_bytes=max_bytes)
     layers, made_for, requests, health = (facts.pop(name) for name in ("layers", "made_for", "requests", "health"))
+    matrices = facts.pop("matrices", ["out"] * len(layers))
     try:
         numbers = range(len(layers))
         if tensors.keys() != {f"{i}.{side}" for i in numbers for side in ("left", "right")}:
@@ -61,11 +65,11 @@ def load_fields(path: str | os.PathLike[str], *, max_bytes: int) -> dict[str, An
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise ValueError("its factors hold NaN or infinity, expected finite float32 matrices")
         updates = [
-            Update(layer, tensors[f"{i}.left"], tensors[f"{i}.right"], weights)
-            for i, layer, weights in zip(numbers, layers, made_for, strict=True)
+            Update(layer, tensors[f"{i}.left"], tensors[f"{i}.right"], weights, matrix)
+            for i, layer, weights, matrix in zip(numbers, layers, made_for, matrices, strict=True)
         ]
         return facts | {
-            "updates": one_for_each_layer(updates),
+            "updates": one_for_each_matrix(updates),
             "requests": tuple(EditRequest(**request) for request in requests),
             "health": None if health is None else EditHealth(**health),
         }

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.edit.artifact.update import MatrixPlace, layer_and_matrix
 from rome_lens.errors import EditError, EditWarning, warn
-from rome_lens.models import Model, output_matrix
+from rome_lens.models import Model, find_matrix
 
 OnUnhealthy = Literal["warn", "raise", "ignore"]
 
@@ -116,12 +117,12 @@ class EditHealth:
 
 
 def update_norms(
-    model: Model, factors: Mapping[int, tuple[Float[Tensor, "d_mlp rank"], Float[Tensor, "rank d_model"]]]
+    model: Model, factors: Mapping[MatrixPlace, tuple[Float[Tensor, "d_in rank"], Float[Tensor, "rank d_out"]]]
 ) -> dict[str, Any]:
-    """The norms of EditHealth for (left, right) by layer: the largest of each."""
+    """The norms of EditHealth for (left, right) by layer, or by (layer, matrix): the largest of each."""
     norms = [
-        ((left @ right).float().norm().cpu(), output_matrix(model, layer).float().norm().cpu())
-        for layer, (left, right) in factors.items()
+        ((left @ right).float().norm().cpu(), find_matrix(model, *layer_and_matrix(place)).values.float().norm().cpu())
+        for place, (left, right) in factors.items()
     ]
     return {
         "update_norm": max(change.item() for change, _ in norms),

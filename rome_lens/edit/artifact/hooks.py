@@ -1,4 +1,4 @@
-"""Changes of MLP outputs as forward hooks; no weight is changed."""
+"""Changes of MLP matrices as forward hooks; no weight is changed."""
 
 from collections.abc import Callable
 
@@ -7,14 +7,45 @@ from torch import Tensor
 
 from rome_lens.edit.artifact.matrix import matrix_for
 from rome_lens.edit.artifact.update import Update
-from rome_lens.models import Hook, Model, contribution_change, key_name, mlp_output, norms_mlp_output, state_name
+from rome_lens.models import (
+    Hook,
+    MlpMatrix,
+    Model,
+    contribution_change,
+    key_name,
+    mlp_output,
+    norms_mlp_output,
+    preactivation_name,
+    read_mlp_input,
+    state_name,
+)
 
 
 def update_hooks(model: Model, update: Update) -> list[tuple[str, Hook]]:
-    """Hooks that add key @ left @ right to the MLP's output."""
+    """Hooks that add input @ left @ right to the product of the updated matrix."""
     device = matrix_for(model, update).values.device
     left, right = update.left.to(device), update.right.to(device)
-    return output_hooks(model, update.layer, lambda key: (key.float() @ left) @ right)
+    return matrix_hooks(model, update.layer, update.matrix, lambda entering: (entering.float() @ left) @ right)
+
+
+def matrix_hooks(
+    model: Model, layer: int, matrix: MlpMatrix, change: Callable[[Tensor], Tensor]
+) -> list[tuple[str, Hook]]:
+    """One hook reads what a matrix of the MLP multiplies, [batch, pos, d_in], the other adds `change` of it to the
+    product. Differentiable.
+    """
+    if matrix == "out":
+        return output_hooks(model, layer, change)
+    place, of_state = read_mlp_input(model, layer, matrix)
+    inputs: list[Tensor] = []  # of the pass that is running
+
+    def read(state: Float[Tensor, "batch pos d_model"], hook: object) -> None:
+        inputs[:] = [of_state(state)]
+
+    def add(product: Float[Tensor, "batch pos d_mlp"], hook: object) -> Float[Tensor, "batch pos d_mlp"]:
+        return product + change(inputs.pop()).to(product.dtype)
+
+    return [(place, read), (preactivation_name(model, layer, matrix), add)]
 
 
 def output_hooks(model: Model, layer: int, change: Callable[[Tensor], Tensor]) -> list[tuple[str, Hook]]:

@@ -1,6 +1,6 @@
 """Edits that a run stores beside its journal, so that none is computed twice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rome_lens.data.records import EditRequest
@@ -8,17 +8,17 @@ from rome_lens.edit.artifact.edit import Edit
 from rome_lens.storage import check_same, plain
 
 
-def kept_edit(path: Path, request: EditRequest, make: Callable[[], Edit]) -> Edit:
+def kept_edit(path: Path, requests: Sequence[EditRequest], make: Callable[[], Edit]) -> Edit:
     """The edit stored at `path`; if there is none, `make` computes it and it is saved there.
 
     Raises:
-        FormatError: the file holds an edit of another request, or is damaged.
+        FormatError: the file holds an edit of other requests, or is damaged.
     """
     if not path.exists():
         make().save(path)
     edit = Edit.load(path)
     found, expected = (
-        {f"request {i}": plain(each) for i, each in enumerate(requests)} for requests in (edit.requests, [request])
+        {f"request {i}": plain(each) for i, each in enumerate(those)} for those in (edit.requests, requests)
     )
     check_same(path, found, expected | dict.fromkeys(found.keys() - expected.keys()))
     return edit

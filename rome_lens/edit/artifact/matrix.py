@@ -6,19 +6,19 @@ from torch import Tensor
 
 from rome_lens.edit.artifact.update import Update
 from rome_lens.errors import EditError
-from rome_lens.models import EditableModel, OutputMatrix, find_output_matrix, name_of
+from rome_lens.models import EditableModel, OutputMatrix, find_matrix, name_of
 
 
 def matrix_for(model: EditableModel, update: Update) -> OutputMatrix:
     """The matrix that an update is added to.
 
     Raises:
-        EditError: its shape differs from the update's; and as `find_output_matrix`.
+        EditError: its shape differs from the update's; and as `find_matrix`.
     """
-    matrix = find_output_matrix(model, update.layer)
+    matrix = find_matrix(model, update.layer, update.matrix)
     if update.shape != tuple(matrix.values.shape):
         raise EditError(
-            f"The edit is for matrices of the shape {update.shape}, but layer {update.layer} of {name_of(model)} has "
+            f"The edit is for matrices of the shape {update.shape}, but {update.place} of {name_of(model)} has "
             f"{tuple(matrix.values.shape)}. Apply it to the model it was made on."
         )
     return matrix

@@ -169,7 +169,7 @@ def _plan(writing: Writing, matrix: OutputMatrix, update: Update | None) -> _Pla
         values = matrix.values if update is None else update.added_to(matrix.values)
         if update is not None and not values.isfinite().all():
             raise EditError(
-                f"The edit would make entries of layer {update.layer} infinite or NaN. No weight was changed; compute "
+                f"The edit would make entries of {update.place} infinite or NaN. No weight was changed; compute "
                 "the edit again, with other contexts or on a model whose weights are finite."
             )
         below = (kept.parts, matrix.values.clone()) if writing.temporary and kept.parts else None

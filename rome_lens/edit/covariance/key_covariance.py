@@ -95,6 +95,16 @@ class KeyCovariance:
     def _eigenvalues(self) -> Float[Tensor, " d_mlp"]:
         return torch.linalg.eigvalsh(self.second_moment.double())
 
+    @cached_property
+    def _eigen(self) -> tuple[Float[Tensor, " d_mlp"], Float[Tensor, "d_mlp d_mlp"]]:
+        values, vectors = torch.linalg.eigh(self.second_moment.double())
+        return values, vectors
+
+    def directions_below(self, threshold: float) -> Float[Tensor, "d_mlp n"]:
+        """The eigenvectors, in float64, whose eigenvalues are below the threshold: where ordinary keys hardly reach."""
+        values, vectors = self._eigen
+        return vectors[:, values < threshold]
+
     @property
     def condition_number(self) -> float:
         """Largest over smallest eigenvalue; 4.5e15, the most, means singular.

@@ -18,6 +18,7 @@ from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_probl
 from rome_lens.edit.artifact.update import Update
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import covariances_for
+from rome_lens.edit.methods.memory import EditMemory
 from rome_lens.edit.methods.near import auto_prompts
 from rome_lens.edit.methods.preserve import (
     Preserve,
@@ -35,7 +36,7 @@ from rome_lens.errors import CovarianceError, EditError
 from rome_lens.models import Model, key_name, norms_mlp_output
 
 ClosedForm = Callable[..., Float[Tensor, "d_mlp request"]]
-"""Maps keys, C and `preserved` keys to the left factor of an update; see closed_forms.py."""
+"""Maps keys, C, `preserved` keys and what is kept of `earlier` ones to an update's left factor; see closed_forms.py."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class BatchProblem:
     covariances: Mapping[int, KeyCovariance] | None
     config: BatchConfig
     preserve: Preserve = None
+    memory: EditMemory | None = None  # where the keys of earlier batches are kept
 
 
 def write_batch(
@@ -61,6 +63,9 @@ def write_batch(
     """The edit of `memit`, `emmet` and `alphaedit`, which document arguments and errors."""
     requests, covariances = as_requests(problem.requests), covariances_for(model, problem.covariances)
     check_requests(requests)
+    memory = problem.memory
+    if memory is not None:
+        memory.check(problem.method, as_json(problem.config))
     layers = sorted(covariances) if problem.config.layers is None else list(problem.config.layers)
     _check_layers(model, layers, covariances)
     preserve = problem.preserve
@@ -73,8 +78,17 @@ def write_batch(
     else:
         targets.check_use(requests, layers[-1], problem.config)
         targets.check_model(model)
-    factors, costs = spread_over_layers(
-        model, targets, layers, covariances, problem.form, preserved, method=problem.method, progress=progress
+    earlier = {} if memory is None else {layer: memory.tensors.get(f"keys.{layer}") for layer in layers}
+    factors, keys, costs = spread_over_layers(
+        model,
+        targets,
+        layers,
+        covariances,
+        problem.form,
+        preserved,
+        earlier=earlier,
+        method=problem.method,
+        progress=progress,
     )
     health = EditHealth(
         **update_norms(model, factors),
@@ -85,7 +99,18 @@ def write_batch(
     used = as_json(replace(problem.config, layers=layers, contexts=targets.contexts)) | preserved.as_json()
     edit = Edit.of(model, requests, factors, method=problem.method, config=used, health=health)
     report_problems(health, on_unhealthy, edit=edit)
+    if memory is not None:
+        kept = {f"keys.{layer}": _with_earlier(keys[layer], earlier[layer]) for layer in layers}
+        memory.keep(problem.method, as_json(problem.config), kept)
     return edit
+
+
+def _with_earlier(
+    keys: Float[Tensor, "request d_mlp"], earlier: Float[Tensor, "d_mlp d_mlp"] | None
+) -> Float[Tensor, "d_mlp d_mlp"]:
+    """KT K of all keys so far, in float32."""
+    gram = (keys.T @ keys).float()
+    return gram if earlier is None else earlier + gram
 
 
 def _check_layers(model: Model, layers: Sequence[int], covariances: Mapping[int, KeyCovariance]) -> None:
@@ -118,14 +143,15 @@ def spread_over_layers(
     form: ClosedForm,
     preserved: PreservedPrompts,
     *,
+    earlier: Mapping[int, Float[Tensor, "d_mlp d_mlp"] | None],
     method: str,
     progress: bool,
-) -> tuple[Factors, list[dict[str, float]]]:
-    """The updates (left, right) of the layers, ascending, that together move the subjects' states to the targets.
+) -> tuple[Factors, dict[int, Float[Tensor, "request d_mlp"]], list[dict[str, float]]]:
+    """By layer, ascending: the updates (left, right) that move the subjects' states to the targets, and the keys.
 
     Each layer takes an equal share of the residuals that are left. Its keys and these residuals are measured with the
-    updates of earlier layers applied; afterwards the weights are bit for bit what they were. Returns, besides the
-    factors by layer, what preserving costs in each (`preserve_figures`).
+    updates of earlier layers applied; afterwards the weights are bit for bit what they were. Last come
+    what preserving costs in each (`preserve_figures`).
 
     Raises:
         EditError: an update is not finite; and as `form`.
@@ -133,6 +159,7 @@ def spread_over_layers(
     """
     wanted = torch.stack([value.vector for value in targets.values]).to(model.cfg.device)
     factors: Factors = {}
+    keys: dict[int, Tensor] = {}
     costs: list[dict[str, float]] = []
     for done, layer in enumerate(tqdm(layers, desc=method, unit="layer", disable=not progress)):
         so_far = Edit(tuple(Update(edited, *pair) for edited, pair in factors.items()), targets.requests)
@@ -140,8 +167,9 @@ def spread_over_layers(
             in_contexts, kept = context_keys(model, layer, targets).cpu().double(), preserved.keys(model, layer)
             residuals = wanted - subject_states(model, layers[-1], targets.requests, token=targets.search["token"])
         share = (residuals / (len(layers) - done)).cpu()
-        keys = in_contexts.mean(1)
-        factor = form(keys, covariances[layer], preserved=kept).float()
+        keys[layer] = in_contexts.mean(1)
+        given = {} if earlier.get(layer) is None else {"earlier": earlier[layer]}
+        factor = form(keys[layer], covariances[layer], preserved=kept, **given).float()
         if not (factor.isfinite().all() and share.isfinite().all()):
             raise EditError(
                 f"The update of layer {layer} is not finite. No weight was changed. Use other contexts, or covariances "
@@ -149,9 +177,9 @@ def spread_over_layers(
             )
         factors[layer] = factor, share
         if kept is not None:
-            plain = form(keys, covariances[layer]).float()
-            costs.append(preserve_figures(factors[layer], (plain, share), keys, in_contexts[:, 0], kept))
-    return factors, costs
+            plain = form(keys[layer], covariances[layer], **given).float()
+            costs.append(preserve_figures(factors[layer], (plain, share), keys[layer], in_contexts[:, 0], kept))
+    return factors, keys, costs
 
 
 def context_keys(model: Model, layer: int, targets: MemitTargets) -> Float[Tensor, "request context d_mlp"]:

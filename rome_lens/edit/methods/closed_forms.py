@@ -10,6 +10,8 @@ With one key, M = C^-1 and no ridge, this is ROME's Eq. 2.
 
 Keys P may be preserved: the minimum is then sought among the D with P D = 0. That is the same form with
 M - M P^T (P M P^T)^+ P M in place of M, which writes nothing to P.
+`earlier` is what a sequence keeps of the keys of its earlier batches, K_p^T K_p, whose outputs D is to change as
+little as those of C's keys (the cache of jianghoucheng/AlphaEdit).
 """
 
 from collections.abc import Callable, Sequence
@@ -91,14 +93,22 @@ def memit_factor(
     covariance: KeyCovariance,
     weight: float,
     preserved: PreservedKeys | None = None,
+    *,
+    ridge: float = 0.0,
+    earlier: Float[Tensor, "d_mlp d_mlp"] | None = None,
 ) -> Float[Tensor, "d_mlp request"]:
     """Left factor of the D that minimises weight * tr(D^T C D) + |K D - R|^2 (MEMIT, Meng et al. 2023, arXiv
     2210.07229, Eq. 14).
 
     D = (weight C + K^T K)^-1 K^T R. By the Woodbury identity that is M = C^-1 with the weight as ridge, so besides C
     only a matrix of the batch's size has to be solved with.
+    With a ridge or earlier keys, weight C becomes weight C + ridge I + K_p^T K_p: |D|^2 and |K_p D|^2 count too.
     """
-    return _factor(keys, sparing(keys, covariance.solve, preserved), weight)
+    if not ridge and earlier is None:
+        return _factor(keys, sparing(keys, covariance.solve, preserved), weight)
+    kept = weight * covariance.second_moment.to(keys) + ridge * torch.eye(keys.shape[1]).to(keys)
+    kept = kept if earlier is None else kept + earlier.to(keys)
+    return _factor(keys, sparing(keys, lambda rows: torch.linalg.solve(kept.to(rows), rows.T).T, preserved), 1.0)
 
 
 def emmet_factor(
@@ -129,23 +139,30 @@ def alphaedit_factor(
     threshold: float,
     ridge: float,
     preserved: PreservedKeys | None = None,
+    *,
+    earlier: Float[Tensor, "d_mlp d_mlp"] | None = None,
 ) -> Float[Tensor, "d_mlp request"]:
     """Left factor of the D that minimises ridge * |D|^2 + |K D - R|^2 subject to D = P D (AlphaEdit, Fang et al. 2024,
     arXiv 2410.02355, section 3).
 
-    P projects on the eigenvectors of C with eigenvalues below the threshold; keys orthogonal to these are unaffected.
+    P = U U^T projects on the eigenvectors U of C with eigenvalues below the threshold; keys orthogonal to these are
+    unaffected. With earlier keys |K_p D|^2 counts too: M = U (U^T K_p^T K_p U + ridge I)^-1 U^T, with 1 as the ridge.
 
     Raises:
         CovarianceError: there is no such eigenvector.
     """
-    values, vectors = torch.linalg.eigh(covariance.second_moment.double())
-    free = vectors[:, values < threshold].to(keys)
+    free = covariance.directions_below(threshold).to(keys)
     if free.shape[1] == 0:
+        values = torch.linalg.eigvalsh(covariance.second_moment.double())
         raise CovarianceError(
             f"No eigenvalue of the covariance of layer {covariance.layer} is below null_space_threshold={threshold} "
             f"(the least is {values[0].item():.2e}, the median {values.median().item():.2e}). Raise the threshold."
         )
-    return _factor(keys, sparing(keys, lambda rows: rows @ free.to(rows) @ free.to(rows).T, preserved), ridge)
+    if earlier is None:
+        return _factor(keys, sparing(keys, lambda rows: rows @ free.to(rows) @ free.to(rows).T, preserved), ridge)
+    inner = free.T @ earlier.to(keys) @ free + ridge * torch.eye(free.shape[1]).to(keys)
+    solved = torch.linalg.solve(inner, free.T)  # free M free^T is the metric
+    return _factor(keys, sparing(keys, lambda rows: rows @ free.to(rows) @ solved.to(rows), preserved), 1.0)
 
 
 def _factor(

@@ -11,9 +11,10 @@ from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import covariances_for
 from rome_lens.edit.methods.batch import BatchProblem, write_batch
 from rome_lens.edit.methods.closed_forms import memit_factor
+from rome_lens.edit.methods.memory import EditMemory
 from rome_lens.edit.methods.preserve import Preserve
 from rome_lens.edit.methods.requests import Requests
-from rome_lens.edit.search.settings import BatchConfig, check_positive
+from rome_lens.edit.search.settings import BatchConfig, check_least, check_positive
 from rome_lens.edit.search.targets import MemitTargets
 from rome_lens.models import Model
 
@@ -30,15 +31,23 @@ class MemitConfig(BatchConfig):
             3, 20,000 for GPT-2 XL). A single key's output moves by the share g / (lambda + g) of what was requested,
             where g = k C^-1 k has mean d_mlp over the keys of C. None: 15,000 / 16,384 * d_mlp, GPT-J's value scaled by
             width, so that this share is the same in a model of any width.
+        frobenius_weight: lambda_n, the weight of |D|^2 of the update against one request, as in the norm constraint of
+            ENCORE (Gupta et al. 2025, arXiv 2502.01636: 10 for GPT-2 XL and Llama 2, 20 for Llama 3), in the unit of
+            squared keys.
+        earlier_keys: weighs the keys of a sequence's earlier batches like those of this one, as AlphaEdit does; they
+            are in the `memory`.
     """
 
     _method = "memit"
     covariance_weight: float | None = None
+    frobenius_weight: float = 0.0
+    earlier_keys: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.covariance_weight is not None:
             check_positive(self, "covariance_weight")
+        check_least(self, frobenius_weight=0)
 
     def weight(self, d_mlp: int) -> float:
         """`covariance_weight`, or if it is None, its value for this width."""
@@ -54,6 +63,7 @@ def memit(
     config: MemitConfig | None = None,
     targets: MemitTargets | None = None,
     preserve: Preserve = None,
+    memory: EditMemory | None = None,
     on_unhealthy: OnUnhealthy = "warn",
     progress: bool = True,
 ) -> Edit:
@@ -76,6 +86,8 @@ def memit(
         preserve: Prompts whose answers stay exactly as they are, up to rounding: texts, or Facts, EditRequests or
             records, whose prompt (for records, the request's) counts. Each layer's update is then the minimum among
             those that add nothing at any of their tokens. "auto": the prompts of `near_subjects`.
+        memory: Of the sequence that this batch continues: the keys of its earlier batches, if the config wants them;
+            updated once the edit is computed. None: no sequence.
         on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
         progress: Show bars.
 
@@ -94,6 +106,18 @@ def memit(
     config = MemitConfig() if config is None else config
     covariances = covariances_for(model, covariances)
     weight = config.weight(max((len(each.second_moment) for each in covariances.values()), default=0))
-    config, form = replace(config, covariance_weight=weight), partial(memit_factor, weight=weight)
-    problem = BatchProblem("memit", form, True, requests, covariances, config, preserve)
+    config, form = (
+        replace(config, covariance_weight=weight),
+        partial(memit_factor, weight=weight, ridge=config.frobenius_weight),
+    )
+    problem = BatchProblem(
+        "memit",
+        form,
+        True,
+        requests,
+        covariances,
+        config,
+        preserve=preserve,
+        memory=memory if config.earlier_keys else None,
+    )
     return write_batch(model, problem, targets, on_unhealthy, progress)

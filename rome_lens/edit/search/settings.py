@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
-from rome_lens.checking import check_seed
+from rome_lens.checking import check_seed, check_whole
 from rome_lens.edit.presets.table import Method, preset_to_use
 from rome_lens.edit.search.contexts import EditedToken, check_contexts, check_lengths, check_token, sample_contexts
 from rome_lens.models import Model
@@ -28,6 +28,11 @@ class SearchConfig:
         clamp_norm_factor: bound on |delta| / |v0|.
         kl_factor: factor of the essence term in Eq. 4 (kl_factor).
         early_stop_loss: the search stops below this loss (5e-2 in compute_v).
+        steps_on_top: the search also stops once each token of the target was the most probable one, in all contexts,
+            for so many steps in a row, as ENCORE's does (Gupta et al. 2025, arXiv 2502.01636: 4 for GPT-2 XL, 3 for
+            Llama 2, 2 for Llama 3); None: it does not.
+        anchor_norm: what |v*| is brought to (NAS, arXiv 2602.02543): the mean over pilot edits of the unedited model,
+            from `anchor_norm`. A v* of more than twice that is not written: v0 is kept. None: v* stays as it is found.
     """
 
     token: EditedToken = "subject_last"
@@ -40,6 +45,8 @@ class SearchConfig:
     clamp_norm_factor: float = 4.0
     kl_factor: float = 0.0625
     early_stop_loss: float = 0.05
+    steps_on_top: int | None = None
+    anchor_norm: float | None = None
 
     def __post_init__(self) -> None:
         check_token(self.token)
@@ -49,6 +56,8 @@ class SearchConfig:
         check_seed(self.seed)
         check_positive(self, "steps", "learning_rate", "clamp_norm_factor")
         check_least(self, weight_decay=0, kl_factor=0)
+        check_positive(self, "anchor_norm")
+        check_whole(steps_on_top=self.steps_on_top)
 
     def contexts_for(self, model: Model) -> tuple[str, ...]:
         """The contexts; sampled from the model if none are given."""

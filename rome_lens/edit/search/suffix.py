@@ -195,9 +195,10 @@ def _left_padded(state: PastState, lengths: Sequence[int], width: int) -> PastSt
 
 def run_suffixes(
     model: Model, layer: int, suffixes: Suffixes, delta: Float[Tensor, "request d_model"], at: Place
-) -> tuple[Float[Tensor, " request"], Float[Tensor, "request d_vocab"]]:
+) -> tuple[Float[Tensor, " request"], Float[Tensor, "request d_vocab"], Bool[Tensor, " request"]]:
     """The two terms of Eq. 4, differentiable: the mean negative log-probability of a target token over contexts and
-    tokens, and the log-probabilities of the next token after the essence prompt.
+    tokens, and the log-probabilities of the next token after the essence prompt. Last, whether each target token is the
+    most probable one in all contexts.
     """
     change = delta[suffixes.request]
     if at == "mlp":
@@ -209,4 +210,9 @@ def run_suffixes(
     predicted, essence = logits(model, needed).split([len(suffixes.row), len(suffixes.essence)])
     target = target_log_probabilities(predicted, suffixes.token)
     of_request = suffixes.request[suffixes.row].bincount().tolist()
-    return torch.stack([-part.mean() for part in target.split(of_request)]), essence.log_softmax(-1)
+    on_top = predicted.argmax(-1) == suffixes.token
+    return (
+        torch.stack([-part.mean() for part in target.split(of_request)]),
+        essence.log_softmax(-1),
+        torch.stack([part.all() for part in on_top.split(of_request)]),
+    )

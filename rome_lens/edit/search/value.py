@@ -134,16 +134,20 @@ def _search(
     bound = config.clamp_norm_factor * initial.norm(dim=-1)
     clamped = torch.zeros_like(bound, dtype=torch.bool)
     searched = torch.arange(len(prompts), device=delta.device)
+    steps_on_top = torch.zeros_like(searched)
     ends: dict[int, Value] = {}
     essence: Tensor | None = None
     with frozen(model), torch.enable_grad():
         for step in range(config.steps):
-            nll, essence_log_probs = run_suffixes(model, layer, suffixes, delta[searched], at)
+            nll, essence_log_probs, on_top = run_suffixes(model, layer, suffixes, delta[searched], at)
             essence = essence_log_probs.detach() if essence is None else essence
             kl = nn.functional.kl_div(essence, essence_log_probs, log_target=True, reduction="none").sum(-1)
             decay = config.weight_decay * delta[searched].norm(dim=-1) / initial[searched].norm(dim=-1) ** 2
             loss = nll + config.kl_factor * kl + decay  # Eq. 4, with the authors' weight decay
             stops = loss.detach() < config.early_stop_loss
+            steps_on_top = torch.where(on_top, steps_on_top + 1, 0)
+            if config.steps_on_top is not None:
+                stops |= steps_on_top >= config.steps_on_top
             if step == config.steps - 1:
                 stops[:] = True
             _check(loss, [requests[i] for i in searched.tolist()], step)
@@ -152,7 +156,8 @@ def _search(
             for i, n in enumerate(searched.tolist()):
                 if stops[i]:
                     parts = nll[i].item(), kl[i].item(), decay[i].item()
-                    ends[n] = Value((initial[n] + delta[n]).detach(), initial[n], step, *parts, bool(clamped[n]))
+                    found = anchored((initial[n] + delta[n]).detach(), initial[n], config.anchor_norm)
+                    ends[n] = Value(found, initial[n], step, *parts, bool(clamped[n]))
             if stops.all():
                 break
             optimizer.zero_grad()
@@ -164,7 +169,18 @@ def _search(
                 delta *= torch.where(clamped, bound / norm, 1.0)[:, None]
             if stops.any():
                 suffixes, essence, searched = suffixes.only(~stops), essence[~stops], searched[~stops]
+                steps_on_top = steps_on_top[~stops]
     return [ends[n] for n in range(len(prompts))]
+
+
+def anchored(
+    vector: Float[Tensor, " d_model"], initial: Float[Tensor, " d_model"], norm: float | None
+) -> Float[Tensor, " d_model"]:
+    """v* brought to a norm; v0 where it has more than twice that (NAS, arXiv 2602.02543)."""
+    if norm is None:
+        return vector
+    found = vector.norm()
+    return initial if found > 2 * norm else vector * (norm / found)
 
 
 def search_figures(values: Sequence[Value]) -> dict[str, Any]:

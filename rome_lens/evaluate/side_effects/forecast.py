@@ -12,6 +12,7 @@ from rome_lens.data.records import PLACE, check_prompts
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.matrix import matrix_for
 from rome_lens.edit.search.key import subject_activations
+from rome_lens.errors import EditError
 from rome_lens.models import Model, key_name, mlp_keys, pad
 from rome_lens.models.labels import token_texts
 from rome_lens.models.tokens import batches, tokenize
@@ -42,13 +43,18 @@ def forecast_bleed_over(
         the one with the largest |share| is taken.
 
     Raises:
-        EditError: an update does not fit the model.
+        EditError: an update does not fit the model, or changes another matrix than the MLP's output matrix.
         ValueError: no prompts; a prompt is blank or too long; the edit adds nothing at its own prompt.
     """
     check_prompts(prompts)
     check_whole(tokens_per_batch=tokens_per_batch)
     for update in edit.updates:
         matrix_for(model, update)  # raises unless the update fits
+        if update.matrix != "out":
+            raise EditError(
+                f"The edit changes {update.place}, expected output matrices alone: what others add to the residual "
+                "stream is not linear in what they read. Compare the models: compare_models."
+            )
     texts = {text.ids: text for text in (tokenize(model, prompt) for prompt in prompts)}
     layers = list(dict.fromkeys(update.layer for update in edit.updates))
     there = {layer: _at_edited_prompts(model, edit, layer) for layer in layers}

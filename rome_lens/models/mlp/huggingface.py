@@ -1,4 +1,4 @@
-"""Where models of Hugging Face's classes keep their MLP output matrices."""
+"""Where models of Hugging Face's classes keep their MLPs' matrices."""
 
 import torch
 from torch import nn
@@ -8,6 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rome_lens.errors import EditError
 from rome_lens.models.kinds import name_of
+from rome_lens.models.mlp import MlpMatrix
 
 PLAIN = (nn.Linear, FalconLinear, Conv1D)
 """Modules that multiply by their weight as it is. Their subclasses (quantized, adapted) do not."""
@@ -31,9 +32,18 @@ _MODULES = {
 MODULE_OF = {model_type: path for path, model_types in _MODULES.items() for model_type in model_types}
 """The module with the MLP output matrix, by Hugging Face's model_type; {} is the layer's number."""
 
+_INPUTS = {
+    "c_proj": "c_fc",
+    "fc_out": "fc_in",
+    "dense_4h_to_h": "dense_h_to_4h",
+    "fc2": "fc1",
+    "down_proj": "up_proj",
+}
+"""The module with W_in, by the last name of the one with W_out; W_gate is in `gate_proj`."""
 
-def output_module(model: PreTrainedModel, layer: int) -> tuple[str, nn.Module]:
-    """The dotted name of the module with a layer's MLP output matrix, and the module.
+
+def mlp_module(model: PreTrainedModel, layer: int, matrix: MlpMatrix = "out") -> tuple[str, nn.Module]:
+    """The dotted name of the module with a matrix of a layer's MLP, and the module.
 
     Raises:
         ValueError: no such layer.
@@ -49,8 +59,9 @@ def output_module(model: PreTrainedModel, layer: int) -> tuple[str, nn.Module]:
     layers = model.config.num_hidden_layers
     if not 0 <= layer < layers:
         raise ValueError(f"layer is {layer}, but {name_of(model)} has layers 0 to {layers - 1}.")
-    path = MODULE_OF[kind].format(layer)
-    module = model.get_submodule(path)
+    parent, _, name = MODULE_OF[kind].format(layer).rpartition(".")
+    name = {"in": _INPUTS[name], "gate": "gate_proj", "out": name}[matrix]
+    path, module = f"{parent}.{name}", getattr(model.get_submodule(parent), name, None)
     weight = getattr(module, "weight", None)
     if type(module) not in PLAIN or not isinstance(weight, nn.Parameter) or weight.ndim != 2:
         raise EditError(

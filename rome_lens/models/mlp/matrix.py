@@ -1,4 +1,4 @@
-"""The MLP output matrix, which edits change, in models of TransformerLens and of Hugging Face."""
+"""The MLP matrices that edits change, in models of TransformerLens and of Hugging Face."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +10,18 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rome_lens.models.kinds import EditableModel, Model, is_bridge
-from rome_lens.models.mlp.huggingface import PLAIN, output_module
+from rome_lens.models.mlp import MlpMatrix
+from rome_lens.models.mlp.huggingface import PLAIN, mlp_module
 from rome_lens.models.parameters import check_layer, check_normal
 
 
 @dataclass(frozen=True, eq=False)
 class OutputMatrix:
-    """The MLP output matrix of a layer, wherever the model keeps it.
+    """A matrix of a layer's MLP, as a rule the output matrix, wherever the model keeps it.
 
     Attributes:
         parameter: the model's own parameter.
-        transposed: whether the parameter is [d_model, d_mlp].
+        transposed: whether the parameter is [d_out, d_in].
         module: the dotted name of its module in a Hugging Face model; "" in one of TransformerLens.
     """
 
@@ -32,12 +33,12 @@ class OutputMatrix:
         check_normal([self.parameter])
 
     @property
-    def values(self) -> Float[Tensor, "d_mlp d_model"]:
+    def values(self) -> Float[Tensor, "d_in d_out"]:
         """A view of the entries, without gradient; writing into it changes the model."""
         return self.oriented(self.parameter.detach())
 
     def oriented(self, values: Float[Tensor, "row column"]) -> Float[Tensor, "_ _"]:
-        """A view that turns the parameter's orientation (its gradient's too) into [d_mlp, d_model], and back."""
+        """A view that turns the parameter's orientation (its gradient's too) into [d_in, d_out], and back."""
         return values.T if self.transposed else values
 
 
@@ -50,7 +51,7 @@ def find_output_matrix(model: EditableModel, layer: int) -> OutputMatrix:
         EditError: a Hugging Face model of a family that is not known here, or one whose matrix is packed.
     """
     if isinstance(model, PreTrainedModel):
-        path, module = output_module(model, layer)
+        path, module = mlp_module(model, layer)
         return _of_module(module, module.get_parameter("weight"), path)
     check_layer(model, layer)
     mlp = getattr(model.blocks[layer], "mlp", None)
@@ -63,16 +64,54 @@ def find_output_matrix(model: EditableModel, layer: int) -> OutputMatrix:
     return found
 
 
-def _in_hooked(mlp: Any) -> OutputMatrix | None:
-    weight = getattr(mlp, "W_out", None)
+def find_matrix(model: EditableModel, layer: int, matrix: MlpMatrix) -> OutputMatrix:
+    """A matrix of a layer's MLP, as the model's own parameter.
+
+    Raises:
+        ValueError: no such layer, the block has no single matrix of this name (no gate, a mixture of experts), or the
+            gain of the norm before it is folded into it.
+        EditError: as `find_output_matrix`.
+    """
+    if matrix == "out":
+        return find_output_matrix(model, layer)
+    if isinstance(model, PreTrainedModel):
+        path, module = mlp_module(model, layer, matrix)
+        return _of_module(module, module.get_parameter("weight"), path)
+    check_layer(model, layer)
+    mlp = getattr(model.blocks[layer], "mlp", None)
+    found = _in_bridge(mlp, matrix) if is_bridge(model) else _in_hooked(mlp, matrix)
+    if found is None or found.values.ndim != 2 or found.values.shape[0] != model.cfg.d_model:
+        raise ValueError(
+            f"Layer {layer} of {model.cfg.model_name} has no single matrix {matrix!r} [d_model, d_mlp] in its MLP (an "
+            "MLP without a gate, one that keeps both in one matrix, a mixture of experts or a quantized model). "
+            "Choose another matrix, such as 'out'."
+        )
+    if _is_folded(model):
+        raise ValueError(
+            f"The norms of {model.cfg.model_name} are folded into its MLPs' matrix {matrix!r}, so that a change of it "
+            "means something else than in the model as it was trained. Load it with load_model, which folds nothing, "
+            "or choose the matrix 'out'."
+        )
+    return found
+
+
+def _is_folded(model: Model) -> bool:
+    """Whether the norms' gains are in the matrices that read from them."""
+    if is_bridge(model):
+        return bool(model.compatibility_mode)
+    return str(model.cfg.normalization_type).endswith("Pre")
+
+
+def _in_hooked(mlp: Any, matrix: MlpMatrix = "out") -> OutputMatrix | None:
+    weight = getattr(mlp, f"W_{matrix}", None)
     return OutputMatrix(weight) if isinstance(weight, nn.Parameter) else None
 
 
-def _in_bridge(mlp: Any) -> OutputMatrix | None:
-    module: Any = getattr(getattr(mlp, "out", None), "original_component", None)
+def _in_bridge(mlp: Any, matrix: MlpMatrix = "out") -> OutputMatrix | None:
+    module: Any = getattr(getattr(mlp, matrix, None), "original_component", None)
     if type(module) not in PLAIN or not module.weight.is_floating_point():
         return None
-    return _of_module(module, _read_by(mlp, module.weight))
+    return _of_module(module, _read_by(mlp, module.weight) if matrix == "out" else module.weight)
 
 
 def _of_module(module: nn.Module, weight: Tensor, path: str = "") -> OutputMatrix:

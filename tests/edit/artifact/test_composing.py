@@ -78,7 +78,7 @@ def test_edits_of_different_models_or_shapes_are_refused(tiny, tiny_model):
         ((True, torch.ones(4, 1), torch.ones(1, 2)), TypeError, "layer True"),
         ((-1, torch.ones(4, 1), torch.ones(1, 2)), ValueError, "counted from 0"),
         ((0, torch.ones(4, 2), torch.ones(1, 2)), ValueError, r"\[4, 2\] in torch.float32 and \[1, 2\]"),
-        ((0, torch.ones(4, 0), torch.ones(0, 2)), ValueError, r"expected float32 matrices \[d_mlp, rank\]"),
+        ((0, torch.ones(4, 0), torch.ones(0, 2)), ValueError, r"expected float32 matrices \[d_in, rank\]"),
         ((0, torch.ones(4, 1).double(), torch.ones(1, 2)), ValueError, "torch.float64"),
     ],
 )

@@ -9,7 +9,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rome_lens.edit.artifact.hooks import output_hooks
 from rome_lens.edit.methods.mend.network import EditorNetwork
-from rome_lens.models import Hook, HookList, Model, frozen
+from rome_lens.edit.search.gradients import inputs_and_gradients
+from rome_lens.models import Hook, HookList, Model
 from rome_lens.models.teacher_forcing import ForcedBatch
 
 Factors = tuple[Float[Tensor, "_ d_mlp"], Float[Tensor, "_ d_model"]]  # a row for each token
@@ -22,23 +23,11 @@ def gradient_factors(model: Model, batch: ForcedBatch, layers: Sequence[int]) ->
     The loss is the mean over rows of the mean negative log-probability of a target token. In the last block it depends
     only on the tokens that predict the target.
     """
-    keys: dict[int, Tensor] = {}
-    zeros = {layer: torch.zeros_like(batch.residual, dtype=torch.float32) for layer in layers}
-
-    def reading(layer: int) -> list[tuple[str, Hook]]:
-        def add_zeros(key: Float[Tensor, "row pos d_mlp"]) -> Float[Tensor, "row pos d_model"]:
-            keys[layer] = key.detach().float()
-            return zeros[layer].requires_grad_()  # their gradient is delta
-
-        return output_hooks(model, layer, add_zeros)
-
-    with frozen(model), torch.enable_grad():
-        final = batch.run(model, hooks=[hook for layer in layers for hook in reading(layer)])
-        deltas = torch.autograd.grad(batch.losses(model, final).mean(), list(zeros.values()))
-    depends = {layer: delta.any(-1) for layer, delta in zip(layers, deltas, strict=True)}
-    return {
-        layer: (keys[layer][depends[layer]], delta[depends[layer]]) for layer, delta in zip(layers, deltas, strict=True)
-    }
+    found = inputs_and_gradients(
+        model, batch, [(layer, "out") for layer in layers], lambda final: batch.losses(model, final).mean()
+    )
+    pairs = {layer: (*found[layer, "out"], found[layer, "out"][1].any(-1)) for layer in layers}
+    return {layer: (keys[depends], deltas[depends]) for layer, (keys, deltas, depends) in pairs.items()}
 
 
 def edited_factors(network: EditorNetwork, factors: Sequence[Mapping[int, Factors]]) -> list[dict[int, Factors]]:

@@ -1,0 +1,57 @@
+"""The methods that sequences compare, by name: those of `methods`, and variants that keep a sequence stable."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import rome_lens as rl
+from rome_lens.evaluate.scoring import Method
+from rome_lens.models import Model
+
+from .methods import BATCH, CHOICES, QUIET, chosen_methods
+from .options import kept_covariances, rome_covariance
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rome-on-top": ("rome", {"steps_on_top": 3}),
+    "rome-anchored": ("rome", {"anchor_norm": None}),
+    "memit": ("memit", {}),
+    "memit-keys": ("memit", {"earlier_keys": True}),
+    "memit-frobenius": ("memit", {"frobenius_weight": 10.0}),
+    "emmet": ("emmet", {}),
+    "alphaedit": ("alphaedit", {}),
+    "alphaedit-alone": ("alphaedit", {"earlier_keys": False}),
+    "alphaedit-on-top": ("alphaedit", {"steps_on_top": 3}),
+    "alphaedit-anchored": ("alphaedit", {"anchor_norm": None}),
+}
+"""A method, and the numbers in which it differs; `anchor_norm` is measured on pilot records."""
+SEQUENCE_CHOICES = tuple(dict.fromkeys((*CHOICES, *VARIANTS, "ultraedit")))
+
+
+def sequence_methods(model: Model, options: argparse.Namespace, pilot: Sequence[rl.EditRequest]) -> dict[str, Method]:
+    """The methods that the options name. Contexts are sampled once, from the unedited model."""
+    return {name: _method(name, model, options, pilot) for name in options.methods}
+
+
+def _method(name: str, model: Model, options: argparse.Namespace, pilot: Sequence[rl.EditRequest]) -> Method:
+    if name == "ultraedit":
+        return partial(rl.edit.ultraedit, **QUIET)
+    if name not in VARIANTS:
+        return chosen_methods(model, argparse.Namespace(**vars(options) | {"methods": [name]}))[name]
+    base, numbers = VARIANTS[name]
+    edit: Callable[..., rl.Edit]
+    given: dict[str, Any]
+    if base == "rome":
+        covariance = rome_covariance(model, options)
+        edit, config, given = rl.rome, rl.RomeConfig(), {"covariance": covariance}
+        layer = covariance.layer
+    else:
+        edit, make = BATCH[base]
+        config, given = make(layers=options.layers), {"covariances": kept_covariances(model, options.layers, options)}
+        layer = max(options.layers)
+    contexts = rl.edit.sample_contexts(model, config.context_lengths, seed=config.seed)
+    config = replace(config, **numbers, contexts=contexts)
+    if "anchor_norm" in numbers:
+        config = replace(config, anchor_norm=rl.edit.anchor_norm(model, pilot, layer=layer, config=config))
+    return partial(edit, config=config, **given, **QUIET)
