@@ -63,7 +63,12 @@ def mlp_module(model: PreTrainedModel, layer: int, matrix: MlpMatrix = "out") ->
     name = {"in": _INPUTS[name], "gate": "gate_proj", "out": name}[matrix]
     path, module = f"{parent}.{name}", getattr(model.get_submodule(parent), name, None)
     weight = getattr(module, "weight", None)
-    if type(module) not in PLAIN or not isinstance(weight, nn.Parameter) or weight.ndim != 2:
+    if (
+        not isinstance(module, nn.Module)
+        or type(module) not in PLAIN
+        or not isinstance(weight, nn.Parameter)
+        or weight.ndim != 2
+    ):
         raise EditError(
             f"{path} of {name_of(model)} is a {type(module).__name__}, expected a plain nn.Linear or Conv1D. Load the "
             "model unquantized and without adapters."
