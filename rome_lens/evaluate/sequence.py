@@ -21,8 +21,8 @@ from rome_lens.edit.artifact.kept import kept_edit
 from rome_lens.edit.artifact.written import keeping
 from rome_lens.edit.methods.rome import rome
 from rome_lens.errors import EditError, NotFiniteError
+from rome_lens.evaluate.measuring import Method
 from rome_lens.evaluate.scorers.counterfact import score_record
-from rome_lens.evaluate.scoring import Method
 from rome_lens.evaluate.sequence_tables import EditSequence, Key, number_or_nan, tables
 from rome_lens.evaluate.side_effects.perplexity import perplexity
 from rome_lens.models import Model, find_output_matrix, model_identity, output_matrix

@@ -3,6 +3,7 @@
 The rest of the package asks it in the field's words (residual state, MLP output, key) and gets plain tensors back.
 """
 
+from rome_lens.models.chat import user_turn
 from rome_lens.models.hook_points import EMBEDDING, Hook, HookList, Kind, hooked, input_name, key_name, state_name
 from rome_lens.models.identity import architecture_digest, fingerprint_cosine, fingerprint_keys, model_identity
 from rome_lens.models.kinds import EditableModel, Model, name_of
@@ -87,5 +88,6 @@ __all__ = [
     "sample_texts",
     "state_name",
     "tokens_that_fit",
+    "user_turn",
     "write_on",
 ]
