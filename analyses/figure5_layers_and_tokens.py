@@ -12,7 +12,7 @@ import pandas as pd
 
 import rome_lens as rl
 from rome_lens.edit.search.contexts import EditedToken
-from rome_lens.evaluate.scoring import BASE, Method
+from rome_lens.evaluate.measuring import BASE, Method
 
 from .common.figures import write_figure
 from .common.manifest import write_manifest

@@ -12,7 +12,7 @@ import pandas as pd
 from torch.utils.flop_counter import FlopCounterMode
 
 import rome_lens as rl
-from rome_lens.evaluate.scoring import Method
+from rome_lens.evaluate.measuring import Method
 from rome_lens.models import Model
 
 from .common.manifest import write_manifest

@@ -1,7 +1,7 @@
 """Locate, edit and evaluate factual associations on TransformerLens models (ROME, Meng et al. 2022)."""
 
 from rome_lens import data, edit, errors, evaluate, locate, models, plots
-from rome_lens.data import EditRecord, EditRequest, Fact, load_builtin_records, load_counterfact
+from rome_lens.data import EditRecord, EditRequest, Fact, load_builtin_records, load_counterfact, load_records
 from rome_lens.edit import Edit, EditLedger, KeyCovariance, MemitConfig, RomeConfig, collect_covariance, memit, rome
 from rome_lens.evaluate import compare_models, edit_sequence, recommend_layers, score_edits, summarize
 from rome_lens.explorer import Explorer
@@ -36,6 +36,7 @@ __all__ = [
     "load_builtin_records",
     "load_counterfact",
     "load_model",
+    "load_records",
     "locate",
     "memit",
     "models",

@@ -90,6 +90,10 @@ RECORDS = {
         **{"subject": "Rome", "prompt": "Rome is in", "target_new": "Spain"},
         **{"portability": {"Reasoning": [QUESTION]}, "locality": {"Forgetfulness": [QUESTION]}},
     },
+    "load_records": {
+        **{"subject": "Rome", "prompt": "Rome is in", "rephrase": "Where is Rome?", "target": "Spain"},
+        "locality": [{"loc": "who plays gram", "loc_ans": "Max Shippee"}],
+    },
     "load_attribute_snippets": {
         **{"relation_id": "P1", "target_id": "Q1"},
         "samples": [{"name": "Rome", "target": "Italy", "text": "Rome is in Italy."}],

@@ -42,6 +42,8 @@ SETTINGS = settings(
 )
 FACT = rl.Fact("{} is located in the city of", "The Eiffel Tower")
 REQUEST = rl.EditRequest(FACT.prompt, FACT.subject, "Rome")
+HOP = rl.data.Question("Its country is", "Italy")
+REWRITE = {"prompt": "{} is in", "subject": "Rome", "target_new": {"str": "Spain"}, "target_true": {"str": "Italy"}}
 QUIET = {"progress": False}
 WARNS_NOT = {"on_unhealthy": "ignore", **QUIET}
 
@@ -79,6 +81,16 @@ class World:
     def question(self) -> rl.data.QuestionRecord:
         locality = {"nq": (rl.data.Continuation("Dante is", "Italian"),)}
         return rl.data.QuestionRecord(REQUEST, ("Where is it?",), {}, locality, 3)
+
+    @cached_property
+    def chatting(self) -> Any:
+        model = rl.load_model(self.folder / "gpt2", device=self.model and "cpu")
+        model.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}: {% endfor %}"
+        return model
+
+    @cached_property
+    def doubted(self) -> rl.data.QuestionRecord:
+        return rl.data.QuestionRecord(REQUEST, portability={"yes": (rl.data.Question("Is it in Rome?", "Yes"),)})
 
     @cached_property
     def covariances(self) -> dict[int, rl.KeyCovariance]:
@@ -209,6 +221,15 @@ CASES: dict[str, Any] = {
     "MultivariateGaussianNoise": lambda w: {"scale": 1.0},
     "Prediction": lambda w: {"wanted": (1, 2), "predicted": (1, 3)},
     "QuestionRecord": lambda w: {"request": REQUEST},
+    "Answer": lambda w: {"text": "Rome", "tokens": (1,)},
+    "ModelJudge": lambda w: {"model": w.model, "name": "gpt2"},
+    "MultiHopRecord": lambda w: {"requests": (REQUEST,), "questions": (HOP,)},
+    "Preference": lambda w: {"model": w.model, "name": "gpt2"},
+    "Protocol": lambda w: {"name": "mine", "read": "generated"},
+    "Question": lambda w: {"prompt": FACT.text, "text": "Rome"},
+    "RippleQuery": lambda w: {"prompt": FACT.text, "answers": (("Rome",),)},
+    "RippleRecord": lambda w: {"request": REQUEST},
+    "RippleTest": lambda w: {"queries": ()},
     "ReferenceTexts": lambda w: {"snippets": rl.data.AttributeSnippets({}), "vectorizer": None},
     "RomeConfig": lambda w: {"layer": 1, **w.search},
     "State": lambda w: {"kind": "mlp", "position": 3, "layer": 1},
@@ -226,6 +247,18 @@ CASES: dict[str, Any] = {
         "config": rl.edit.UltraEditConfig(layers=[1]),
         **WARNS_NOT,
     },
+    "by_protocol": lambda w: {"frame": rl.evaluate.load_scores(w.evaluation)},
+    "contains_answer": lambda w: {"question": "Where?", "answers": ["Rome"], "written": "In Rome"},
+    "exact_match": lambda w: {"question": "Where?", "answers": ["Rome"], "written": "In Rome"},
+    "generate_answers": lambda w: {"model": w.model, "prompts": [FACT.text], "new_tokens": 3},
+    "in_chat": lambda w: {"model": w.chatting, "asking": FACT.text},
+    "judge_name": lambda w: {"judge": rl.evaluate.exact_match},
+    "load_records": lambda w: {"source": [{"case_id": 1, "requested_rewrite": REWRITE}]},
+    "ripple_conditions": lambda w: {"model": w.model, "record": rl.data.RippleRecord(REQUEST)},
+    "score_evoke": lambda w: {"model": w.model, "record": w.question},
+    "score_mquake": lambda w: {"model": w.model, "record": rl.data.MultiHopRecord((REQUEST,), (HOP,)), "new_tokens": 2},
+    "score_ripple": lambda w: {"model": w.model, "record": rl.data.RippleRecord(REQUEST), "before": {}},
+    "score_robustness": lambda w: {"model": w.chatting, "record": w.doubted, "turns": 1},
     "alphaedit": lambda w: {
         "model": w.model,
         "requests": [REQUEST],
@@ -462,6 +495,12 @@ REFUSED: dict[str, list[Any]] = {
 }
 """By a parameter's name: what nobody can have meant."""
 RESULTS = {
+    "Answer",
+    "MultiHopRecord",
+    "Question",
+    "RippleQuery",
+    "RippleRecord",
+    "RippleTest",
     "CausalTrace",
     "Continuation",
     "CovarianceReport",

@@ -71,7 +71,7 @@ FLAT = [
     "KeyCovariance", "MemitConfig", "Model", "RomeConfig", "TraceConfig", "__version__", "average_effects",
     "causal_trace",
     "collect_covariance", "compare_models", "edit_sequence", "load_builtin_records", "load_counterfact",
-    "load_model", "memit", "recommend_layers", "rome", "score_edits", "summarize", "trace_facts",
+    "load_model", "load_records", "memit", "recommend_layers", "rome", "score_edits", "summarize", "trace_facts",
 ]
 # fmt: on
 """What nearly every user needs. All else is in the rooms."""

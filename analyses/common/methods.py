@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import rome_lens as rl
-from rome_lens.evaluate.scoring import Method
+from rome_lens.evaluate.measuring import Method
 from rome_lens.models import Model
 
 from .options import add_covariance_arguments, kept_covariances, rome_covariance

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import rome_lens as rl
-from rome_lens.evaluate.scoring import Method
+from rome_lens.evaluate.measuring import Method
 from rome_lens.models import Model
 
 from .methods import BATCH, CHOICES, QUIET, chosen_methods

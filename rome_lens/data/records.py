@@ -165,6 +165,21 @@ class Continuation:
 
 @checked
 @dataclass(frozen=True)
+class Question(Continuation):
+    """A question with its answer, other names of the answer, and the answer that it is compared with.
+
+    Attributes:
+        text: The answer; "" where none is known: then only what the model writes before and after is compared.
+        aliases: Other names of the answer.
+        instead: The answer that competes, such as the one before the edit; None: none is known.
+    """
+
+    aliases: tuple[str, ...] = field(default=(), kw_only=True)
+    instead: str | None = field(default=None, kw_only=True)
+
+
+@checked
+@dataclass(frozen=True)
 class EditRecord:
     """A request with the prompts that evaluate the edit (the schema of CounterFact, paper section 3.4).
 

@@ -3,47 +3,35 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from inspect import signature
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from rome_lens.checking import checked
-from rome_lens.data.records import EditRequest
-from rome_lens.edit.artifact.edit import Edit
 from rome_lens.engine import EngineName, ModelSource, open_workers
-from rome_lens.errors import EditError, EditWarning, NotFiniteError, warn
-from rome_lens.evaluate.scorers.counterfact import score_record
+from rome_lens.errors import EditWarning, warn
+from rome_lens.evaluate.measuring import (
+    BASE,
+    Method,
+    Record,
+    Row,
+    Scorer,
+    check_method,
+    chosen_ways,
+    measured,
+    name_of,
+    ways_identity,
+)
+from rome_lens.evaluate.protocols import Protocol
 from rome_lens.models import Model, model_identity
 from rome_lens.storage import check_same, open_journal, plain, read_journal
 
-BASE = "base"
-COLUMNS = ["case_id", "method", "metric", "value", "error"]
-_KIND = "rome_lens table of scores 1"
+COLUMNS = ["case_id", "method", "protocol", "metric", "value", "error"]
+_KIND = "rome_lens table of scores 2"
 
-
-@runtime_checkable
-class Record(Protocol):
-    """A request and its number in a data set."""
-
-    @property
-    def case_id(self) -> int:
-        """Its number, by which rows are kept."""
-
-    @property
-    def request(self) -> EditRequest:
-        """What is to be edited."""
-
-
-Scorer = Callable[..., Mapping[str, float]]
-"""A score: `scorer(model, record)` gives its metrics' names and values."""
-Method = Callable[[Model, EditRequest], Edit]
-"""An editing method: `method(model, request)` computes the edit and leaves the model unchanged."""
-Row = tuple[int, str, str, float, str]
-Task: TypeAlias = tuple[Record, Sequence[str]]
 Stored = tuple[int, dict[str, Any], list[Row]]
-Measured = dict[tuple[int, str], list[Row]]
+Measured = dict[tuple[int, str, str], list[Row]]
 
 
 @checked
@@ -52,7 +40,8 @@ def score_edits(
     records: Sequence[Record],
     methods: Mapping[str, Method] | Method,
     *,
-    score: Scorer = score_record,
+    protocols: Sequence[str | Protocol] | None = None,
+    score: Scorer | None = None,
     before: Callable[..., Any] | None = None,
     out: str | os.PathLike[str] | None = None,
     engine: EngineName = "local",
@@ -64,13 +53,14 @@ def score_edits(
 
     After each record the weights are bit for bit what they were, also if a method or the score raises. An edit that
     cannot be computed (EditError), or that leaves a model whose output is not finite (NotFiniteError), does not end the
-    run: its record has one row with the error in place of the method's scores, `summarize` counts it, and an
-    EditWarning says so at the end.
+    run: its record has one row for each protocol with the error in place of the method's scores, `summarize` counts it,
+    and an EditWarning says so at the end.
 
     With `out`, the rows of a record are on disk as soon as they are measured, and a call with the same arguments goes
     on after them: a run that was killed loses the records it had in hand, and counts none twice. Failed edits are not
-    tried again. Later calls may add records and methods. A changed method, `score` or `before` is refused: another
-    function, another argument of a `functools.partial`, another configuration that a function takes from around it.
+    tried again. Later calls may add records, methods and protocols. A changed method, protocol, `score` or `before` is
+    refused: another function, another argument of a `functools.partial`, another configuration that a function takes
+    from around it.
     What cannot be compared is the body of a function, such as a number in a lambda: choose another name for the method
     then, or another folder.
 
@@ -80,8 +70,11 @@ def score_edits(
         methods: Methods by name, `{"rome": rome}`, or one method, which goes by its own name. A method makes an Edit of
             a model and a request; `functools.partial` gives it further arguments. With {}, the model is scored as it
             is, for example inside `with edit.applied(model)` for a batch.
-        score: Scores a record: `score_record`, `score_specificity`, `score_generation`, `score_zsre`, `score_knowedit`
-            or your own `score(model, record)`, which may combine several: `score_record(model, record) |
+        protocols: How the questions of a record are put, read and judged: names of `PROTOCOLS`, or a `Protocol`. Each
+            edit is made once and scored under all of them. None: "probability", or nothing beside `score`.
+        score: A scorer instead of protocols, or beside them; its name stands for its protocol. `score_record`,
+            `score_specificity`, `score_generation`, `score_zsre`, `score_knowedit`, or your own
+            `score(model, record)`, which may combine several: `score_record(model, record) |
             score_generation(model, record)`.
         before: What to note of the model before the edit, for scores that compare with it: `locality_predictions` or
             `neighborhood_log_probabilities`. The score is then called as `score(model, record,
@@ -93,30 +86,33 @@ def score_edits(
         progress: Shows a bar.
 
     Returns:
-        A row for each record, method ("base" is the unedited model) and metric, in the order given, with the columns
-        case_id, method, metric, value, error. The metrics are those of `score`, and error is "". A failed edit has one
-        row with the error, the metric "" and the value NaN.
+        A row for each record, method ("base" is the unedited model), protocol and metric, in the order given, with the
+        columns case_id, method, protocol, metric, value, error. The metrics are those of the protocol
+        (docs/protocols.md), and error is "". A failed edit has one row for each protocol with the error, the metric ""
+        and the value NaN.
 
     Raises:
-        ValueError: No records, two with the same case_id, a method named "base"; and as `open_workers`.
+        ValueError: No records, two with the same case_id, a method named "base", no protocol of this name, a chat
+            protocol for a model without a chat template; and as `open_workers`.
         TypeError: A method, `score` or `before` cannot be called with what it will be given, or returns something else.
         NotFiniteError: The output of the unedited model is not finite.
         FormatError: `out` was begun with another model, other weights, another score, another method of the same name
             or another record of the same case_id, or holds other files or damaged ones.
         UnavailableError: Ray is not installed; another run has the folder open; its disk is full or read-only.
     """
-    methods = methods if isinstance(methods, Mapping) else {_name(methods): methods}
-    by_id = _check(records, methods, score, before)
-    states = (BASE, *methods)
+    methods = methods if isinstance(methods, Mapping) else {name_of(methods): methods}
+    by_id = _check(records, methods)
+    ways = chosen_ways(protocols, score, before)
+    states = [(method, way) for method in (BASE, *methods) for way in ways]
     with open_workers(model, engine=engine, workers=workers, gpus_per_worker=gpus_per_worker) as spread:
         identity: dict[str, Any] = {}
         if out is not None:
             ((_, identity),) = spread(_identify, [None])
-            identity = identity | {"score": plain(score), "before": plain(before)}
+            identity = identity | ways_identity(protocols, ways)
             identity |= {f"method {name}": plain(method) for name, method in methods.items()}
         with open_journal(out, kind=_KIND, identity=identity, read=_read) as journal:
             done = _done(journal.rows, by_id, out)
-            tasks = [(record, [name for name in states if (record.case_id, name) not in done]) for record in records]
+            tasks = [(record, [each for each in states if (record.case_id, *each) not in done]) for record in records]
             tasks = [task for task in tasks if task[1]]
             with tqdm(
                 total=len(records),
@@ -125,8 +121,7 @@ def score_edits(
                 unit="record",
                 disable=not progress,
             ) as bar:
-                measured = partial(_measured, methods=methods, score=score, before=before)
-                for index, rows in spread(measured, tasks):
+                for index, rows in spread(partial(measured, methods=methods, ways=ways), tasks):
                     record = tasks[index][0]
                     journal.append({"case_id": int(record.case_id), "record": plain(record), "rows": rows})
                     done |= _by_state(rows)
@@ -146,16 +141,13 @@ def load_scores(folder: str | os.PathLike[str]) -> pd.DataFrame:
     """
     rows = read_journal(folder, kind=_KIND, read=_read)
     done = {state: each for _, _, found in rows for state, each in _by_state(found).items()}
-    methods = {method for _, method in done} - {BASE}
-    return _in_order(done, sorted({case_id for case_id, _ in done}), [BASE, *sorted(methods)])
+    methods = [BASE, *sorted({method for _, method, _ in done} - {BASE})]
+    ways = list(dict.fromkeys(way for _, _, way in done))
+    states = [(method, way) for method in methods for way in ways]
+    return _in_order(done, sorted({case_id for case_id, *_ in done}), states)
 
 
-def _check(
-    records: Sequence[Record],
-    methods: Mapping[str, Method],
-    score: Scorer,
-    before: Callable[..., Any] | None,
-) -> dict[int, Record]:
+def _check(records: Sequence[Record], methods: Mapping[str, Method]) -> dict[int, Record]:
     """The records by case_id. Raises ValueError or TypeError for what cannot be scored."""
     if not records:
         raise ValueError("records is empty, expected at least 1 record.")
@@ -165,78 +157,18 @@ def _check(
     if BASE in methods:
         raise ValueError(f"A method is named {BASE!r}, which stands for the unedited model. Choose another name.")
     for name, method in methods.items():
-        _check_call(f"The method {name!r}", method, "model", "request")
-    if before is None:
-        _check_call("score", score, "model", "record")
-    else:
-        _check_call("before", before, "model", "record")
-        _check_call("score", score, "model", "record", before="before(model, record)")
+        check_method(name, method)
     return by_id
-
-
-def _check_call(what: str, function: Callable[..., Any], *arguments: str, **keywords: str) -> None:
-    """Raises TypeError unless a function can be called with these arguments."""
-    try:
-        takes = signature(function)
-    except ValueError:  # of functions written in C
-        return
-    try:
-        takes.bind(*arguments, **keywords)
-    except TypeError as error:
-        call = ", ".join([*arguments, *(f"{name}={value}" for name, value in keywords.items())])
-        raise TypeError(
-            f"{what} is {_name(function)}{takes}, expected a function that can be called with ({call}): {error}. "
-            "Bind what else it needs with functools.partial; what a score compares with comes from before=..."
-        ) from None
-
-
-def _name(function: Callable[..., Any]) -> str:
-    """What a function calls itself."""
-    while isinstance(function, partial):
-        function = function.func
-    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _identify(model: Model, _: None) -> dict[str, str]:
     return model_identity(model)
 
 
-def _measured(
-    model: Model,
-    task: Task,
-    *,
-    methods: Mapping[str, Method],
-    score: Scorer,
-    before: Callable[..., Any] | None,
-) -> list[Row]:
-    """The rows of a record for the states of the model that are still missing."""
-    record, names = task
-    noted = {"before": before(model, record)} if before else {}
-    rows: list[Row] = []
-    for name in names:
-        if name == BASE:
-            rows += _rows(record, name, score(model, record, **noted))
-            continue
-        try:
-            edit = methods[name](model, record.request)
-            if not isinstance(edit, Edit):
-                raise TypeError(f"The method {name!r} returned {edit!r}, expected an Edit.")
-            with edit.applied(model):
-                rows += _rows(record, name, score(model, record, **noted))
-        except (EditError, NotFiniteError) as error:
-            rows.append((record.case_id, name, "", float("nan"), str(error)))
-    return rows
-
-
-def _rows(record: Record, method: str, scores: object) -> list[Row]:
-    if not isinstance(scores, Mapping):
-        raise TypeError(f"score returned {scores!r}, expected numbers by name: {{'metric': 0.5}}.")
-    return [(record.case_id, method, metric, float(value), "") for metric, value in scores.items()]
-
-
 def _warn_of_failures(frame: pd.DataFrame) -> None:
     """An EditWarning for each method with edits that could not be computed or scored."""
-    for method, failed in frame[frame["error"] != ""].groupby("method", sort=False):
+    failures = frame[frame["error"] != ""].drop_duplicates(["case_id", "method"])
+    for method, failed in failures.groupby("method", sort=False):
         first = failed.iloc[0]
         warn(
             f"{len(failed)} edits by {method!r} could not be computed or scored; the first is that of record "
@@ -248,8 +180,8 @@ def _warn_of_failures(frame: pd.DataFrame) -> None:
 def _read(row: Mapping[str, Any]) -> Stored:
     """A record's number, the record, and what was measured on it."""
     rows = [
-        (int(case_id), str(method), str(metric), float(value), str(error))
-        for case_id, method, metric, value, error in row["rows"]
+        (int(case_id), str(method), str(way), str(metric), float(value), str(error))
+        for case_id, method, way, metric, value, error in row["rows"]
     ]
     return int(row["case_id"]), dict(row["record"]), rows
 
@@ -263,14 +195,14 @@ def _done(stored: Sequence[Stored], records: Mapping[int, Record], out: object) 
 
 
 def _by_state(rows: Sequence[Row]) -> Measured:
-    """Rows by case_id and method."""
+    """Rows by case_id, method and protocol."""
     found: Measured = {}
     for row in rows:
-        found.setdefault((row[0], row[1]), []).append(row)
+        found.setdefault(row[:3], []).append(row)
     return found
 
 
-def _in_order(done: Measured, case_ids: Sequence[int], methods: Sequence[str]) -> pd.DataFrame:
-    """The rows of these records and methods, in their order; the metrics in that in which they were measured."""
-    rows = [row for case_id in case_ids for method in methods for row in done.get((case_id, method), ())]
+def _in_order(done: Measured, case_ids: Sequence[int], states: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """The rows of these records, methods and protocols, in their order; the metrics in that of the measurement."""
+    rows = [row for case_id in case_ids for state in states for row in done.get((case_id, *state), ())]
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -21,9 +21,9 @@ from rome_lens.edit.artifact.written import keeping
 from rome_lens.edit.methods.rome import rome
 from rome_lens.edit.search.targets import check_requests
 from rome_lens.errors import EditError, NotFiniteError
+from rome_lens.evaluate.measuring import Method, Record, Scorer
 from rome_lens.evaluate.scorers.counterfact import score_record
 from rome_lens.evaluate.scorers.zsre import score_zsre
-from rome_lens.evaluate.scoring import Method, Record, Scorer
 from rome_lens.evaluate.sequence_edits import SequenceEdits, as_one
 from rome_lens.evaluate.sequence_tables import EditSequence, Key, number_or_nan, tables
 from rome_lens.evaluate.side_effects.perplexity import perplexity

@@ -78,7 +78,7 @@ def _problems(row: Mapping[str, Any]) -> list[str]:
 
 def _summary(scores: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """The columns of `summarize`, for the scores of some records."""
-    long = [(i, "", metric, value, "") for i, each in enumerate(scores) for metric, value in each.items()]
-    long += [(i, "", "", float("nan"), "not finite") for i, each in enumerate(scores) if not each]
+    long = [(i, "", "", metric, value, "") for i, each in enumerate(scores) for metric, value in each.items()]
+    long += [(i, "", "", "", float("nan"), "not finite") for i, each in enumerate(scores) if not each]
     (row,) = summarize(pd.DataFrame(long, columns=COLUMNS)).to_dict("records")
-    return {str(name): value for name, value in row.items() if name != "method"}
+    return {str(name): value for name, value in row.items() if name not in ("method", "protocol")}

@@ -1,4 +1,4 @@
-"""One row for each method, as in the paper's tables."""
+"""One row for each method and protocol, as in the paper's tables, or the protocols side by side."""
 
 import numpy as np
 import pandas as pd
@@ -14,34 +14,30 @@ METRICS = ("ES", "EM", "PS", "PM", "NS", "NM")
 def summarize(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Means over records with 95 % bootstrap intervals, and S, the harmonic mean of mean ES, PS and NS (paper Table 4).
 
-    A metric's mean is over the records that have it. An edit that could not be computed has no scores: the means are
-    over the others, and `failed` says how many it were.
+    Scores of one protocol are never averaged with those of another. A metric's mean is over the records that have it.
+    An edit that could not be computed has no scores: the means are over the others, and `failed` says how many it were.
 
     Args:
         frame: what `score_edits` gives, with whatever scores (several may be put together with pandas.concat).
         seed: of the bootstrap.
 
     Returns:
-        A row for each method, in the frame's order: method, n (records with scores), failed (records without), S and
-        each metric, with columns _low, _high; the metrics of `score_record` first, others in the frame's order.
+        A row for each method and protocol, in the frame's order: method, protocol (if the frame has it), n (records
+        with scores), failed (records without), S and each metric, with columns _low, _high; the metrics of
+        `score_record` first, others in the frame's order.
 
     Raises:
         ValueError: the frame lacks a column, has no rows, or holds a record's metric twice.
     """
     check_seed(seed)
-    expected = ["case_id", "method", "metric", "value"]
-    if missing := [column for column in expected if column not in frame]:
-        raise ValueError(f"The frame lacks the columns {missing}, expected {expected}: give what score_edits returns.")
-    if frame.empty:
-        raise ValueError("The frame has no rows: give what score_edits returns for one record or more.")
-    if frame.duplicated(["case_id", "method", "metric"]).any():
-        raise ValueError("The frame holds a record's metric more than once for a method. Drop the duplicates.")
+    _check_scores(frame, ["case_id", "method", "metric", "value"])
+    group = ["method", "protocol"] if "protocol" in frame else ["method"]
     rows = []
-    for method, part in frame.groupby("method", sort=False):
+    for names, part in frame.groupby(group, sort=False):
         failed = part["error"].fillna("") != "" if "error" in part else pd.Series(False, part.index)
         scored = part[~failed]
         wide = scored.pivot(index="case_id", columns="metric", values="value")
-        row: dict[str, object] = {"method": method, "n": len(wide), "failed": int(failed.sum())}
+        row: dict[str, object] = {**dict(zip(group, names, strict=True)), "n": len(wide), "failed": int(failed.sum())}
         rows.append(row)
         if scored.empty:
             continue
@@ -58,6 +54,55 @@ def summarize(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         for i, metric in enumerate(metrics):
             row |= {metric: np.nanmean(values[:, i]), f"{metric}_low": low[i], f"{metric}_high": high[i]}
     return pd.DataFrame(rows)
+
+
+SAME = {"ES": "efficacy", "PS": "paraphrase", "NS": "locality"}
+"""What the paper's successes are called under other protocols."""
+
+
+@checked
+def by_protocol(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """The same edits under each protocol, side by side, with 95 % bootstrap intervals over records.
+
+    A method's metric is averaged over the records that have it under every protocol that knows it, so that the numbers
+    of a row are those of the same edits. ES, PS and NS stand in the rows efficacy, paraphrase and locality.
+
+    Args:
+        frame: What `score_edits` gives with several protocols, or more of them put together with pandas.concat.
+        seed: Of the bootstrap.
+
+    Returns:
+        A row for each method and metric: method, metric, n (records), then for each protocol its mean, NAME_low and
+        NAME_high; NaN where a protocol does not know the metric. Sorted as in the frame.
+
+    Raises:
+        ValueError: The frame lacks a column, has no rows, or holds a record's metric twice under a protocol.
+    """
+    check_seed(seed)
+    _check_scores(frame, ["case_id", "method", "protocol", "metric", "value"])
+    scored = frame[frame["metric"] != ""].assign(metric=lambda rows: rows["metric"].replace(SAME))
+    rows = []
+    for (method, metric), part in scored.groupby(["method", "metric"], sort=False):
+        wide = part.pivot(index="case_id", columns="protocol", values="value").dropna()
+        row: dict[str, object] = {"method": method, "metric": metric, "n": len(wide)}
+        if len(wide):
+            low, high = bootstrap_interval(wide.to_numpy(dtype=float), seed=seed)
+            for i, name in enumerate(wide):
+                row |= {str(name): wide[name].mean(), f"{name}_low": low[i], f"{name}_high": high[i]}
+        rows.append(row)
+    names = [f"{name}{end}" for name in frame["protocol"].unique() for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=["method", "metric", "n", *names])
+
+
+def _check_scores(frame: pd.DataFrame, expected: list[str]) -> None:
+    """Raises ValueError unless a frame holds scores, each once."""
+    if missing := [column for column in expected if column not in frame]:
+        raise ValueError(f"The frame lacks the columns {missing}, expected {expected}: give what score_edits returns.")
+    if frame.empty:
+        raise ValueError("The frame has no rows: give what score_edits returns for one record or more.")
+    each = [name for name in ("case_id", "method", "protocol", "metric") if name in frame]
+    if frame.duplicated(each).any():
+        raise ValueError("The frame holds a record's metric more than once for a method. Drop the duplicates.")
 
 
 def _harmonic_mean(means: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 The rest of the package asks it in the field's words (residual state, MLP output, key) and gets plain tensors back.
 """
 
+from rome_lens.models.chat import user_turn
 from rome_lens.models.hook_points import EMBEDDING, Hook, HookList, Kind, hooked, input_name, key_name, state_name
 from rome_lens.models.identity import (
     architecture_digest,
@@ -23,6 +24,7 @@ from rome_lens.models.parameters import (
     check_layer,
     check_model,
     check_top_k,
+    count_in_blocks,
     embeddings,
     frozen,
     requiring_grad,
@@ -65,6 +67,7 @@ __all__ = [
     "check_model",
     "check_top_k",
     "contribution_change",
+    "count_in_blocks",
     "embed",
     "embeddings",
     "find_matrix",
@@ -100,5 +103,6 @@ __all__ = [
     "sample_texts",
     "state_name",
     "tokens_that_fit",
+    "user_turn",
     "write_on",
 ]

@@ -78,3 +78,8 @@ def frozen(model: Model) -> AbstractContextManager[None]:
     """
     check_normal(model.parameters())
     return requiring_grad(model.parameters(), False)
+
+
+def count_in_blocks(model: Model) -> int:
+    """How many numbers the weights of all blocks hold: what a pass multiplies each token with."""
+    return sum(parameter.numel() for parameter in model.blocks.parameters())

@@ -7,54 +7,67 @@ from plotly.subplots import make_subplots
 from rome_lens.checking import checked
 from rome_lens.plots.style import LAYOUT, LEGEND_ABOVE, LEGEND_BELOW, METHOD_COLOURS, PANEL_TITLE, check_columns, plain
 
+_METRICS = ("S", "ES", "PS", "NS", "efficacy", "paraphrase", "portability", "locality")
+
 
 @checked
 def plot_scores(summary: pd.DataFrame) -> go.Figure:
-    """Bars of S, ES, PS and NS with their intervals, side by side for each method (before and after an edit).
+    """Bars of the scores with their intervals, side by side for each method; a panel for each protocol.
+
+    Shown are S, ES, PS, NS, efficacy, paraphrase, portability and locality, those that a protocol has.
 
     Args:
-        summary: what `summarize` gives.
+        summary: What `summarize` gives.
 
     Raises:
-        ValueError: the frame lacks a column.
+        ValueError: The frame lacks a column.
     """
     check_columns(summary, ["method", "n"], "summarize()")
-    metrics = [metric for metric in ("S", "ES", "PS", "NS") if metric in summary]
+    metrics = [metric for metric in _METRICS if metric in summary]
     check_columns(summary, [f"{metric}_{end}" for metric in metrics for end in ("low", "high")], "summarize()")
-    figure = go.Figure()
-    for i, (_, row) in enumerate(summary.iterrows()):
-        value = [row[metric] for metric in metrics]
-        figure.add_bar(
-            name=plain(row["method"]),
-            x=metrics,
-            y=value,
-            marker_color=METHOD_COLOURS[i % len(METHOD_COLOURS)],
-            texttemplate="%{y:.2f}",
-            textposition="inside",
-            insidetextanchor="start",
-            textangle=0,
-            constraintext="none",
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [row[f"{metric}_high"] - row[metric] for metric in metrics],
-                "arrayminus": [row[metric] - row[f"{metric}_low"] for metric in metrics],
-                "thickness": 1.2,
-                "color": "#333333",
-            },
-            customdata=[[row[f"{metric}_low"], row[f"{metric}_high"], row["n"]] for metric in metrics],
-            hovertemplate="%{x} %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}",
-        )
-    figure.update_layout(
-        **LAYOUT,
-        barmode="group",
-        bargap=0.3,
-        height=360,
-        xaxis={"ticks": "", "tickfont": {"size": 14}},
-        yaxis={"title": "score", "range": [0, 1.02], "showgrid": True, "gridcolor": "#eeeeee"},
-        legend=LEGEND_ABOVE,
-    )
+    panels = list(summary.groupby("protocol", sort=False)) if "protocol" in summary else [("", summary)]
+    titles = [plain(str(name)) for name, _ in panels] if len(panels) > 1 else None
+    figure = make_subplots(rows=len(panels), cols=1, subplot_titles=titles, vertical_spacing=0.3 / len(panels))
+    figure.update_annotations(**PANEL_TITLE)
+    colours = {method: METHOD_COLOURS[i % len(METHOD_COLOURS)] for i, method in enumerate(summary["method"].unique())}
+    for place, (_, part) in enumerate(panels, start=1):
+        shown = [metric for metric in metrics if part[metric].notna().any()]
+        for _, row in part.iterrows():
+            bar = _bar(row, shown, colours[row["method"]], legend=place == 1)
+            figure.add_trace(bar, row=place, col=1)
+    figure.update_layout(**LAYOUT, barmode="group", bargap=0.3, height=100 + 260 * len(panels), legend=LEGEND_ABOVE)
+    figure.update_xaxes(ticks="", tickfont={"size": 14})
+    figure.update_yaxes(title="score", range=[0, 1.02], showgrid=True, gridcolor="#eeeeee")
     return figure
+
+
+def _bar(row: pd.Series, metrics: list[str], colour: str, *, legend: bool) -> go.Bar:
+    """A method's scores with their intervals."""
+    ends = {end: [row[f"{metric}_{end}"] for metric in metrics] for end in ("low", "high")}
+    value = [row[metric] for metric in metrics]
+    return go.Bar(
+        name=plain(row["method"]),
+        legendgroup=plain(row["method"]),
+        showlegend=legend,
+        x=metrics,
+        y=value,
+        marker_color=colour,
+        texttemplate="%{y:.2f}",
+        textposition="inside",
+        insidetextanchor="start",
+        textangle=0,
+        constraintext="none",
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": [high - mean for high, mean in zip(ends["high"], value, strict=True)],
+            "arrayminus": [mean - low for low, mean in zip(ends["low"], value, strict=True)],
+            "thickness": 1.2,
+            "color": "#333333",
+        },
+        customdata=[[low, high, row["n"]] for low, high in zip(ends["low"], ends["high"], strict=True)],
+        hovertemplate="%{x} %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}",
+    )
 
 
 @checked

@@ -11,6 +11,7 @@ from analyses import (
     benchmark_editing,
     benchmark_evaluation,
     benchmark_forward,
+    benchmark_generation,
     benchmark_loading,
     benchmark_tracing,
 )
@@ -20,6 +21,7 @@ SMALL = {
     benchmark_editing: ["--layer", "1", "--steps", "2"],
     benchmark_evaluation: ["--count", "2"],
     benchmark_forward: ["--prompts", "1", "2", "--repeats", "1"],
+    benchmark_generation: ["--count", "1", "--new-tokens", "5"],
     benchmark_tracing: ["--samples", "1"],
 }
 

@@ -29,10 +29,10 @@ def load_counterfact(
             its case_id with another. With strict=False: no record is whole.
         UnavailableError: the file cannot be downloaded.
     """
-    return parse_records(file(path, "counterfact", refresh), _counterfact_record, strict)
+    return parse_records(file(path, "counterfact", refresh), counterfact_record, strict)
 
 
-def _counterfact_record(record: Mapping[str, Any], index: int) -> EditRecord:
+def counterfact_record(record: Mapping[str, Any], index: int) -> EditRecord:
     rewrite = object_field(record["requested_rewrite"], "requested_rewrite")
     prompt, subject = (text_field(rewrite[name], name) for name in ("prompt", "subject"))
     new, true = (object_field(rewrite[name], name) for name in ("target_new", "target_true"))

@@ -33,25 +33,27 @@ def load_knowedit(path: str | os.PathLike[str], *, strict: bool = True, refresh:
         refresh: As in `load_counterfact`.
     """
     known = path in _KNOWEDIT
-    return parse_records(file(None if known else path, str(path), refresh), _knowedit_record, strict)
+    return parse_records(file(None if known else path, str(path), refresh), knowedit_record, strict)
 
 
-def _knowedit_record(record: Mapping[str, Any], index: int) -> QuestionRecord:
+def knowedit_record(record: Mapping[str, Any], index: int) -> QuestionRecord:
     subject, rephrased = text_field(record["subject"], "subject"), record.get("rephrase_prompt")
+    known = record.get("ground_truth")
     return QuestionRecord(
         request=EditRequest(
             template_about(subject, text_field(record["prompt"], "prompt")),
             subject,
             of_type(str, record["target_new"], "target_new", "a string"),
+            true_answer=first_answer(known, "ground_truth") if known is not None else None,
         ),
         paraphrase_prompts=(text_field(rephrased, "rephrase_prompt"),) if rephrased is not None else (),
-        portability=_questions(record, "portability"),
-        locality=_questions(record, "locality"),
+        portability=knowedit_questions(record, "portability"),
+        locality=knowedit_questions(record, "locality"),
         case_id=index,
     )
 
 
-def _questions(record: Mapping[str, Any], name: str) -> dict[str, tuple[Continuation, ...]]:
+def knowedit_questions(record: Mapping[str, Any], name: str) -> dict[str, tuple[Continuation, ...]]:
     """KnowEdit's questions by kind; those without an answer are left out."""
     found: dict[str, tuple[Continuation, ...]] = {}
     kinds = record.get(name)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from rome_lens.data.downloads import downloaded
 from rome_lens.data.record_files import read_records
-from rome_lens.data.records import EditRecord, check_text
+from rome_lens.data.records import check_text
 from rome_lens.errors import DataWarning, FormatError, warn
 
 T = TypeVar("T")
@@ -29,7 +29,11 @@ def parse_records(path: str | os.PathLike[str], read: Callable[[Mapping[str, Any
     Raises:
         FormatError: as `load_counterfact`.
     """
-    raw = read_records(path)
+    return parse_list(read_records(path), str(path), read, strict)
+
+
+def parse_list(raw: Any, path: str, read: Callable[[Mapping[str, Any], int], T], strict: bool) -> list[T]:
+    """`parse_records` for records that are read already; `path` tells in errors where they are from."""
     if not isinstance(raw, list):
         raise FormatError(f"{path} holds a JSON {type(raw).__name__}, expected a list of records.")
     records: dict[int, T] = {}
@@ -43,8 +47,9 @@ def parse_records(path: str | os.PathLike[str], read: Callable[[Mapping[str, Any
             broken[index] = f"is broken: {error}"
     numbered: dict[int, int] = {}
     for index, made in records.items():
-        if isinstance(made, EditRecord) and (first := numbered.setdefault(made.case_id, index)) != index:
-            broken[index] = f"has the case_id {made.case_id} of record {first}"
+        number = getattr(made, "case_id", None)
+        if number is not None and (first := numbered.setdefault(number, index)) != index:
+            broken[index] = f"has the case_id {number} of record {first}"
     if broken and strict:
         index, reason = next(iter(broken.items()))
         raise FormatError(
@@ -66,6 +71,13 @@ def first_answer(value: Any, field: str) -> str | None:
     aliases = [alias for answer in answers for alias in (answer if isinstance(answer, list) else [answer])]
     texts = [of_type(str, alias, field, "a text, a list of texts or a list of lists of texts") for alias in aliases]
     return next((text for text in texts if text.strip()), None)
+
+
+def needed_answer(value: Any, field: str) -> str:
+    """`first_answer`, which has to be there. Raises TypeError or ValueError."""
+    if (answer := first_answer(value, field)) is None:
+        raise ValueError(f"The {field} is {reprlib.repr(value)}, expected a text that is not empty.")
+    return answer
 
 
 def text_field(value: Any, field: str) -> str:

@@ -30,11 +30,11 @@ def load_zsre(
         target: The fact to write: the first of `answers`, as in ROME's evaluation; or `alt`, a model's wrong answer, as
             in MEND's training.
     """
-    read = partial(_zsre_record, target=target)
+    read = partial(zsre_record, target=target)
     return parse_records(file(path, "zsre_mend_eval", refresh), read, strict)
 
 
-def _zsre_record(record: Mapping[str, Any], index: int, *, target: str) -> QuestionRecord:
+def zsre_record(record: Mapping[str, Any], index: int, *, target: str) -> QuestionRecord:
     subject = text_field(record["subject"], "subject")
     written = first_answer(record[target], target)
     if written is None:
@@ -44,12 +44,12 @@ def _zsre_record(record: Mapping[str, Any], index: int, *, target: str) -> Quest
         paraphrase_prompts=(text_field(record["rephrase"], "paraphrase"),)
         if record.get("rephrase") is not None
         else (),
-        locality=_nq_question(record),
+        locality=nq_question(record),
         case_id=index,
     )
 
 
-def _nq_question(record: Mapping[str, Any]) -> dict[str, tuple[Continuation, ...]]:
+def nq_question(record: Mapping[str, Any]) -> dict[str, tuple[Continuation, ...]]:
     """The locality question, if the record has one."""
     if record.get("loc") is None and record.get("loc_ans") is None:
         return {}

@@ -8,7 +8,7 @@ import torch
 from rome_lens.data.records import EditRecord
 from rome_lens.edit.methods.rome import RomeConfig
 from rome_lens.evaluate.layers.halving import rounds
-from rome_lens.models import Model, output_matrix, run
+from rome_lens.models import Model, count_in_blocks, output_matrix, run
 from rome_lens.models.tokens import tokenize
 
 _ROWS, _LENGTH = 8, 32
@@ -42,7 +42,7 @@ def forecast_seconds(
     products k kT; a step of an edit three passes through the blocks above the edited layer (two thirds) for each
     context.
     """
-    blocks = sum(parameter.numel() for parameter in model.blocks.parameters())
+    blocks = count_in_blocks(model)
     lengths = {name: _mean_length(model, some) for name, some in (("traced", traced), ("edited", edited))}
     cells = len(traced) * samples * model.cfg.n_layers
     products = candidates * len(output_matrix(model, 0)) ** 2 / blocks

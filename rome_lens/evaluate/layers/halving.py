@@ -10,7 +10,8 @@ import pandas as pd
 from rome_lens.data.records import EditRecord
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.methods.rome import RomeConfig, rome
-from rome_lens.evaluate.scoring import BASE, score_edits
+from rome_lens.evaluate.measuring import BASE
+from rome_lens.evaluate.scoring import score_edits
 from rome_lens.evaluate.summary import summarize
 from rome_lens.models import Model
 

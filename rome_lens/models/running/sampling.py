@@ -1,5 +1,6 @@
 """Text that a model writes."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
@@ -20,6 +21,7 @@ def write_on(
     *,
     chances: Float[Tensor, "batch pos"],
     top_k: int,
+    until: Callable[[Int[Tensor, "batch read"]], bool] = lambda tokens: False,
 ) -> Int[Tensor, "batch pos"]:
     """Fills the positions of token rows that are not `given` with sampled tokens, from left to right.
 
@@ -32,6 +34,7 @@ def write_on(
         given: 1 for the prompt's tokens, at the start of each row, and 0 for those to be sampled.
         chances: Numbers from [0, 1); each token is sampled by inverting its distribution's cumulative sum at its own.
         top_k: Number of most probable tokens to sample from; 1: always the most probable one.
+        until: Ends the writing early when it is true of the rows as far as they are filled.
 
     Raises:
         NotFiniteError: the model's logits are NaN or infinite.
@@ -49,6 +52,8 @@ def write_on(
         chosen = best.indices.gather(-1, drawn)[:, 0]
         tokens[:, end] = torch.where(given[:, end].bool(), tokens[:, end], chosen)
         read, end = end, end + 1
+        if until(tokens[:, :end]):
+            break
     return tokens
 
 

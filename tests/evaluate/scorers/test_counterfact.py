@@ -80,7 +80,7 @@ def test_score_edits_gives_a_row_for_each_record_method_and_metric(tiny, weights
     before = weights_of(tiny)
     records = [RECORD, rl.EditRecord(RECORD.request, "Seattle", case_id=6)]
     frame = rl.score_edits(tiny, records, {"noise": lambda *_: made_up(tiny)}, progress=False)
-    assert list(frame.columns) == ["case_id", "method", "metric", "value", "error"]
+    assert list(frame.columns) == ["case_id", "method", "protocol", "metric", "value", "error"]
     assert frame.groupby(["case_id", "method"]).size().to_dict() == {
         (5, "base"): 6,
         (5, "noise"): 6,

@@ -1,0 +1,142 @@
+"""One reader for all published data sets of edits: it recognises the schema by the fields of the records."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+from rome_lens.checking import checked
+from rome_lens.data.cases import MultiHopRecord, RippleRecord
+from rome_lens.data.readers import evoke, qa
+from rome_lens.data.readers.counterfact import counterfact_record
+from rome_lens.data.readers.halluedit import halluedit_record
+from rome_lens.data.readers.knowedit import knowedit_record
+from rome_lens.data.readers.mquake import mquake_record
+from rome_lens.data.readers.reading import parse_list
+from rome_lens.data.readers.ripple import ripple_record
+from rome_lens.data.readers.zsre import zsre_record
+from rome_lens.data.records import EditRecord, QuestionRecord
+from rome_lens.data.tables import raw_records
+from rome_lens.errors import FormatError
+
+AnyRecord: TypeAlias = EditRecord | QuestionRecord | MultiHopRecord | RippleRecord
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A published schema.
+
+    Attributes:
+        name: What it is called.
+        fields: What its records have, and records of the schemas further down the list may lack.
+        read: Makes a record; or a text that says why none can be made, and what to do.
+    """
+
+    name: str
+    fields: frozenset[str]
+    read: Callable[[Mapping[str, Any], int], AnyRecord] | str
+
+    @classmethod
+    def of(cls, name: str, fields: str, read: Callable[[Mapping[str, Any], int], AnyRecord] | str) -> "Schema":
+        return cls(name, frozenset(fields.split()), read)
+
+
+SCHEMAS = (
+    Schema.of("EVOKE", "requested_rewrite prefix_distraction", evoke.evoke_record),
+    Schema.of("EVOKE, subject specificity", "requested_rewrite relation_specificity", evoke.evoke_subject_record),
+    Schema.of(
+        "EasyEdit's CounterFact with portability",
+        "requested_rewrite distracting_neighborhood_prompts",
+        evoke.counterfact_portability_record,
+    ),
+    Schema.of("MQuAKE", "requested_rewrite new_single_hops", mquake_record),
+    Schema.of("CounterFact", "requested_rewrite", counterfact_record),
+    Schema.of("counterfact-tracing", "relation_prefix relation_suffix target_false", evoke.counterfact_tracing_record),
+    Schema.of("RippleEdits", "edit example_type", ripple_record),
+    Schema.of("HalluEditBench", "question object multiple_choices", halluedit_record),
+    Schema.of("UltraEdit's WikiBigEdit", "update ans loc loc_ans", qa.ultraedit_record),
+    Schema.of("UltraEdit's zsRE", "src ans loc loc_ans", qa.ultraedit_record),
+    Schema.of("UltraEditBench", "prompt ans loc loc_ans", qa.ultraedit_record),
+    Schema.of("EasyEdit's zsRE with portability", "src alt portability", qa.zsre_portability_record),
+    Schema.of("zsRE", "src answers", partial(zsre_record, target="answers")),
+    Schema.of("QAEdit", "prompt target rephrase locality", qa.qaedit_record),
+    Schema.of("EasyEdit's flat CounterFact", "prompt target_new locality_prompt", qa.flat_counterfact_record),
+    Schema.of("KnowEdit", "prompt target_new subject", knowedit_record),
+    Schema.of("KnowEdit's WikiBio", "text labels concept", qa.wikibio_record),
+    Schema.of(
+        "KnowEdit's ConvSent",
+        "ent pos neg",
+        "Its records have no prompt. Write one about each `ent`, and make EditRequests of `pos` or `neg`.",
+    ),
+    Schema.of(
+        "KnowEdit's Sanitation",
+        "success locality",
+        "Its records name no subject. Make QuestionRecords of `success`, with a subject out of each question.",
+    ),
+    Schema.of(
+        "known_1000", "known_id attribute", "It holds facts to trace. Read it with rl.data.load_known_facts(path)."
+    ),
+    Schema.of(
+        "attribute snippets", "samples target_id", "It holds texts. Read it with rl.data.load_attribute_snippets(path)."
+    ),
+    Schema.of(
+        "AlpacaEval", "instruction output", "It holds instructions, and nothing to edit. See rl.evaluate.Preference."
+    ),
+    Schema.of(
+        "UnKEBench or EditEverything",
+        "question answer",
+        "Its records name no subject. Make EditRequests, with a subject out of each question.",
+    ),
+)
+
+
+@checked
+def load_records(source: Any, *, strict: bool = True) -> list[AnyRecord]:
+    """Reads a published data set of edits, whichever it is; the schema is recognised by the fields of the records.
+
+    Which one was found is logged (logger `rome_lens`, level INFO). Known are CounterFact and what extends it (EVOKE,
+    EasyEdit's portability, counterfact-tracing), zsRE as MEND, EasyEdit and UltraEdit have it, KnowEdit
+    (WikiData_recent, WikiData_counterfact, ZsRE, WikiBio), QAEdit, MQuAKE (also AKEW's and Remastered), RippleEdits,
+    HalluEditBench, UltraEditBench and WikiBigEdit. What becomes of the fields: docs/own_data.md.
+
+    Args:
+        source: A file of JSON, JSON lines, CSV or Parquet; a data set of Hugging Face's `datasets`; or a list of dicts.
+        strict: Whether a broken record is an error. If not, it is left out, and a DataWarning tells which and why.
+
+    Returns:
+        EditRecords for CounterFact, MultiHopRecords for MQuAKE, RippleRecords for RippleEdits, else QuestionRecords.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        FormatError: The file is damaged or of another kind, no schema fits, or a record lacks a field or has a broken
+            one; the message names the schema, the record and the field.
+        UnavailableError: A Parquet file, and nothing installed that reads it.
+    """
+    place = str(source) if isinstance(source, str | os.PathLike) else f"the given {type(source).__name__}"
+    raw = raw_records(source)
+    schema = _recognized(raw, place)
+    if isinstance(schema.read, str):
+        raise FormatError(f"{place} is {schema.name}. {schema.read}")
+    _log.info("%s is %s: %d records", place, schema.name, len(raw))
+    return parse_list(raw, f"{place} ({schema.name})", schema.read, strict)
+
+
+def _recognized(raw: Any, place: str) -> Schema:
+    """The first schema whose fields most of the first records have."""
+    rows = [raw] if isinstance(raw, Mapping) else raw
+    first = [row for row in rows[:20] if isinstance(row, Mapping)] if isinstance(rows, list) else []
+    for schema in SCHEMAS:
+        if first and 2 * sum(schema.fields <= row.keys() for row in first) > len(first):
+            return schema
+    if not first:
+        raise FormatError(f"{place} holds no records, expected a list of objects with named fields.")
+    fields = list(first[0])
+    near = max(SCHEMAS, key=lambda schema: len(schema.fields & set(fields)) / len(schema.fields))
+    missing = sorted(near.fields - set(fields))
+    raise FormatError(
+        f"The records of {place} have the fields {fields}, which no known schema has; the nearest is {near.name}, of "
+        f"which {missing} are missing. Rename the fields, or make the records in Python (docs/own_data.md)."
+    )

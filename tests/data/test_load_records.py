@@ -1,0 +1,352 @@
+"""One reader recognises the published schemas: small records of our own making, whole and damaged."""
+
+import json
+import logging
+import re
+from copy import deepcopy
+
+import pandas as pd
+import pytest
+
+import rome_lens as rl
+from rome_lens.data.cases import MultiHopRecord, RippleQuery, RippleRecord, RippleTest
+from rome_lens.data.readers.recognising import SCHEMAS, load_records
+from rome_lens.data.records import Continuation, EditRequest, Question, QuestionRecord
+
+REWRITE = {
+    "prompt": "{} plays the",
+    "subject": "Ann Lee",
+    "target_new": {"str": "oboe", "id": "Q1"},
+    "target_true": {"str": "harp", "id": "Q2"},
+    "relation_id": "P1",
+}
+REQUEST = EditRequest("{} plays the", "Ann Lee", "oboe", true_answer="harp")
+HOP = {"Recalled Relation": "", "New Question": "Ann Lee blows a", "New Answer": "reed", "Original Answer": "string"}
+COUNTERFACT = {"case_id": 4, "requested_rewrite": REWRITE, "neighborhood_prompts": ["Bob plays the"]}
+KEPT = (Question("Bob plays the", "harp", instead="oboe"),)
+NQ = {"nq": (Continuation("nq question: who?", "Bob"),)}
+FLAT = {"subject": "Ann Lee", "prompt": "Ann Lee plays the", "rephrase": "What does Ann Lee play?"}
+QUERY = {"prompt": "Her mother is", "answers": [{"value": "Eve", "aliases": ["Eva", ""]}]}
+RIPPLE = {
+    "example_type": "popular",
+    "edit": {"prompt": "The name of the employer of Ann Lee is Acme."},
+    "Relation_Specifity": [{"test_queries": [QUERY], "test_condition": "AND", "condition_queries": [QUERY]}],
+    **{axis: [] for axis in ("Logical_Generalization", "Subject_Aliasing", "Forgetfulness")},
+    **{axis: [] for axis in ("Compositionality_I", "Compositionality_II")},
+}
+EVE = RippleQuery("Her mother is", (("Eve", "Eva"),))
+HALLU = {
+    "subject": "Ann Lee",
+    "object": "oboe",
+    "question": "What does Ann Lee play?",
+    "output_some_model": "harp",
+    "multiple_choices": "['oboe', 'harp']",
+    "paraphrased_question": "Which instrument does Ann Lee play?",
+    "multiple_choice_with_letters": "A. harp  B. oboe",
+    "multiple_choice_labels": "B",
+    "yes_question": "Does she play the oboe?",
+    "no_question": "Does she play the harp?",
+    "locality_question": "Where was she born?",
+    "reversed_relation_question": "Who plays the oboe?",
+    "question_2hop": "What does she blow?",
+    "answer_2hop": "a reed",
+}
+MQUAKE = {
+    "case_id": 9,
+    "requested_rewrite": [REWRITE],
+    "questions": ["What is blown by her?"],
+    "answer": "nothing",
+    "new_answer": "reed",
+    "new_answer_alias": ["cane"],
+    "new_single_hops": [{"question": "?", "cloze": "Ann Lee plays the", "answer": "oboe", "answer_alias": []}],
+}
+CASES = {
+    "CounterFact": (
+        COUNTERFACT,
+        rl.EditRecord(
+            EditRequest("{} plays the", "Ann Lee", "oboe"),
+            "harp",
+            neighborhood_prompts=("Bob plays the",),
+            case_id=4,
+            relation="P1",
+            target_id="Q1",
+        ),
+    ),
+    "EVOKE": (
+        COUNTERFACT | {"prefix_distraction": ["Ann Lee plays the oboe. Bob plays the"], "portability": HOP},
+        QuestionRecord(
+            REQUEST,
+            portability={"multi_hop": (Question("Ann Lee blows a", "reed", instead="string"),)},
+            locality={
+                "relation_specificity": KEPT,
+                "prefix_distraction": (Question("Ann Lee plays the oboe. Bob plays the", "harp", instead="oboe"),),
+            },
+            case_id=4,
+        ),
+    ),
+    "EVOKE, subject specificity": (
+        {
+            "case_id": 4,
+            "requested_rewrite": REWRITE,
+            "relation_specificity": {"prompt": "Her home is", "answer": {"value": "Rome", "aliases": ["Roma"]}},
+        },
+        QuestionRecord(
+            REQUEST,
+            locality={"subject_specificity": (Question("Her home is", "Rome", aliases=("Roma",), instead="oboe"),)},
+            case_id=4,
+        ),
+    ),
+    "EasyEdit's CounterFact with portability": (
+        COUNTERFACT
+        | {
+            "portability": {name: HOP[name] for name in ("New Question", "New Answer")},
+            "unrelated_relation": {"relation_id": "", "object": "human", "question": "What is she?"},
+            "distracting_neighborhood_prompts": ["Oboe! Bob plays the"],
+        },
+        QuestionRecord(
+            REQUEST,
+            portability={"one_hop": (Question("Ann Lee blows a", "reed"),)},
+            locality={
+                "neighborhood": KEPT,
+                "distracting_neighbor": (Question("Oboe! Bob plays the", "harp", instead="oboe"),),
+                "other_attribution": (Question("What is she?", "human"),),
+            },
+            case_id=4,
+        ),
+    ),
+    "MQuAKE": (
+        MQUAKE,
+        MultiHopRecord(
+            (REQUEST,),
+            (Question("What is blown by her?", "reed", aliases=("cane",), instead="nothing"),),
+            (Question("Ann Lee plays the", "oboe"),),
+            9,
+        ),
+    ),
+    "counterfact-tracing": (
+        {
+            "relation_prefix": "Here,",
+            "subject": " Ann Lee",
+            "relation_suffix": " plays the",
+            "target_true": " harp",
+            "target_false": " oboe",
+            "relation_id": "P1",
+        },
+        rl.EditRecord(EditRequest("Here, {} plays the", "Ann Lee", "oboe", true_answer="harp"), "harp", relation="P1"),
+    ),
+    "RippleEdits": (
+        RIPPLE,
+        RippleRecord(
+            EditRequest("The name of the employer of {} is", "Ann Lee", "Acme"),
+            {"Relation_Specificity": (RippleTest((EVE,), "AND", (EVE,)),)},
+        ),
+    ),
+    "HalluEditBench": (
+        HALLU,
+        QuestionRecord(
+            EditRequest("What does {} play?", "Ann Lee", "oboe", true_answer="harp"),
+            ("Which instrument does Ann Lee play?",),
+            portability={
+                "choice": (Question("What does Ann Lee play? A. harp  B. oboe", "B"),),
+                "yes": (Question("Does she play the oboe?", "Yes", instead="No"),),
+                "no": (Question("Does she play the harp?", "No", instead="Yes"),),
+                "reversed": (Question("Who plays the oboe?", "Ann Lee"),),
+                "2hop": (Question("What does she blow?", "a reed"),),
+            },
+            locality={"unrelated": (Question("Where was she born?", ""),)},
+        ),
+    ),
+    "UltraEdit's WikiBigEdit": (
+        FLAT
+        | {"update": FLAT["prompt"], "ans": "oboe", "loc": "Who?", "loc_ans": "Bob", "personas": None}
+        | {"mhop": "Ann Lee blows a", "mhop_ans": "reed"},
+        QuestionRecord(
+            EditRequest("{} plays the", "Ann Lee", "oboe"),
+            ("What does Ann Lee play?",),
+            portability={"multi_hop": (Question("Ann Lee blows a", "reed"),)},
+            locality={"nq": (Continuation("Who?", "Bob"),)},
+        ),
+    ),
+    "UltraEdit's zsRE": (
+        {"src": FLAT["prompt"], "subject": "Ann Lee", "ans": "oboe", "loc": "who", "loc_ans": "Bob"},
+        QuestionRecord(EditRequest("{} plays the", "Ann Lee", "oboe"), locality={"nq": (Continuation("who?", "Bob"),)}),
+    ),
+    "UltraEditBench": (
+        {"prompt": FLAT["prompt"], "subject": "Ann Lee", "ans": "oboe", "loc": "Who?", "loc_ans": "Bob"}
+        | {"rephrase_prompt": "She plays"},
+        QuestionRecord(
+            EditRequest("{} plays the", "Ann Lee", "oboe"),
+            ("She plays",),
+            locality={"nq": (Continuation("Who?", "Bob"),)},
+        ),
+    ),
+    "EasyEdit's zsRE with portability": (
+        {"subject": "Ann Lee", "src": FLAT["prompt"], "rephrase": "She plays", "alt": "oboe", "answers": ["harp"]}
+        | {"loc": "nq question: who", "loc_ans": "Bob", "portability": HOP},
+        QuestionRecord(
+            REQUEST,
+            ("She plays",),
+            portability={"one_hop": (Question("Ann Lee blows a", "reed", instead="string"),)},
+            locality=NQ,
+        ),
+    ),
+    "zsRE": (
+        {"subject": "Ann Lee", "src": FLAT["prompt"], "rephrase": "She plays", "answers": ["oboe"]}
+        | {"loc": "nq question: who", "loc_ans": "Bob"},
+        QuestionRecord(EditRequest("{} plays the", "Ann Lee", "oboe"), ("She plays",), locality=NQ),
+    ),
+    "QAEdit": (
+        FLAT | {"id": 556, "source": "NQ", "target": "oboe", "locality": [{"loc": "who?", "loc_ans": "Bob"}]},
+        QuestionRecord(
+            EditRequest("{} plays the", "Ann Lee", "oboe"),
+            ("What does Ann Lee play?",),
+            locality={"nq": (Continuation("who?", "Bob"),)},
+            case_id=556,
+        ),
+    ),
+    "EasyEdit's flat CounterFact": (
+        {"case_id": 4, "subject": "Ann Lee", "prompt": FLAT["prompt"], "target_new": "oboe", "ground_truth": "harp"}
+        | {"rephrase_prompt": "She plays", "locality_prompt": "Bob plays the", "locality_ground_truth": "harp"},
+        QuestionRecord(
+            REQUEST, ("She plays",), locality={"neighborhood": (Continuation("Bob plays the", "harp"),)}, case_id=4
+        ),
+    ),
+    "KnowEdit": (
+        {"subject": "Ann Lee", "prompt": FLAT["prompt"], "target_new": "oboe", "ground_truth": ["harp"]}
+        | {"locality": {"Forgetfulness": [{"prompt": "She is", "ground_truth": [["human"]]}]}},
+        QuestionRecord(REQUEST, locality={"Forgetfulness": (Continuation("She is", "human"),)}),
+    ),
+    "KnowEdit's WikiBio": (
+        {"text": "This is about Ann Lee.", "labels": "She plays.", "concept": "Ann Lee", "locality": {}},
+        QuestionRecord(EditRequest("This is about {}.", "Ann Lee", "She plays.")),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_schema_is_recognised_and_read(name, tmp_path, caplog):
+    raw, expected = CASES[name]
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps([raw]))
+    with caplog.at_level(logging.INFO, "rome_lens"):
+        (record,) = load_records(path)
+    assert record == expected
+    assert f"is {name}: 1 records" in caplog.text
+
+
+def test_every_schema_that_is_read_has_a_case():
+    assert {schema.name for schema in SCHEMAS if callable(schema.read)} == set(CASES)
+
+
+def damaged(raw):
+    """Copies with one text field of the record gone, null, a number, blank or a list of numbers, however deep."""
+
+    def places(value, path=()):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from places(inner, (*path, key))
+        elif isinstance(value, list):
+            for i, inner in enumerate(value):
+                yield from places(inner, (*path, i))
+        elif isinstance(value, str):
+            yield path
+
+    for path in places(raw):
+        for wrong in (None, 5, " ", [5], "gone"):
+            copy = deepcopy(raw)
+            at = copy
+            for key in path[:-1]:
+                at = at[key]
+            if wrong == "gone":
+                del at[path[-1]]
+            else:
+                at[path[-1]] = wrong
+            yield path, copy
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_damaged_records_are_read_without_the_field_or_named(name):
+    """At least ten each: whatever is wrong is a FormatError that names the record; another record stays readable."""
+    raw, _ = CASES[name]
+    schema = next(schema for schema in SCHEMAS if schema.name == name)
+    refused = tried = 0
+    for _, broken in damaged(raw):
+        tried += 1
+        if schema.fields <= broken.keys():
+            refused += refusal([broken]) is not None
+    assert tried >= 10
+    assert refused >= 5
+
+
+def refusal(records):
+    """The FormatError that names the record; None if the records are read."""
+    try:
+        load_records(records)
+    except rl.errors.FormatError as error:
+        return re.search("[Rr]ecord 0", str(error))[0]
+    return None
+
+
+def test_other_data_sets_are_named_with_the_reader_to_use(tmp_path):
+    for fields, said in {
+        "known_id attribute prompt": "is known_1000. It holds facts to trace. Read it with rl.data.load_known_facts",
+        "instruction output": "is AlpacaEval. It holds instructions",
+        "ent pos neg": "is KnowEdit's ConvSent. Its records have no prompt",
+        "question answer category": "is UnKEBench or EditEverything. Its records name no subject",
+        "subject prompt": r"have the fields \['subject', 'prompt'\], .* nearest is .*\. Rename the fields",
+    }.items():
+        with pytest.raises(rl.errors.FormatError, match=said):
+            load_records([dict.fromkeys(fields.split(), "x")])
+    with pytest.raises(rl.errors.FormatError, match="KnowEdit's Sanitation. Its records name no subject"):
+        path = tmp_path / "dict.json"
+        path.write_text(json.dumps({"success": [], "locality": []}))
+        load_records(path)
+    for wrong, said in (
+        ([], "holds no records"),
+        ([1, 2], "holds no records"),
+        (5, "A int was given, expected a path, a list of records, or"),
+        ({"train": 1, "test": 2}, r"has the parts \['train', 'test'\], expected one of them. .*data\['train'\]"),
+    ):
+        with pytest.raises(rl.errors.FormatError, match=said):
+            load_records(wrong)
+
+
+def test_csv_and_json_lines_are_read_and_a_row_that_lacks_cells_is_named(tmp_path):
+    path = tmp_path / "rows.csv"
+    pd.DataFrame([HALLU]).to_csv(path, index=False)
+    assert load_records(path) == [CASES["HalluEditBench"][1]]
+    path.write_text(path.read_text() + "Ann Lee,oboe\n")
+    with pytest.raises(rl.errors.FormatError, match="row 1 has not as many cells as the header"):
+        load_records(path)
+    lines = tmp_path / "rows.jsonl"
+    pd.DataFrame([CASES["QAEdit"][0]]).to_json(lines, orient="records", lines=True)
+    assert load_records(lines) == [CASES["QAEdit"][1]]
+
+
+def test_parquet_is_read_by_pandas_or_the_error_says_what_to_install(tmp_path, monkeypatch):
+    """What pandas reads is checked with a frame in its place, so that no engine is needed."""
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(b"PAR1 and more")
+    frame = pd.DataFrame([CASES["QAEdit"][0]])
+    monkeypatch.setattr(pd, "read_parquet", lambda path: frame)
+    assert load_records(path) == [CASES["QAEdit"][1]]
+
+    def missing(path):
+        raise ImportError("Unable to find a usable engine")
+
+    monkeypatch.setattr(pd, "read_parquet", missing)
+    with pytest.raises(rl.errors.UnavailableError, match="is a Parquet file, and nothing .* pip install pyarrow"):
+        load_records(path)
+
+
+def test_a_data_set_object_gives_its_rows_and_broken_ones_can_be_left_out():
+    class Dataset:
+        def to_list(self):
+            return [CASES["QAEdit"][0], {**CASES["QAEdit"][0], "id": 2, "target": ""}]
+
+    with pytest.raises(
+        rl.errors.FormatError, match=r"Record 1 of the given Dataset \(QAEdit\) is broken: The target is ''"
+    ):
+        load_records(Dataset())
+    with pytest.warns(rl.errors.DataWarning, match="Left out 1 of the 2"):
+        assert load_records(Dataset(), strict=False) == [CASES["QAEdit"][1]]
