@@ -148,7 +148,8 @@ def writer(
 def rome_config(model: Model, options: argparse.Namespace, name: str) -> rl.RomeConfig:
     """The preset, with as many sampled contexts and steps as were asked for."""
     config = PRESETS[name]()
-    lengths = config.context_lengths if options.contexts is None else ((10, options.contexts),)
+    asked = ((10, options.contexts),) if options.contexts else ()
+    lengths = config.context_lengths if options.contexts is None else asked
     contexts = rl.edit.sample_contexts(model, lengths, seed=config.seed)
     steps = config.steps if options.steps is None else options.steps
     return rl.RomeConfig(contexts=contexts, steps=steps, consistent=config.consistent)
