@@ -111,7 +111,8 @@ def reached_most(
             shares[:, i] = 0.0
     best = shares.max(0)
     room = min(len(output_matrix(model, layer)) for layer in covariances) // _PART_OF_RANK
-    rows, places = [], set[tuple[int, ...]]()
+    rows: list[tuple[str, str, float]] = []
+    places = set[tuple[int, ...]]()
     for i in best.values.argsort(descending=True).tolist():
         share, prompt = best.values[i].item(), fill(requests[int(best.indices[i])].prompt, subjects[i].subject)
         ids = tokenize(model, prompt).ids

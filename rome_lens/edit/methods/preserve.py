@@ -1,6 +1,6 @@
 """Prompts whose answers an edit has to leave as they are: which they are, and their keys."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -141,7 +141,7 @@ def preserve_figures(
     }
 
 
-def worst_figures(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def worst_figures(figures: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Of several layers' `preserve_figures` the worst of each; {} if nothing was preserved."""
     worst: dict[str, Callable[[Iterable[float]], float]] = {
         "preserve_growth": max,

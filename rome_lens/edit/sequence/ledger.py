@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -153,6 +154,7 @@ class EditLedger:
         """
         self._check_weights()
         requests, model, config = as_requests(requests), self._model, self._config
+        contexts = config.contexts_for(model)
         with self._opened() as kept:
             missing = [request for request in dict.fromkeys(requests) if request not in self.facts]
             texts = preserved_texts(preserve)
@@ -161,9 +163,9 @@ class EditLedger:
             parts = [missing[i : i + _SAVED_AT_ONCE] for i in range(0, len(missing), _SAVED_AT_ONCE)]
             with tqdm(total=len(missing), desc="ledger", unit="fact", disable=not progress) as bar:
                 for part in parts:
-                    values = optimise_values(model, self.layer, part, config.contexts, config, progress=False)
+                    values = optimise_values(model, self.layer, part, contexts, config, progress=False)
                     for request, value in zip(part, values, strict=True):
-                        keys = subject_keys(model, self.layer, request, config.contexts, token=config.token).cpu()
+                        keys = subject_keys(model, self.layer, request, contexts, token=config.token).cpu()
                         value = replace(value, vector=value.vector.cpu(), initial=value.initial.cpu())
                         self._facts.append(LedgerFact(request, keys.mean(0), keys[0], value, tuple(texts)))
                     kept.save(*as_parts(self._facts))
@@ -265,7 +267,7 @@ class EditLedger:
 
     def _cost(
         self, facts: Sequence[LedgerFact], left: Float[Tensor, "d_mlp fact"], kept: PreservedKeys | None
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         if kept is None:
             return {}
         keys, right = self._keys_and_missing(facts)
