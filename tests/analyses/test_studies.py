@@ -35,7 +35,7 @@ def covariances(given, tiny, tmp_path) -> list[str]:
 def nothing_twice(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Lets the package's functions fail: what they do was done already."""
     for name in names:
-        monkeypatch.setattr(rl, name, lambda *_, **__: pytest.fail("This was done already."))
+        monkeypatch.setattr(f"rome_lens.{name}", lambda *_, **__: pytest.fail("This was done already."))
 
 
 def test_figure5_at_the_papers_size_edits_every_layer(given, covariances, tiny, tmp_path):
@@ -51,7 +51,7 @@ def test_bleed_over_of_all_records_is_kept(given, tmp_path, monkeypatch):
     bleed_over.main([*given["records"], "--full"])
     first = pd.read_csv(tmp_path / "out" / "bleed_over.csv")
     assert first.groupby("case_id").size().to_dict() == {0: 2, 1: 2, 2: 2}
-    nothing_twice(monkeypatch, "rome", "forecast_bleed_over")
+    nothing_twice(monkeypatch, "rome", "evaluate.forecast_bleed_over")
     bleed_over.main([*given["records"], "--full"])
     pd.testing.assert_frame_equal(first, pd.read_csv(tmp_path / "out" / "bleed_over.csv"))
     assert whole(tmp_path / "out", "bleed_over")["arguments"]["count"] is None
