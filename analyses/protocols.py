@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_csv(scores, options.out / "scores.csv")
     write_csv(table, options.out / "by_protocol.csv")
     for name, frame in scores.groupby("data", sort=False):
-        write_figure(rl.plots.plot_scores(rl.summarize(frame)), options.out / f"{name}.html")
+        write_figure(rl.plots.plot_scores(rl.summarize(frame)), options.out / f"{name}")
     write_manifest(options, model)
     shown = table[table["metric"].isin(["efficacy", "paraphrase", "portability", "locality"])]
     print(shown[["data", "method", "metric", "n", *options.protocols]].round(3).to_string(index=False))

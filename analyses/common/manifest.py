@@ -40,11 +40,11 @@ def write_manifest(options: argparse.Namespace, model: Model | None, **details: 
     """
     out: Path = options.out
     process = psutil.Process()
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    named = [Path(value) for name, value in vars(options).items() if isinstance(value, (str, Path)) and name != "out"]
+    values = [each for name, value in vars(options).items() if name != "out" for each in _each(value)]
+    named = [Path(value) for value in values if isinstance(value, (str, Path))]
     made_by = {
         "command": f"{program()} {shlex.join(sys.argv[1:])}".rstrip(),
-        "arguments": given,
+        "arguments": vars(options),
         "inputs": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in named if path.is_file()},
         "model": model and {"name": str(model.cfg.model_name), "architecture": architecture_digest(model)},
         **details,
@@ -58,5 +58,10 @@ def write_manifest(options: argparse.Namespace, model: Model | None, **details: 
     }
     path = out / NAME
     with new_file(path, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(made_by, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(made_by, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     return path
+
+
+def _each(value: Any) -> list[Any]:
+    """The values of an option that takes several, or its one."""
+    return value if isinstance(value, list) else [value]

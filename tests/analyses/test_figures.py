@@ -94,8 +94,8 @@ def test_tracing_against_editing_puts_one_cell_beside_the_scores(given, tiny, tm
     """A second run, as after a kill, neither traces nor edits nor scores again, and finds the same."""
     tracing_against_editing.main([*given["records"], "--count", "2", *TRACE])
     first = pd.read_csv(tmp_path / "out" / "facts.csv")
-    for name in ("rome", "score_record"):
-        monkeypatch.setattr(rl, name, lambda *_, **__: pytest.fail("This was done already."))
+    for name in ("rome", "evaluate.score_record"):
+        monkeypatch.setattr(f"rome_lens.{name}", lambda *_, **__: pytest.fail("This was done already."))
     tracing_against_editing.main([*given["records"], "--count", "2", *TRACE])
     pd.testing.assert_frame_equal(first, pd.read_csv(tmp_path / "out" / "facts.csv"))
     whole(tmp_path / "out", "tracing_against_editing")
