@@ -29,7 +29,7 @@ def test_the_mean_of_the_sums_with_layer_tokens_and_where_it_came_from(tmp_path)
     np.testing.assert_allclose(found.second_moment.numpy(), keys.T @ keys / 50, rtol=1e-5)
     assert (found.layer, found.tokens, found.model) == (17, 50, "gpt2-xl")
     assert found.corpus == f"wikipedia_stats/{NAME}"
-    assert found.probe is None
+    assert found.fingerprint is None
     assert load_published_covariance(folder / NAME, layer=3, corpus="mine").layer == 3
 
 

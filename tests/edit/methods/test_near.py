@@ -1,5 +1,7 @@
 """The bank of subjects, and which of them an edit would reach most."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -89,7 +91,7 @@ def test_auto_preserves_the_nearest(tiny, name):
         assert set(edit.config["preserve"]) <= set(nearest(tiny)["prompt"])
     else:
         method, config = METHODS[name]
-        config = type(config)(contexts=CONTEXTS, steps=2)
+        config = replace(config, contexts=CONTEXTS, steps=2)
         edit = method(tiny, REQUEST, covariances=covariances_of(tiny), config=config, **options)
     assert edit.config["preserve"]
     assert all("Tower is located in the city of" in text for text in edit.config["preserve"])

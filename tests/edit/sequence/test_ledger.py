@@ -185,7 +185,7 @@ def test_a_model_that_was_changed_meanwhile_is_refused(tiny):
 def test_a_nearly_full_ledger_warns(tiny):
     long: list[str] = []
     for name in NAMES:
-        long.append(f"The capital of {name} is located in the city of")
+        long.append(f"The oldest capital of {name} is located in the city of")
         if len(preserved_prompts(tiny, long, [REQUEST], [1], token="subject_last").places) > 103:
             break
     with pytest.warns(rl.errors.EditWarning, match=r"nearly full: \d+ of 128 dimensions of layer 1 are used"):

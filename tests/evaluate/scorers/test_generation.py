@@ -152,7 +152,7 @@ def test_score_edits_gives_rows_that_summarize_reads(tiny):
         progress=False,
     )
     summary = rl.summarize(frame).set_index("method")
-    assert list(summary.columns) == ["n", "failed", "GE", "GE_low", "GE_high"]
+    assert list(summary.columns) == ["protocol", "n", "failed", "GE", "GE_low", "GE_high"]
     assert list(summary.index) == ["base", "rome"]
 
 

@@ -60,7 +60,7 @@ def test_without_neighbours_there_are_no_scores(tiny):
 
 
 def test_scores_of_one_record_go_into_one_summary(tiny):
-    """Other scores stand beside the paper's in one table, which come first."""
+    """Each score has its own rows, under its name; what another score measures is missing there."""
     options = {"methods": {"rome": lambda *_: made_up(tiny)}, "progress": False}
     further = rl.score_edits(
         tiny,
@@ -70,8 +70,9 @@ def test_scores_of_one_record_go_into_one_summary(tiny):
         **options,
     )
     frame = pd.concat([further, rl.score_edits(tiny, [RECORD], **options)])
-    summary = rl.summarize(frame).set_index("method")
+    summary = rl.summarize(frame).set_index(["protocol", "method"])
     metrics = [name for name in summary if "_" not in name]
-    assert metrics == ["n", "failed", "S", "ES", "EM", "PS", "PM", "NS", "NM", "NS+", "NM+", "NKL", "NKL+"]
-    assert summary.loc["base", "NKL"] == 0
-    assert summary.loc["rome", "NKL"] > 0
+    assert metrics == ["n", "failed", "NS+", "NM+", "NKL", "NKL+", "S", "ES", "EM", "PS", "PM", "NS", "NM"]
+    assert summary.loc[("score_specificity", "base"), "NKL"] == 0
+    assert summary.loc[("score_specificity", "rome"), "NKL"] > 0
+    assert summary.loc["probability", "NKL"].isna().all()
