@@ -29,6 +29,8 @@ from tests.public_cases import CASES, ELSEWHERE, FACT, NAMES, World
 from tests.tiny import save_model
 from tests.torture import FULL
 
+pytestmark = pytest.mark.filterwarnings("ignore::rome_lens.errors.EditWarning")  # what others use is a guess here
+
 
 class BridgeWorld(World):
     """Hugging Face's GPT-2 has dropout."""

@@ -258,7 +258,7 @@ CASES: dict[str, Any] = {
     "score_evoke": lambda w: {"model": w.model, "record": w.question},
     "score_mquake": lambda w: {"model": w.model, "record": rl.data.MultiHopRecord((REQUEST,), (HOP,)), "new_tokens": 2},
     "score_ripple": lambda w: {"model": w.model, "record": rl.data.RippleRecord(REQUEST), "before": {}},
-    "score_robustness": lambda w: {"model": w.chatting, "record": w.doubted, "turns": 1},
+    "score_robustness": lambda w: {"model": w.chatting, "record": w.doubted, "turns": 1, "new_tokens": 5},
     "alphaedit": lambda w: {
         "model": w.model,
         "requests": [REQUEST],

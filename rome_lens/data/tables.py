@@ -34,13 +34,13 @@ def raw_records(source: Any) -> Any:
         return read_records(path)
     if isinstance(source, Mapping):
         raise FormatError(
-            f"The data set has the parts {list(source)}, expected one of them. Choose, for example "
+            f"source has the parts {list(source)}, expected one of them. Choose, for example "
             f"load_records(data[{next(iter(source), 'test')!r}])."
         )
     rows = source if isinstance(source, list) else getattr(source, "to_list", lambda: None)()
     if not isinstance(rows, list):
         raise FormatError(
-            f"A {type(source).__name__} was given, expected a path, a list of records, or a data set of Hugging Face's."
+            f"source is a {type(source).__name__}, expected a path, a list of records, or a data set of Hugging Face's."
         )
     return rows
 

@@ -13,6 +13,7 @@ import pytest
 
 import rome_lens as rl
 from tests.evaluate.test_sequence import RECORDS, noise, same
+from tests.torture import times
 
 run = partial(rl.score_edits, progress=False)
 
@@ -240,10 +241,11 @@ def test_one_method_goes_by_its_own_name(tiny):
         pd.testing.assert_frame_equal(frame, named.replace({"method": {"scaled": "noise"}}))
 
 
-KILLS = 20
+KILLS = times(6, 20)
 
 
-def test_killed_twenty_times_at_random_moments_the_table_equals_an_unbroken_one(tiny_folder, tmp_path):
+@pytest.mark.torture
+def test_killed_at_random_moments_the_table_equals_an_unbroken_one(tiny_folder, tmp_path):
     """tests/evaluate/killing.py forks runs and kills them with SIGKILL; each table that gets finished is compared."""
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}

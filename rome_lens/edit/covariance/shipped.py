@@ -22,7 +22,7 @@ def shipped_covariance(model: Model) -> KeyCovariance:
     if name is None:
         preset = nearest_preset(model, "rome")
         raise ValueError(
-            f"No covariance was given, and none ships for {model.cfg.model_name} (there is one for "
+            f"No covariances were given (None), and none ships for {model.cfg.model_name} (there is one for "
             f"{', '.join(SHIPPED_COVARIANCES)}). Collect one: collect_covariance(model, "
             f"layers=[{'layer' if preset is None else preset.layers[-1]}], texts=...)."
         )

@@ -1,6 +1,7 @@
 """Health of edits: what alarms, and what is done about it."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,8 +73,9 @@ def test_different_keys_on_the_two_sides_of_eq_2_are_the_known_failure(smollm2):
     of the mean key's share and is refused; with one key on both sides the edit is healthy.
     """
     request = rl.EditRequest("{} is located in", "Liberia", target="Antarctica")
+    reference = replace(rl.RomeConfig.reference(), steps=1)  # the keys are what fails, whatever v* is
     with pytest.raises(
         rl.errors.EditError, match=r"0\.0\d+ of the mean key's share.*RomeConfig\(consistent=True\) uses one key"
     ):
-        rl.rome(smollm2, request, config=rl.RomeConfig.reference(), on_unhealthy="raise", progress=False)
+        rl.rome(smollm2, request, config=reference, on_unhealthy="raise", progress=False)
     assert rl.rome(smollm2, request, on_unhealthy="raise", progress=False).health.problems == []

@@ -16,9 +16,11 @@ from rome_lens.edit.search.value import Value, optimise_values
 from rome_lens.edit.sequence.ledger import EditLedger
 from tests import tiny as tiny_models
 from tests.edit.methods.test_rome import CONTEXTS, REQUEST, covariance_of
+from tests.torture import times
 
 pytestmark = pytest.mark.filterwarnings("ignore::rome_lens.errors.EditWarning")  # a random model's edits are large
-KILLS = 20
+KILLS = times(5, 20)
+MANY = times(60, 200)
 NAMES = ("Paris", "Rome", "Seattle", "Italy", "France", "Apple", "Porsche", "Honda", "Dante", "Hugo", "Beats", "Space")
 REQUESTS = tuple(
     rl.EditRequest("{} is owned by", f"{one} {other} {last}", target=target)
@@ -55,7 +57,8 @@ def wide(tmp_path_factory):
     return rl.load_model(folder, device="cpu")
 
 
-def test_two_hundred_facts_give_the_same_weights_in_any_order_and_withdrawn_ones_leave_nothing(wide, monkeypatch):
+@pytest.mark.torture
+def test_many_facts_give_the_same_weights_in_any_order_and_withdrawn_ones_leave_nothing(wide, monkeypatch):
     """Each value is searched for once; the search does not know of the ledger."""
     values: dict[rl.EditRequest, Value] = {}
 
@@ -65,21 +68,21 @@ def test_two_hundred_facts_give_the_same_weights_in_any_order_and_withdrawn_ones
         return [values[request] for request in requests]
 
     monkeypatch.setattr("rome_lens.edit.sequence.ledger.optimise_values", search)
-    assert len(REQUESTS) == 200
+    facts, part = REQUESTS[:MANY], MANY // 4
     forward, backward, fewer = ledger_of(wide), ledger_of(wide), ledger_of(wide)
-    forward.add(REQUESTS, progress=False)
-    for start in range(199, -1, -50):
-        backward.add(REQUESTS[max(0, start - 49) : start + 1][::-1], progress=False)
-    assert set(forward.facts) == set(backward.facts) == set(REQUESTS)
+    forward.add(facts, progress=False)
+    for start in range(MANY - 1, -1, -part):
+        backward.add(facts[start + 1 - part : start + 1][::-1], progress=False)
+    assert set(forward.facts) == set(backward.facts) == set(facts)
     assert forward.facts != backward.facts
     assert same(change(backward), change(forward))
     assert forward.to_frame()["residual"].max() < 1e-3
-    fewer.add(REQUESTS[50:], progress=False)
-    for request in REQUESTS[:50]:
+    fewer.add(facts[part:], progress=False)
+    for request in facts[:part]:
         forward.withdraw(request)
     assert same(change(forward), change(fewer))
     room = forward.room()
-    assert (room.rank_used, room.width) == (150, 512)
+    assert (room.rank_used, room.width) == (MANY - part, 512)
     weight = wide.blocks[1].mlp.W_out
     assert room.relative_norm == pytest.approx((change(forward).norm() / weight.norm()).item(), rel=1e-4)
 
@@ -206,7 +209,8 @@ def test_a_ledger_of_no_layer_or_of_two_keys_is_refused(tiny, options, says):
         EditLedger(tiny, covariances=covariances, **options)
 
 
-def test_killed_twenty_times_at_random_moments_the_ledger_is_whole(tiny_folder, tiny, tmp_path):
+@pytest.mark.torture
+def test_killed_at_random_moments_the_ledger_is_whole(tiny_folder, tiny, tmp_path):
     """tests/edit/sequence/killing.py adds and withdraws in forked children that it kills."""
     root = Path(__file__).parents[3]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
