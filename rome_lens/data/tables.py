@@ -40,7 +40,8 @@ def raw_records(source: Any) -> Any:
     rows = source if isinstance(source, list) else getattr(source, "to_list", lambda: None)()
     if not isinstance(rows, list):
         raise FormatError(
-            f"source is a {type(source).__name__}, expected a path, a list of records, or a data set of Hugging Face's."
+            f"source is of the type {type(source).__name__}, expected a path, a list of records, or a data set of "
+            "Hugging Face's."
         )
     return rows
 

@@ -304,7 +304,7 @@ def test_other_data_sets_are_named_with_the_reader_to_use(tmp_path):
     for wrong, said in (
         ([], "holds no records"),
         ([1, 2], "holds no records"),
-        (5, "A int was given, expected a path, a list of records, or"),
+        (5, "source is of the type int, expected a path, a list of records, or"),
         ({"train": 1, "test": 2}, r"has the parts \['train', 'test'\], expected one of them. .*data\['train'\]"),
     ):
         with pytest.raises(rl.errors.FormatError, match=said):
