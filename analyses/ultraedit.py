@@ -7,7 +7,6 @@ numbers, sweep over records that are not scored later (--skip).
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,8 @@ def run(
     memory, seconds, done = rl.edit.EditMemory(), 0.0, 0
     originals = {
         (layer, matrix): find_matrix(model, layer, matrix).values.clone()
-        for layer, matrix in product(config.layers_for(model), config.matrices)
+        for matrix, blocks in config.layers_for(model).items()
+        for layer in blocks
     }
     yield {"edits": 0} | measured(model, records, sample=sample, text=text)
     try:
@@ -138,24 +138,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = options.perplexity_texts.read_text(encoding="utf-8") if options.perplexity_texts else None
     rows = []
     for layers, matrices, rate in product(options.layers, options.matrices, options.learning_rates):
-        config = rl.edit.UltraEditConfig(
-            layers=None if layers == "default" else [int(layer) for layer in layers.split(",")],
-            matrices=tuple(matrices.split(",")),
-            learning_rate=rate,
-        )
+        usual = rl.edit.UltraEditConfig().layers_for(model)["out"]
+        blocks = usual if layers == "default" else [int(layer) for layer in layers.split(",")]
+        config = rl.edit.UltraEditConfig(layers=dict.fromkeys(matrices.split(","), blocks), learning_rate=rate)
         given: dict[str, Any] = {
             "turn": options.turn,
             "checkpoints": options.checkpoints,
             "sample": options.sample,
             "text": text,
         }
-        numbers = {name: asdict(config)[name] for name in ("matrices", "learning_rate")}
+        numbers = {"layers": " ".join(map(str, blocks)), "matrices": matrices, "learning_rate": rate}
         for row in run(model, records, config, **given):
-            rows.append({"layers": " ".join(map(str, config.layers_for(model))), **numbers, **row})
-            write_csv(
-                pd.DataFrame(rows).assign(matrices=lambda frame: frame["matrices"].map(" ".join)),
-                options.out / "table.csv",
-            )
+            rows.append({**numbers, **row})
+            write_csv(pd.DataFrame(rows), options.out / "table.csv")
             print(rows[-1], flush=True)
     write_manifest(options, model)
 

@@ -216,7 +216,7 @@ CASES: dict[str, Any] = {
         "table": SUMMARY,
     },
     "MendConfig": lambda w: {"layers": [1, 2]},
-    "Preset": lambda w: {"model": "GPT-2", "method": "rome", "matrices": {"down": (1,)}},
+    "Preset": lambda w: {"model": "GPT-2", "method": "rome", "matrices": {"out": (1,)}},
     "ModelComparison": lambda w: dict.fromkeys(["tokens", "divergence", "lens", "contributions"], LENS),
     "MultivariateGaussianNoise": lambda w: {"scale": 1.0},
     "Prediction": lambda w: {"wanted": (1, 2), "predicted": (1, 3)},
@@ -244,7 +244,7 @@ CASES: dict[str, Any] = {
     "ultraedit": lambda w: {
         "model": w.model,
         "requests": [REQUEST, rl.EditRequest("{} is owned by", "Beats Music", "Apple")],
-        "config": rl.edit.UltraEditConfig(layers=[1]),
+        "config": rl.edit.UltraEditConfig(layers={"out": [1]}),
         **WARNS_NOT,
     },
     "by_protocol": lambda w: {"frame": rl.evaluate.load_scores(w.evaluation)},

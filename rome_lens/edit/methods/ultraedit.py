@@ -15,6 +15,7 @@ from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_probl
 from rome_lens.edit.artifact.update import least_rank
 from rome_lens.edit.methods.memory import EditMemory
 from rome_lens.edit.methods.requests import Requests, as_requests
+from rome_lens.edit.presets.table import preset_to_use
 from rome_lens.edit.search.gradients import inputs_and_gradients
 from rome_lens.edit.search.settings import check_ascending, check_positive
 from rome_lens.edit.search.targets import check_requests
@@ -33,34 +34,45 @@ class UltraEditConfig:
     """The numbers of UltraEdit.
 
     Attributes:
-        layers: the blocks to edit, ascending; None: five of the last 40 % of the model, evenly spaced.
-        matrices: which matrices of their MLPs (the authors: gate, up and down, which differ by model).
+        layers: the blocks to edit, ascending, by the matrix of their MLPs that is edited (the authors' differ by model:
+            see `for_model`), such as {"gate": [11, 12], "in": [18]}; None: the output matrices of five blocks of the
+            last 40 % of the model, evenly spaced.
         learning_rate: of the one step. The authors have 1e-6 for models of 7 billion parameters; see docs/many_edits.md
             for what suits a small one.
         requests_per_pass: whose mean loss is one gradient (batch_size: 10): a gradient's size, and so what the running
             statistics are of, depends on it.
     """
 
-    layers: Sequence[int] | None = None
-    matrices: Sequence[MlpMatrix] = ("out",)
+    layers: Mapping[MlpMatrix, Sequence[int]] | None = None
     learning_rate: float = 1e-3
     requests_per_pass: int = 10
 
     def __post_init__(self) -> None:
         if self.layers is not None:
-            check_ascending(self.layers)
-        if not self.matrices or len(set(self.matrices)) < len(self.matrices):
-            raise ValueError(f"matrices is {self.matrices!r}, expected at least one of in, gate, out, each once.")
+            if not self.layers:
+                raise ValueError("layers is {}, expected blocks of at least one matrix: in, gate or out.")
+            for blocks in self.layers.values():
+                check_ascending(blocks)
         check_positive(self, "learning_rate")
         check_whole(requests_per_pass=self.requests_per_pass)
 
-    def layers_for(self, model: Model) -> list[int]:
-        """The blocks to edit."""
+    @classmethod
+    def for_model(cls, model: Model) -> "UltraEditConfig":
+        """The numbers known for a model of this family and shape; `find_preset` tells where they come from.
+
+        Raises:
+            ValueError: none are known for its family.
+        """
+        preset = preset_to_use(model, "ultraedit")
+        return cls(layers=preset.matrices, **preset.numbers)
+
+    def layers_for(self, model: Model) -> dict[MlpMatrix, list[int]]:
+        """The blocks to edit, by matrix."""
         if self.layers is not None:
-            return list(self.layers)
+            return {matrix: list(blocks) for matrix, blocks in self.layers.items()}
         count = model.cfg.n_layers
         first, last = round(0.6 * count), round(0.85 * count)
-        return sorted({first + round(i * (last - first) / 4) for i in range(5)} & set(range(count)))
+        return {"out": sorted({first + round(i * (last - first) / 4) for i in range(5)} & set(range(count)))}
 
 
 @checked
@@ -101,9 +113,10 @@ def ultraedit(
     config = UltraEditConfig() if config is None else config
     requests = as_requests(requests)
     check_requests(requests)
-    places = [(layer, matrix) for layer in config.layers_for(model) for matrix in config.matrices]
+    layers = config.layers_for(model)
+    places = sorted((layer, matrix) for matrix, blocks in layers.items() for layer in blocks)
     weights = {place: finite_matrix(model, *place) for place in places}
-    used = as_json(replace(config, layers=config.layers_for(model)))
+    used = as_json(replace(config, layers=layers))
     memory = EditMemory() if memory is None else memory
     memory.check("ultraedit", used)
 

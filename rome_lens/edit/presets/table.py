@@ -12,7 +12,7 @@ import pandas as pd
 
 from rome_lens.checking import checked
 from rome_lens.errors import EditWarning, warn
-from rome_lens.models import Model, check_model, model_family
+from rome_lens.models import MlpMatrix, Model, check_model, model_family
 
 Method = Literal["rome", "memit", "alphaedit", "emmet", "ultraedit", "finetune"]
 Provenance = Literal["measured", "published", "inherited", "guess"]
@@ -20,7 +20,7 @@ Shape = tuple[str, int, int, int]  # family, layers, d_model, d_mlp
 
 _NOT_NUMBERS = {"model", "method", "layers", "provenance", "source"}
 _WHOLE = {"steps"}
-_OUTPUT = "down"
+_OUTPUT: MlpMatrix = "out"
 
 
 @checked
@@ -31,8 +31,7 @@ class Preset:
     Attributes:
         model: whose numbers they are.
         method: the method's function in `rome_lens.edit`.
-        matrices: the edited blocks, ascending, by the MLP matrix that is edited in them: "down" (the output matrix),
-            "up" or "gate".
+        matrices: the edited blocks, ascending, by the MLP matrix that is edited in them: "out", "in" or "gate".
         numbers: fields of the method's config; the config's own defaults hold for those that are missing.
         provenance: "measured" by this package; "published" by the method's authors; "inherited": used by others, mostly
             copied from another model; "guess": those of the nearest known model of the family, the layers scaled by
@@ -42,7 +41,7 @@ class Preset:
 
     model: str
     method: Method
-    matrices: Mapping[str, tuple[int, ...]]
+    matrices: Mapping[MlpMatrix, tuple[int, ...]]
     numbers: Mapping[str, Any] = field(default_factory=dict)
     provenance: Provenance = "guess"
     source: str = ""
@@ -57,7 +56,7 @@ class Preset:
 def list_presets() -> pd.DataFrame:
     """All presets of the package: model, method, layers, the numbers (NaN: the config's default), provenance, source.
 
-    The layers are those of output matrices unless "gate" or "up" stands before them.
+    The layers are those of output matrices unless "gate" or "in" (up_proj) stands before them.
     """
     return _read("presets.csv")
 
@@ -158,13 +157,14 @@ def _presets(method: Method) -> dict[str, Preset]:
     return made
 
 
-def _parsed(text: str) -> dict[str, tuple[int, ...]]:
-    """Blocks by matrix: {"gate": (11, 12), "up": (18,)} of "gate 11-12; up 18"; {"down": (5,)} of "5"."""
-    found = {}
+def _parsed(text: str) -> dict[MlpMatrix, tuple[int, ...]]:
+    """Blocks by matrix: {"gate": (11, 12), "in": (18,)} of "gate 11-12; in 18"; {"out": (5,)} of "5"."""
+    found: dict[MlpMatrix, tuple[int, ...]] = {}
     for part in text.split("; "):
         *name, numbers = part.split()
         first, _, last = numbers.partition("-")
-        found[name[0] if name else _OUTPUT] = tuple(range(int(first), int(last or first) + 1))
+        matrix: Any = name[0] if name else _OUTPUT
+        found[matrix] = tuple(range(int(first), int(last or first) + 1))
     return found
 
 

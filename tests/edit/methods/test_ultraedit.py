@@ -19,7 +19,7 @@ REQUESTS = [
     rl.EditRequest("{} is owned by", "Beats Music", target="Porsche and Honda"),
     rl.EditRequest("{} is a product of", "Honda Civic", target="Apple"),
 ]
-CONFIG = {"layers": [0, 2], "learning_rate": 1e-3, "requests_per_pass": 2}
+CONFIG = {"layers": {"out": [0, 2]}, "learning_rate": 1e-3, "requests_per_pass": 2}
 
 
 def one_token(model) -> rl.EditRequest:
@@ -35,7 +35,8 @@ def test_two_turns_equal_a_plain_loop_over_the_equations(tiny_model, hugging_fac
     """The second turn goes on with the statistics of the first, on the model with its edit; to 1e-3 of the norm."""
     model, hf_model = tiny_model(family), hugging_face(family)
     before = weights_of(model)
-    config, memory = UltraEditConfig(matrices=matrices, **CONFIG), EditMemory()
+    layers = {matrix: [0, 2] for matrix in matrices}
+    config, memory = UltraEditConfig(**(CONFIG | {"layers": layers})), EditMemory()
     turns = [REQUESTS[:3], REQUESTS[3:]]
     modules = {(layer, matrix): find_matrix(hf_model, layer, matrix).module for layer in (0, 2) for matrix in matrices}
     texts = [tokenize_continuation(model, request.text, request.target) for request in REQUESTS]
@@ -82,17 +83,17 @@ def test_bad_input_is_told_and_changes_neither_model_nor_memory(tiny, weights_of
     with pytest.raises(ValueError, match="Two requests are about"):
         ultraedit(tiny, [REQUESTS[1], rl.EditRequest(CITY, "The Colosseum", target="Seattle")], memory=memory)
     with pytest.raises(ValueError, match="has no single matrix 'gate'"):
-        ultraedit(tiny, REQUESTS, config=UltraEditConfig(layers=[0], matrices=("gate",)))
+        ultraedit(tiny, REQUESTS, config=UltraEditConfig(layers={"gate": [0]}))
     with pytest.raises(ValueError, match="layer is 9"):
-        ultraedit(tiny, REQUESTS, config=UltraEditConfig(layers=[9]))
+        ultraedit(tiny, REQUESTS, config=UltraEditConfig(layers={"out": [9]}))
     with pytest.raises(rl.errors.EditError, match="at least 2 requests at once"):
-        ultraedit(tiny, one_token(tiny), config=UltraEditConfig(layers=[0]), progress=False)
+        ultraedit(tiny, one_token(tiny), config=UltraEditConfig(layers={"out": [0]}), progress=False)
     assert all(torch.equal(value, kept[name]) for name, value in memory.tensors.items())
     assert same(tiny, before)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"layers": [2, 1]}, {"matrices": ()}, {"learning_rate": 0.0}, {"requests_per_pass": 0}]
+    "wrong", [{"layers": {"out": [2, 1]}}, {"layers": {}}, {"learning_rate": 0.0}, {"requests_per_pass": 0}]
 )
 def test_numbers_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

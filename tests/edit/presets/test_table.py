@@ -149,5 +149,7 @@ def test_matrices_other_than_the_output_are_named(shaped):
     """UltraEdit edits gates in some layers and up-projections in others."""
     preset = find_preset(shaped("Llama-3-8B"), "ultraedit")
     assert isinstance(preset, Preset)
-    assert preset.matrices == {"gate": tuple(range(11, 16)), "up": tuple(range(18, 25))}
+    assert preset.matrices == {"gate": tuple(range(11, 16)), "in": tuple(range(18, 25))}
     assert preset.layers == (*range(11, 16), *range(18, 25))
+    config = rl.edit.UltraEditConfig.for_model(shaped("Llama-3-8B"))
+    assert config.layers == preset.matrices
