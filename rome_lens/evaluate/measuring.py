@@ -118,7 +118,7 @@ def measured(model: Model, task: Task, *, methods: Mapping[str, Method], ways: W
             rows += _rows(model, record, state, here, noted, noted)
             continue
         try:
-            edit = methods[state](model, requests_of(record))
+            edit = methods[state](model, as_asked(requests_of(record)))
             if not isinstance(edit, Edit):
                 raise TypeError(f"The method {state!r} returned {edit!r}, expected an Edit.")
             with edit.applied(model):
@@ -128,10 +128,14 @@ def measured(model: Model, task: Task, *, methods: Mapping[str, Method], ways: W
     return rows
 
 
-def requests_of(record: Record) -> Any:
-    """What a method is given: the request, or all requests of a record that has several."""
-    requests = getattr(record, "requests", ())
-    return list(requests) if len(requests) > 1 else record.request
+def requests_of(record: Record) -> list[EditRequest]:
+    """All that is to be written of a record: its request, or its requests where it has several."""
+    return list(getattr(record, "requests", ())) or [record.request]
+
+
+def as_asked(requests: Sequence[EditRequest]) -> Any:
+    """What a method is given: one request as it is, several as a list."""
+    return requests[0] if len(requests) == 1 else list(requests)
 
 
 def _notes(name: str, way: "known.Protocol | OwnScore", asked: Mapping[str, Sequence[str]]) -> bool:

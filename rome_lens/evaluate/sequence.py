@@ -14,14 +14,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rome_lens.checking import check_whole, checked
-from rome_lens.data.records import EditRecord
+from rome_lens.data.records import EditRecord, EditRequest
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.health import EditHealth
 from rome_lens.edit.artifact.written import keeping
 from rome_lens.edit.methods.rome import rome
 from rome_lens.edit.search.targets import check_requests
 from rome_lens.errors import EditError, NotFiniteError
-from rome_lens.evaluate.measuring import Method, Record, Scorer
+from rome_lens.evaluate.measuring import Method, Record, Scorer, requests_of
 from rome_lens.evaluate.scorers.counterfact import score_record
 from rome_lens.evaluate.scorers.zsre import score_zsre
 from rome_lens.evaluate.sequence_edits import SequenceEdits, as_one
@@ -91,7 +91,7 @@ def edit_sequence(
         model: is edited and put back.
         records: in the order of the edits.
         method: Makes an Edit of the model as edited so far and a request, for example `partial(rome, config=config)`;
-            with a `batch` above 1, of a list of requests.
+            of a list of requests with a `batch` above 1 or where a record has several.
         batch: How many records are written at once; the last batch may be smaller.
         score: Scores a record: `score(model, record)`; None: `score_record` for EditRecords, `score_zsre` for others.
         out: Folder for this sequence alone, made if missing; None: nothing is kept on disk.
@@ -121,7 +121,7 @@ def edit_sequence(
     check_whole(batch=batch)
     starts = range(0, len(records), batch)
     for start in starts:
-        check_requests([record.request for record in records[start : start + batch]])
+        check_requests(_requests(records[start : start + batch]))
     stop = StopRule() if stop is None else stop
     text_digest = None if text is None else hashlib.sha256(text.encode()).hexdigest()
     depends = {"text": text_digest, "perplexity_tokens": perplexity_tokens, "method": plain(method)}
@@ -165,7 +165,7 @@ def edit_sequence(
         for number, start in enumerate(starts, start=1):
             part = records[start : start + batch]
             try:
-                edit = edits.get(number, [record.request for record in part])
+                edit = edits.get(number, _requests(part))
                 for update in edit.updates:
                     if (update.layer, update.matrix) not in originals:
                         found = find_matrix(model, update.layer, update.matrix)
@@ -202,6 +202,11 @@ def load_sequence(folder: str | os.PathLike[str]) -> EditSequence:
     """
     rows = dict(read_journal(folder, kind=_KIND, read=_read))
     return tables(rows, max((number for kind, number in rows if kind == "edit"), default=0), "")
+
+
+def _requests(records: Iterable[Record]) -> list[EditRequest]:
+    """What a batch writes."""
+    return [request for record in records for request in requests_of(record)]
 
 
 def _read(row: Mapping[str, Any]) -> tuple[Key, Any]:

@@ -5,14 +5,13 @@ from dataclasses import replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
 
 from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.kept import kept_edit
 from rome_lens.edit.artifact.update import least_rank
 from rome_lens.edit.methods.memory import EditMemory
-from rome_lens.evaluate.measuring import Method
+from rome_lens.evaluate.measuring import Method, as_asked
 from rome_lens.models import Model
 
 
@@ -39,7 +38,7 @@ class SequenceEdits:
         return edit
 
     def _made(self, number: int, requests: Sequence[EditRequest]) -> Edit:
-        asked: Any = requests[0] if self._batch == 1 else list(requests)
+        asked = as_asked(requests) if self._batch == 1 else list(requests)
         if self._memory is None:
             return self._make(asked)
         if self._folder is not None and number > 1 and not self._memory.method:

@@ -14,7 +14,7 @@ FIVE = [
     *RECORDS,
     *(rl.EditRecord(rl.EditRequest(PROMPT, f"{s} II", t), o, case_id=i + 3) for i, (s, t, o) in enumerate(CASES[:2])),
 ]
-CONFIG = rl.edit.UltraEditConfig(layers=[0, 2], matrices=("in", "out"), learning_rate=1e-4)
+CONFIG = rl.edit.UltraEditConfig(layers={"in": [0, 2], "out": [0, 2]}, learning_rate=1e-4)
 OPTIONS = {"batch": 2, "checkpoints": [1, 4], "progress": False}
 
 
@@ -111,3 +111,18 @@ def test_questions_are_scored_as_questions_and_by_what_is_given(tiny):
     assert run.checkpoints["n"].tolist() == [5, 2, 4, 5]
     mine = rl.edit_sequence(tiny, questions, remembering, score=lambda model, record: {"mine": 0.5}, **OPTIONS)
     assert set(mine.checkpoints["mine"]) == {0.5}
+
+
+def test_all_requests_of_a_record_are_written(tiny):
+    """As `score_edits` does it: together, in a list."""
+    facts = tuple(record.request for record in FIVE[:2])
+    record = rl.data.MultiHopRecord(facts, (rl.data.Question("Where is it?", "Rome"),))
+    given = []
+
+    def method(model, requests):
+        given.append(requests)
+        return rl.edit.ultraedit(model, requests, config=CONFIG, on_unhealthy="ignore", progress=False)
+
+    run = rl.edit_sequence(tiny, [record], method, score=lambda model, record: {}, progress=False)
+    assert given == [list(facts)]
+    assert run.edit.requests == facts
