@@ -39,7 +39,7 @@ def save(
     The printed forms are drawn by kaleido in a Chromium or Chrome browser.
 
     Args:
-        figure: what any `plot_*` function gives; left unchanged.
+        figure: what any `plot_*` function gives, or another figure of plotly's; left unchanged.
         path: where, without a suffix: "figures/trace" gives figures/trace.pdf and so on.
         columns: the width, of one column (3.3 inches: panels stand one below the other) or of two (6.8 inches).
         suffixes: the forms; ".html" is an interactive page that stands alone, with the panels side by side.
@@ -50,10 +50,13 @@ def save(
 
     Raises:
         FileExistsError: a file is there and `overwrite` is false.
+        ValueError: no suffixes, or a path that has one.
         UnavailableError: kaleido or a browser is missing, and what to install. Nothing was written but the HTML.
     """
     if not suffixes:
         raise ValueError("suffixes=[] names no form, expected at least one of .html, .pdf, .svg and .png.")
+    if Path(path).suffix.lower() in (".html", *SCALES):
+        raise ValueError(f"path is {os.fspath(path)!r}, expected a name without a suffix. Choose forms with suffixes=.")
     paths = {suffix: Path(f"{os.fspath(path)}{suffix}") for suffix in suffixes}
     for each in paths.values():
         check_new_file(each, overwrite=overwrite)

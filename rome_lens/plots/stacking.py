@@ -7,6 +7,7 @@ from plotly.basedatatypes import BaseTraceType
 
 GAP = 88  # pixels between panels: the upper one's tick labels and axis title, the lower one's own title
 MARGINS = 100  # pixels of a figure's height that its panels do not fill
+HEIGHT = 450  # pixels of a figure that names no height, as plotly has it
 MOST = 240  # pixels that a panel is high
 
 
@@ -14,14 +15,16 @@ def stacked(figure: go.Figure) -> go.Figure:
     """A copy with one panel to a row, in reading order, each as high as it was.
 
     Every panel gets the tick labels and the axis title that it had shared with its neighbours; its own title and its
-    colour scale move with it. A figure of one panel is copied as it is.
+    colour scale move with it. A figure of one panel, or without axes, is copied as it is.
     """
     figure = go.Figure(figure)
+    if not all("xaxis" in trace for trace in figure.data):
+        return figure  # such as a table, which is on no axes
     panels = [(_axis(figure, x), _axis(figure, y)) for x, y in dict.fromkeys(map(_place, figure.data))]
     if len(panels) < 2:
         return figure
     rows = len({y.domain for _, y in panels})
-    high = min(max(figure.layout.height - MARGINS, MARGINS) / rows, MOST)
+    high = min(max((figure.layout.height or HEIGHT) - MARGINS, MARGINS) / rows, MOST)
     whole = len(panels) * (high + GAP) - GAP
     moved = [_title(figure, x, y) for x, y in panels]
     for i, ((x, y), title) in enumerate(zip(panels, moved, strict=True)):

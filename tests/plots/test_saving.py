@@ -4,7 +4,9 @@ import json
 from itertools import pairwise
 
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
+from plotly.subplots import make_subplots
 
 import rome_lens as rl
 from rome_lens.plots import saving
@@ -44,6 +46,24 @@ def test_in_one_column_panels_stand_below_each_other_with_their_titles_labels_an
 def test_one_panel_stays_as_it_is():
     figure = rl.plots.plot_scores(SCORES)
     assert stacked(figure) == figure
+
+
+def test_any_figure_is_saved():
+    """Panels of a figure without a height are stacked; a table, which has no axes, stays as it is."""
+    figure = make_subplots(cols=2).add_scatter(y=[1], row=1, col=1).add_scatter(y=[2], row=1, col=2)
+    upper, lower = stacked(figure).select_yaxes()
+    assert upper.domain[0] > lower.domain[1]
+    table = go.Figure(go.Table(cells={"values": [["a"]]}))
+    assert stacked(table) == table
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "says"), [("a.PDF", {}, "without a suffix"), ("a", {"suffixes": []}, "names no form")]
+)
+def test_a_name_or_forms_that_make_no_sense_are_refused(tmp_path, path, options, says):
+    with pytest.raises(ValueError, match=says):
+        rl.plots.save(go.Figure(), tmp_path / path, **options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_kaleido_the_html_is_written_and_the_error_says_what_to_install(tmp_path, monkeypatch):
