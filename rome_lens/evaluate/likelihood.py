@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from jaxtyping import Float
@@ -93,3 +94,13 @@ def predict_kinds(model: Model, kinds: Mapping[str, Sequence[Continuation]]) -> 
 
 def _share_equal(some: tuple[int, ...], others: tuple[int, ...]) -> float:
     return sum(a == b for a, b in zip(some, others, strict=True)) / len(some)
+
+
+def with_means(scores: Mapping[str, float]) -> dict[str, float]:
+    """With portability and locality, the means over their kinds."""
+    found = dict(scores)
+    for name in ("portability", "locality"):
+        kinds = [value for group, value in scores.items() if group.startswith(f"{name}_")]
+        if kinds:
+            found[name] = fmean(kinds)
+    return found

@@ -15,7 +15,7 @@ from rome_lens.data.prompts import in_chat, put
 from rome_lens.data.records import PLACE, EditRecord, Question, QuestionRecord, check_template
 from rome_lens.evaluate.answers import NEW_TOKENS, STOPS, Answer, generate_answers
 from rome_lens.evaluate.judges import Judge, contains_answer, exact_match
-from rome_lens.evaluate.likelihood import Prediction, mean_log_probabilities, predict_kinds
+from rome_lens.evaluate.likelihood import Prediction, mean_log_probabilities, predict_kinds, with_means
 from rome_lens.evaluate.scorers.counterfact import score_record
 from rome_lens.models import Model
 
@@ -134,16 +134,6 @@ def record_questions(record: EditRecord | QuestionRecord) -> dict[str, tuple[Que
                 q if isinstance(q, Question) else Question(q.prompt, q.text, space=q.space, instead=instead)
                 for q in questions
             )
-    return found
-
-
-def with_means(scores: Mapping[str, float]) -> dict[str, float]:
-    """With portability and locality, the means over their kinds."""
-    found = dict(scores)
-    for name in ("portability", "locality"):
-        kinds = [value for group, value in scores.items() if group.startswith(f"{name}_")]
-        if kinds:
-            found[name] = fmean(kinds)
     return found
 
 

@@ -33,6 +33,7 @@ def load_counterfact(
 
 
 def counterfact_record(record: Mapping[str, Any], index: int) -> EditRecord:
+    """A record of CounterFact's schema."""
     rewrite = object_field(record["requested_rewrite"], "requested_rewrite")
     prompt, subject = (text_field(rewrite[name], name) for name in ("prompt", "subject"))
     new, true = (object_field(rewrite[name], name) for name in ("target_new", "target_true"))

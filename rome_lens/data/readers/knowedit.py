@@ -37,6 +37,7 @@ def load_knowedit(path: str | os.PathLike[str], *, strict: bool = True, refresh:
 
 
 def knowedit_record(record: Mapping[str, Any], index: int) -> QuestionRecord:
+    """A record of KnowEdit's schema."""
     subject, rephrased = text_field(record["subject"], "subject"), record.get("rephrase_prompt")
     known = record.get("ground_truth")
     return QuestionRecord(

@@ -35,6 +35,7 @@ def load_zsre(
 
 
 def zsre_record(record: Mapping[str, Any], index: int, *, target: str) -> QuestionRecord:
+    """A record of zsRE's schema; `target` is the field of what is to be written."""
     subject = text_field(record["subject"], "subject")
     written = first_answer(record[target], target)
     if written is None:

@@ -151,6 +151,6 @@ def kept_bank_keys(model: Model, layer: int, subjects: Sequence[Fact]) -> Float[
 def _read(path: Path, identity: dict[str, object]) -> Tensor | None:
     try:
         tensors, facts = load_tensors(path, kind=_KIND, facts={"identity": dict})
-    except (FileNotFoundError, FormatError):
+    except (OSError, FormatError):  # not there, not readable, or damaged: then it is computed
         return None
     return tensors.get("keys") if facts["identity"] == identity else None

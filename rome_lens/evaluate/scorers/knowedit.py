@@ -1,11 +1,17 @@
 """The scores of an edit on KnowEdit (Zhang et al. 2024, arXiv 2401.01286)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from rome_lens.checking import check_seed, checked
 from rome_lens.data.records import Continuation, QuestionRecord
-from rome_lens.evaluate.likelihood import Prediction, locality_predictions, predict_kinds, predict_tokens
+from rome_lens.evaluate.likelihood import (
+    Prediction,
+    locality_predictions,
+    predict_kinds,
+    predict_tokens,
+    with_means,
+)
 from rome_lens.evaluate.scorers.generation import generate_texts, ngram_entropy
 from rome_lens.models import Model
 
@@ -47,19 +53,13 @@ def score_knowedit(
     request = record.request
     (success,) = predict_tokens(model, [Continuation(request.text, request.target, space=request.space)])
     scores = {"edit_success": success.accuracy}
-    portability = predict_kinds(model, record.portability)
-    scores |= _by_kind("portability", {k: (each.accuracy for each in those) for k, those in portability.items()})
+    for kind, found in predict_kinds(model, record.portability).items():
+        scores[f"portability_{kind}"] = fmean(each.accuracy for each in found)
     if before is not None:
-        now = locality_predictions(model, record)
-        pairs = {kind: zip(those, before[kind], strict=True) for kind, those in now.items()}
-        scores |= _by_kind(
-            "locality", {kind: (new.agreement(old) for new, old in both) for kind, both in pairs.items()}
-        )
+        for kind, found in locality_predictions(model, record).items():
+            agreeing = [new.agreement(old) for new, old in zip(found, before[kind], strict=True)]
+            scores[f"locality_{kind}"] = fmean(agreeing)
+    scores = with_means(scores)
     if fluency:
         scores["fluency"] = ngram_entropy(generate_texts(model, [request.text], seed=seed)[0])
     return scores
-
-
-def _by_kind(name: str, shares: Mapping[str, Iterable[float]]) -> dict[str, float]:
-    means = {kind: fmean(each) for kind, each in shares.items()}
-    return {name: fmean(means.values()), **{f"{name}_{kind}": mean for kind, mean in means.items()}} if means else {}

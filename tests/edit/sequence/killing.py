@@ -1,25 +1,16 @@
-"""Fills ledgers in forked children and kills them at random moments: `python -m tests.edit.sequence.killing`.
+"""Fills ledgers that are killed: `python -m tests.edit.sequence.killing MODEL WORK KILLS`."""
 
-One interpreter loads the model once; every attempt is a fork of it. Needs a model's folder, a folder to work in, and
-how many times to kill. A child that finishes before it is killed has filled one ledger; the next begins another one.
-"""
-
-import json
-import os
-import random
-import signal
 import sys
-import time
 import warnings
 from pathlib import Path
 
 import rome_lens as rl
 from tests.edit.sequence.test_ledger import REQUESTS, ledger_of
+from tests.killing import kill_at_random_moments
 
 
 def main() -> None:
-    folder, work, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    model = rl.load_model(folder, device="cpu")
+    model = rl.load_model(Path(sys.argv[1]), device="cpu")
     warnings.simplefilter("ignore", rl.errors.EditWarning)
 
     def run(out: Path) -> None:
@@ -30,23 +21,7 @@ def main() -> None:
             if request in ledger.facts:
                 ledger.withdraw(request)
 
-    start = time.monotonic()
-    run(work / "unbroken")
-    seconds = time.monotonic() - start
-    moments, killed, ledgers = random.Random(0), 0, 0
-    while killed < kills:
-        child = os.fork()
-        if not child:
-            run(work / f"broken{ledgers}")
-            os._exit(0)
-        time.sleep(moments.uniform(0, seconds / 2))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        killed += os.WIFSIGNALED(status)
-        ledgers += os.WIFEXITED(status)
-        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    run(work / f"broken{ledgers}")
-    (work / "kills.json").write_text(json.dumps(killed))
+    kill_at_random_moments(run, Path(sys.argv[2]), int(sys.argv[3]))
 
 
 if __name__ == "__main__":
