@@ -170,7 +170,7 @@ TRACED = {"traced": ["mlp_effect", "resid_effect"] * 4, "score": ["S", "S", "EM"
 
 CASES: dict[str, Any] = {
     "EditMemory": lambda w: {},
-    "UltraEditConfig": lambda w: {"layers": [1], "matrices": ["in", "out"]},
+    "UltraEditConfig": lambda w: {"layers": {"in": [1], "out": [1]}},
     "AlphaEditConfig": lambda w: {"layers": [1], **w.search},
     "AppliedEdit": lambda w: {"model": w.model, "updates": w.edit.updates},
     "AttributeSnippets": lambda w: {"samples": {("P1", "Q1"): (("Rome", "Rome is old."),)}},
