@@ -1,5 +1,9 @@
 """What is kept in a folder to go on with is refused to another model, configuration or score, and left as it was."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +19,7 @@ from tests.edit.methods.test_batch import targets_of
 from tests.edit.methods.test_mend import train
 from tests.edit.methods.test_rome import covariance_of
 from tests.evaluate.test_sequence import RECORDS, noise
+from tests.torture import times
 
 FACTS = [rl.Fact("{} is located in the city of", "The Eiffel Tower")]
 NOISE = rl.GaussianNoise(std=0.5)
@@ -126,3 +131,17 @@ def test_traces_of_another_configuration_are_made_beside_those_that_are_there(ti
     assert torch.equal(both.traces[0].restored, alone.traces[0].restored)
     assert not torch.equal(both.traces[0].restored, first.traces[0].restored)
     assert len(rl.locate.load_traces(tmp_path / "both")) == 2
+
+
+@pytest.mark.torture
+def test_killed_at_random_moments_each_goes_on_and_equals_an_unbroken_one(tiny_folder, tmp_path):
+    """tests/killing.py forks each run, kills it with SIGKILL, goes on, and compares the ends."""
+    kills, root = times(3, 20), Path(__file__).parents[1]
+    command = [sys.executable, "-m", "tests.killing", str(tiny_folder("gpt2")), str(tmp_path), str(kills)]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    killed = json.loads(process.stdout)
+    print(f"killed, and gone on: {killed}")
+    assert set(killed) == (set(RESUMING) - {"kept edits"}) | {"EditLedger"}
+    assert set(killed.values()) == {kills}

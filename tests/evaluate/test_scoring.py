@@ -1,19 +1,14 @@
 """Scores that are kept on disk: the rows of a run in memory, whatever kills it, and nothing of somebody else's."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import rome_lens as rl
 from tests.evaluate.test_sequence import RECORDS, noise, same
-from tests.torture import times
 
 run = partial(rl.score_edits, progress=False)
 
@@ -239,21 +234,3 @@ def test_one_method_goes_by_its_own_name(tiny):
     for method in (noise, partial(noise)):
         frame = run(tiny, RECORDS, method)
         pd.testing.assert_frame_equal(frame, named.replace({"method": {"scaled": "noise"}}))
-
-
-KILLS = times(6, 20)
-
-
-@pytest.mark.torture
-def test_killed_at_random_moments_the_table_equals_an_unbroken_one(tiny_folder, tmp_path):
-    """tests/evaluate/killing.py forks runs and kills them with SIGKILL; each table that gets finished is compared."""
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.evaluate.killing", str(tiny_folder("gpt2")), str(tmp_path), str(KILLS)]
-    subprocess.run(command, cwd=root, env=environment, check=True)
-    unbroken, broken = rl.evaluate.load_scores(tmp_path / "unbroken"), sorted(tmp_path.glob("broken*"))
-    assert json.loads((tmp_path / "kills.json").read_text()) == KILLS
-    assert set(unbroken.groupby(["case_id", "method"]).size()) == {6}
-    for folder in broken:
-        pd.testing.assert_frame_equal(rl.evaluate.load_scores(folder), unbroken)
-        assert not list(folder.glob(".*.tmp"))

@@ -1,13 +1,6 @@
 """Edits on top of each other: what is measured, what is kept, and the model put back."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 import warnings
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -210,36 +203,3 @@ def test_without_a_text_or_prompts_their_columns_are_empty_or_missing(tiny, tmp_
     assert "PS" not in made.checkpoints
     figure = rl.plots.plot_sequence(made.checkpoints.assign(method="noise"))
     assert {note.text for note in figure.layout.annotations} == {"efficacy (ES)", "norm growth |W - W0| / |W0|"}
-
-
-RUN = """
-import sys
-import rome_lens as rl
-from tests.evaluate.test_sequence import OPTIONS, RECORDS, edit
-rl.edit_sequence(rl.load_model(sys.argv[1]), RECORDS * 3, out=sys.argv[2], method=edit, **OPTIONS)
-"""
-
-
-def test_a_killed_sequence_goes_on_and_equals_an_unbroken_one(tiny, tiny_folder, tmp_path):
-    """Killed with SIGKILL after some edits, then run again to the end: no warning, the same rows and edits."""
-    folder, root = tiny_folder("gpt2"), Path(__file__).parents[2]
-    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen([sys.executable, "-c", RUN, str(folder), str(broken)], cwd=root, env=environment)
-    while process.poll() is None and not (broken / "00003.safetensors").exists():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (broken / "00009.safetensors").exists()
-    for out in (broken, unbroken):
-        rl.edit_sequence(tiny, RECORDS * 3, out=out, method=edit, **OPTIONS)
-    assert (broken / "rows.jsonl").read_bytes() == (unbroken / "rows.jsonl").read_bytes()
-    names = sorted(path.name for path in unbroken.glob("*.safetensors"))
-    assert len(names) == 9
-    for name in names:
-        ours, theirs = (rl.Edit.load(folder / name).updates[0] for folder in (broken, unbroken))
-        assert ours.made_for == theirs.made_for
-        assert torch.equal(ours.left, theirs.left)
-        assert torch.equal(ours.right, theirs.right)
-    kinds = [json.loads(line).get("row", {}).get("kind") for line in (broken / "rows.jsonl").read_text().splitlines()]
-    assert kinds.count("edit") == 9

@@ -1,12 +1,5 @@
 """Many facts: mixed lengths, wrong answers reported, and a folder that survives a kill."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -141,33 +134,3 @@ def test_no_facts_and_unknown_options_are_refused_before_any_work(tiny, tmp_path
     assert not (tmp_path / "traces").exists()
     with pytest.raises(FileNotFoundError, match="There is no file"):
         rl.locate.load_traces(tmp_path / "traces")
-
-
-RUN = """
-import sys
-import rome_lens as rl
-from tests.locate.test_many_facts import LONGER, OPTIONS
-rl.trace_facts(rl.load_model(sys.argv[1]), LONGER, out=sys.argv[2], **OPTIONS)
-"""
-LONGER = [rl.Fact(fact.prompt, fact.subject + " Rome" * n) for n in range(5) for fact in FACTS]
-
-
-def test_a_killed_run_goes_on_and_equals_an_unbroken_one(tiny, tiny_folder, tmp_path):
-    """Killed with SIGKILL as soon as some lines are there, then run again to the end."""
-    folder, root = tiny_folder("gpt2"), Path(__file__).parents[2]
-    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-
-    def lines(out: Path) -> int:
-        return (out / "rows.jsonl").read_bytes().count(b"\n") if (out / "rows.jsonl").exists() else 0
-
-    process = subprocess.Popen([sys.executable, "-c", RUN, str(folder), str(broken)], cwd=root, env=environment)
-    while process.poll() is None and lines(broken) < 6:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert 6 <= lines(broken) < 1 + 3 * len(LONGER)
-    for out in (broken, unbroken):
-        rl.trace_facts(tiny, LONGER, out=out, **OPTIONS)
-    assert (broken / "rows.jsonl").read_bytes() == (unbroken / "rows.jsonl").read_bytes()
-    assert lines(unbroken) == 1 + 3 * len(LONGER)

@@ -1,11 +1,6 @@
 """The ledger: what its weights depend on, what it refuses, and that kills lose nothing."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +14,6 @@ from tests.edit.methods.test_rome import CONTEXTS, REQUEST, covariance_of
 from tests.torture import times
 
 pytestmark = pytest.mark.filterwarnings("ignore::rome_lens.errors.EditWarning")  # a random model's edits are large
-KILLS = times(5, 20)
 MANY = times(60, 200)
 NAMES = ("Paris", "Rome", "Seattle", "Italy", "France", "Apple", "Porsche", "Honda", "Dante", "Hugo", "Beats", "Space")
 REQUESTS = tuple(
@@ -207,17 +201,3 @@ def test_a_ledger_of_no_layer_or_of_two_keys_is_refused(tiny, options, says):
     covariances = {layer: covariance_of(tiny, layer) for layer in options.pop("layers", (1,))}
     with pytest.raises(ValueError, match=says):
         EditLedger(tiny, covariances=covariances, **options)
-
-
-@pytest.mark.torture
-def test_killed_at_random_moments_the_ledger_is_whole(tiny_folder, tiny, tmp_path):
-    """tests/edit/sequence/killing.py adds and withdraws in forked children that it kills."""
-    root = Path(__file__).parents[3]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.edit.sequence.killing", str(tiny_folder("gpt2")), str(tmp_path), str(KILLS)]
-    subprocess.run(command, cwd=root, env=environment, check=True)
-    assert json.loads((tmp_path / "kills.json").read_text()) == KILLS
-    unbroken = ledger_of(tiny, tmp_path / "unbroken")
-    for folder in sorted(tmp_path.glob("broken*")):
-        assert same(change(ledger_of(tiny, folder)), change(unbroken))
-        assert not list(folder.glob(".*.tmp"))
