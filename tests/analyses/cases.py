@@ -1,14 +1,18 @@
 """What the tests of analyses share: facts that a tiny model predicts, and the check of what an analysis leaves."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+
+import pytest
 
 import rome_lens as rl
 from analyses.common.options import predicted
 from rome_lens.locate.prompt import prepare_prompt
 from rome_lens.models import Model
+from tests.evaluate.test_sequence import noise
 
 SUBJECTS = ("The Eiffel Tower", "The Space Needle", "The Colosseum", "Vinson Massif", "Porsche 911", "Beats Music")
 PROMPTS = ("{} is located in the city of", "{} is owned by", "{} is in the", "The mother tongue of {} is")
@@ -34,3 +38,10 @@ def whole(out: Path, *names: str) -> dict:
     assert made_by["model"]["architecture"]
     assert made_by["versions"]["rome_lens"] == rl.__version__
     return made_by
+
+
+def refused(main: Callable[[Sequence[str]], None], arguments: Sequence[str], model: Model) -> None:
+    """Checks that what was begun with a model is not gone on with by one of other weights."""
+    request = rl.EditRequest("{} is in", "The Eiffel Tower", target="Rome")
+    with noise(model, request).applied(model), pytest.raises(rl.errors.FormatError, match="was begun with .*weights"):
+        main(arguments)

@@ -23,7 +23,7 @@ from analyses.common.kept_edits import kept_edits
 from analyses.common.options import parsed, parser
 from analyses.common.tables import as_in_paper
 from rome_lens.plots import saving
-from tests.analyses.cases import TRACE, known, whole
+from tests.analyses.cases import TRACE, known, refused, whole
 
 
 def test_figure1_is_the_trace_of_the_chosen_fact(given, tiny, tmp_path):
@@ -99,6 +99,7 @@ def test_tracing_against_editing_puts_one_cell_beside_the_scores(given, tiny, tm
     tracing_against_editing.main([*given["records"], "--count", "2", *TRACE])
     pd.testing.assert_frame_equal(first, pd.read_csv(tmp_path / "out" / "facts.csv"))
     whole(tmp_path / "out", "tracing_against_editing")
+    refused(tracing_against_editing.main, [*given["records"], "--count", "2", *TRACE], tiny)
     trace = rl.causal_trace(tiny, known(tiny)[0], kind="mlp", samples=1, progress=False)
     effect = trace.indirect_effect[trace.subject_range[1] - 1, 1].item()
     assert first["mlp_effect"][0] == pytest.approx(effect, rel=1e-3, abs=1e-6)

@@ -7,6 +7,7 @@ import rome_lens as rl
 from analyses import near_subjects
 from rome_lens.data.readers.subjects import load_subjects
 from rome_lens.edit.methods import near
+from tests.analyses.cases import refused
 from tests.edit.artifact.test_edit import REQUEST, made_up
 from tests.edit.methods.test_rome import covariance_of
 
@@ -54,3 +55,4 @@ def test_each_method_runs_with_and_without_and_goes_on_where_it_was(tiny, tmp_pa
     monkeypatch.setattr(near_subjects, "measured", None)
     near_subjects.main(command)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "near_subjects.csv"), frame)
+    refused(near_subjects.main, command, tiny)
