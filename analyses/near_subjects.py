@@ -10,8 +10,9 @@ serves all that need the same.
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -62,6 +63,8 @@ WORDS = {
 SCORED, LISTED = 10, 8
 METRICS = ("near_kl", "unchanged", "says_new", "p_new")
 Variants = Iterator[tuple[str, rl.Edit]]
+sampled = cache(rl.edit.sample_contexts)
+Config = TypeVar("Config", rl.RomeConfig, rl.MemitConfig, rl.edit.EmmetConfig, rl.edit.AlphaEditConfig)
 
 
 def questions(count: int) -> list[tuple[rl.EditRequest, list[str], list[str]]]:
@@ -129,7 +132,7 @@ def writer(
 ) -> tuple[Callable[..., rl.Edit], Mapping[int, rl.KeyCovariance]]:
     """The method for one request, which searches once, and its covariances."""
     if name in PRESETS:
-        covariance, config = rome_covariance(model, options), rome_config(model, options, name)
+        covariance, config = rome_covariance(model, options), shortened(model, options, PRESETS[name]())
 
         @cache
         def value() -> Value:
@@ -139,28 +142,26 @@ def writer(
         return write, {covariance.layer: covariance}
     method, settings = BATCH[name]
     covariances = kept_covariances(model, options.layers, options)
-    targets = rl.edit.memit_targets(model, [request], layer=max(covariances), progress=False)
-    return partial(
-        method, model, request, covariances=covariances, config=settings(), targets=targets, **QUIET
-    ), covariances
+    config = shortened(model, options, settings(layers=options.layers))
+    targets = rl.edit.memit_targets(model, [request], layer=max(covariances), config=config, progress=False)
+    write = partial(method, model, request, covariances=covariances, config=config, targets=targets, **QUIET)
+    return write, covariances
 
 
-def rome_config(model: Model, options: argparse.Namespace, name: str) -> rl.RomeConfig:
-    """The preset, with as many sampled contexts and steps as were asked for."""
-    config = PRESETS[name]()
+def shortened(model: Model, options: argparse.Namespace, config: Config) -> Config:
+    """A method's settings, with as many sampled contexts and steps of the search as were asked for."""
     asked = ((10, options.contexts),) if options.contexts else ()
     lengths = config.context_lengths if options.contexts is None else asked
-    contexts = rl.edit.sample_contexts(model, lengths, seed=config.seed)
-    steps = config.steps if options.steps is None else options.steps
-    return rl.RomeConfig(contexts=contexts, steps=steps, consistent=config.consistent)
+    contexts = sampled(model, tuple(lengths), seed=config.seed)
+    return replace(config, contexts=contexts, steps=config.steps if options.steps is None else options.steps)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__, out="results/near_subjects")
     add_method_arguments(arguments)
     arguments.add_argument("--count", type=int, default=60, help="how many edits")
-    arguments.add_argument("--contexts", type=int, help="sampled contexts of ROME; the preset's if absent")
-    arguments.add_argument("--steps", type=int, help="of ROME's search; the preset's if absent")
+    arguments.add_argument("--contexts", type=int, help="sampled contexts of the search; the preset's if absent")
+    arguments.add_argument("--steps", type=int, help="of the search; the preset's if absent")
     options = parsed(arguments, argv, full={"count": 230})
 
     model = rl.load_model(options.model)
