@@ -118,6 +118,23 @@ def test_a_model_says_of_which_class_it_is_and_why(tmp_path, tiny_model, caplog)
     assert model.loaded_as in caplog.text
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "changes"), [("llama", {"mlp_bias": True}), ("gpt2", {"n_inner": 24})])
+def test_a_loaded_bridge_generates_what_it_predicts(tmp_path, family, changes):
+    """TransformerLens' own generate reads one token alone where transformers calls the cache by its newer name."""
+    config = CONFIGS[family]()
+    config.update(changes)
+    save_changed(tmp_path, config)
+    model = load(tmp_path)
+    assert model.loaded_as.startswith("TransformerBridge")
+    expected = tokens = torch.tensor([model.tokenizer("The Eiffel Tower is in the").input_ids])
+    for _ in range(4):
+        expected = torch.cat([expected, model(expected)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(
+        model.generate(tokens, max_new_tokens=4, do_sample=False, stop_at_eos=False, verbose=False), expected
+    )
+
+
 def test_a_conversion_to_another_function_is_refused_with_the_unusual_fields(folder, monkeypatch):
     monkeypatch.setattr(converting, "difference", lambda *args: Difference(1.0, 2.5, 1e-4))
     change_json(folder / "config.json", rms_norm_eps=1e-3)

@@ -24,6 +24,7 @@ from rome_lens.models.kinds import HAS_HOOKED, HookedTransformer, Model, is_brid
 from rome_lens.models.loading.comparing import Difference, Reference, difference, reference, unseen, unusual_fields
 from rome_lens.models.loading.layout import optimize_layout
 from rome_lens.models.loading.native_attention import keeps_past, use_native_attention
+from rome_lens.models.running.bridge import pass_the_cache
 
 if HAS_HOOKED:
     from transformer_lens import loading_from_pretrained as names
@@ -165,6 +166,7 @@ def _bridge(
             f"Hugging Face's by {apart.nats:.2g} nats. Its configuration has {unusual}. "
             "Choose a model without these."
         )
+    pass_the_cache(model, range(model.cfg.n_layers))  # for `model.generate`
     return model, f"TransformerBridge: {why}"
 
 

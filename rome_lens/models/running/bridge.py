@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
 from rome_lens.models.hook_points import HookList, hooked
@@ -106,27 +107,33 @@ def reader(model: Model) -> Callable[[Int[Tensor, "batch new"]], Float[Tensor, "
 
 @contextmanager
 def finding_the_cache(model: Model, layers: Sequence[int]) -> Iterator[None]:
-    """Inside, the attention of these blocks gets the cache under the name that it expects.
+    """Inside, `pass_the_cache` holds for these blocks."""
+    with ExitStack() as stack:
+        for handle in pass_the_cache(model, layers):
+            stack.callback(handle.remove)
+        yield
+
+
+def pass_the_cache(model: Model, layers: Sequence[int]) -> list[RemovableHandle]:
+    """From now on the attention of these blocks gets the cache under the name that it expects.
 
     TransformerLens' own attention (up to 4.3 at least) expects `past_key_values`, but transformers 5.24 passes `cache`:
     it would neither read nor store keys and values. Hugging Face's attention warns when it gets both names.
     """
+    if _cache_name(type(model.original_model)) != "cache":
+        return []
+    attentions = [getattr(model.blocks[layer], "attn", None) for layer in layers]
+    renamed = [(model.original_model, _for_hugging_face), *((each, _for_transformer_lens) for each in attentions)]
+    renamed += [(getattr(each, "original_component", None), _for_hugging_face) for each in attentions]
+    return [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in renamed if module is not None]
 
-    def for_hugging_face(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {"cache" if name == "past_key_values" else name: value for name, value in kwargs.items()}
 
-    def for_transformer_lens(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {"past_key_values": kwargs["cache"], **kwargs} if "cache" in kwargs else kwargs
+def _for_hugging_face(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {"cache" if name == "past_key_values" else name: value for name, value in kwargs.items()}
 
-    with ExitStack() as stack:
-        if _cache_name(type(model.original_model)) == "cache":
-            attentions = [getattr(model.blocks[layer], "attn", None) for layer in layers]
-            renamed = [(model.original_model, for_hugging_face), *((each, for_transformer_lens) for each in attentions)]
-            renamed += [(getattr(each, "original_component", None), for_hugging_face) for each in attentions]
-            for module, hook in renamed:
-                if module is not None:
-                    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        yield
+
+def _for_transformer_lens(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {"past_key_values": kwargs["cache"], **kwargs} if "cache" in kwargs else kwargs
 
 
 def _cache_name(kind: type[nn.Module]) -> str:
