@@ -1,4 +1,4 @@
-"""The explorer in a real browser: the page loads, a click on a cell restores a state, an edit is applied and undone."""
+"""The explorer in a real browser: a click on a cell restores it, an edit is forecast, applied and undone; all fits."""
 
 import shutil
 import socket
@@ -24,10 +24,9 @@ rl.Explorer(
     model,
     rl.Fact("{{}} is located in the city of", "The Eiffel Tower"),
     target="Rome",
-    samples=2,
-    window=1,
+    tracing=rl.TraceConfig(samples=2, window=1),
     config=rl.RomeConfig(layer=1, contexts=CONTEXTS, steps=3),
-    covariance=covariance_of(model),
+    covariances={{1: covariance_of(model)}},
 )
 """
 
@@ -68,12 +67,12 @@ def test_the_explorer_is_clicked_in_a_browser(page_address, tmp_path):
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1000, "height": 1100})
+        page = browser.new_page(viewport={"width": 1200, "height": 2000})
         page.set_default_timeout(120_000)
         page.goto(page_address)
 
         page.get_by_role("button", name="Trace").click()
-        page.get_by_text("Click a cell to restore that state alone.").wait_for()
+        page.get_by_text("Click a cell").wait_for()
         heatmap = page.locator(".nsewdrag").last
         heatmap.wait_for()
         box = heatmap.bounding_box()
@@ -81,12 +80,17 @@ def test_the_explorer_is_clicked_in_a_browser(page_address, tmp_path):
         page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         page.get_by_text("Restored at").wait_for()
 
-        undo = page.get_by_role("button", name="Undo")
-        assert undo.is_disabled()
+        page.get_by_role("button", name="Forecast").click()
+        page.get_by_text("it would add at others").wait_for()
+        page.get_by_role("button", name="Protect these").click()
         page.get_by_role("button", name="Apply").click()
         page.get_by_text("The model is edited.").wait_for()
         page.screenshot(path=tmp_path / "explorer.png", full_page=True)
-        assert not undo.is_disabled()
+        page.set_viewport_size({"width": 480, "height": 2400})
+        page.screenshot(path=tmp_path / "narrow.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 480
+        undo = page.get_by_role("button", name="Undo")
         undo.click()
         page.get_by_text("The model is as it was.").wait_for()
+        assert undo.count() == 0
         browser.close()
