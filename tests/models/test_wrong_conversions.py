@@ -83,3 +83,18 @@ def test_weights_and_dtypes_are_as_they_were_after_an_error_too():
         hf_model(torch.tensor([[1, 2]]))
     assert seen == [torch.float32]
     assert {name: (value.data_ptr(), value.dtype) for name, value in hf_model.state_dict().items()} == before
+
+
+@pytest.mark.parametrize("kept_as", ["parameter", "buffer"])
+def test_all_that_a_linear_layer_adds_is_widened_and_put_back(kept_as):
+    """TransformerLens 4 keeps the unembedding's bias as a buffer."""
+    linear = torch.nn.Linear(3, 2, dtype=torch.bfloat16)
+    if kept_as == "buffer":
+        bias = linear.bias.detach()
+        del linear.bias
+        linear.register_buffer("bias", bias)
+    before = [value.clone() for value in linear.state_dict().values()]
+    with in_float32(torch.nn.ModuleDict({"unembed": linear})):
+        assert linear(torch.ones(1, 3)).dtype == torch.float32
+    after = list(linear.state_dict().values())
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(after, before, strict=True))

@@ -42,18 +42,18 @@ def _units(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _widened_as_it_runs(unit: nn.Module) -> Iterator[None]:
-    swapped: list[tuple[nn.Parameter, Tensor]] = []
+    swapped: list[tuple[Tensor, Tensor]] = []
 
     def widen(module: nn.Module, args: Any) -> None:
-        for parameter in module.parameters():
-            if parameter.dtype in HALF:
-                swapped.append((parameter, parameter.data))
-                parameter.data = parameter.data.float()
+        for weight in (*module.parameters(), *module.buffers()):  # TransformerLens 4 has biases that are buffers
+            if weight.dtype in HALF:
+                swapped.append((weight, weight.data))
+                weight.data = weight.data.float()
 
     def narrow(*_: Any) -> None:
         while swapped:
-            parameter, data = swapped.pop()
-            parameter.data = data
+            weight, data = swapped.pop()
+            weight.data = data
 
     handles = [unit.register_forward_pre_hook(widen), unit.register_forward_hook(narrow)]
     try:
