@@ -457,3 +457,12 @@ def test_a_prompt_that_begins_with_bos_and_gets_another_is_told(tiny_model, name
     with pytest.warns(rl.errors.DataWarning, match=r"begins with '<\|endoftext\|>', and the model puts one before it"):
         READING[name](tiny_model("llama", bos=True), "<|endoftext|>" + PROMPT)
     READING[name](tiny_model("llama"), "<|endoftext|>" + PROMPT)
+
+
+def test_a_token_number_that_no_vocabulary_has_is_refused(folder):
+    """tokenizers lists every number up to it: gigabytes, and minutes."""
+    read = json.loads((folder / "tokenizer.json").read_text())
+    read["model"]["vocab"]["far"] = 2**32 - 1
+    (folder / "tokenizer.json").write_text(json.dumps(read))
+    with pytest.raises(FormatError, match=r"tokenizer.json has the number 4294967295, more than any vocabulary holds"):
+        load(folder)

@@ -19,6 +19,8 @@ NOT_A_MODEL = (
 """The problem with a folder and the advice, for `foreign`."""
 _TEXTS = (".json", ".jinja", ".model", ".txt")
 _LARGEST_NUMBER = 1 << 24  # for a setting that no tensor bounds, such as the length of the context
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
+_LARGEST_TOKEN = 1 << 21  # tokenizers names all ids up to the largest one that have no token, one by one
 _COUNT = re.compile(r"(n|num)_(\w+_)?(layer|expert)s?")  # numbers of things that have tensors of their own
 _MOST_EXPERTS = 1024  # where one tensor holds all experts of a layer
 
@@ -31,7 +33,8 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         FileNotFoundError: there is no config.json, or a file is a broken link, a folder or a pipe.
-        FormatError: config.json or a file of weights is damaged, a number in it is too large, or a file too long.
+        FormatError: config.json, a vocabulary or a file of weights is damaged, a number in it is too large, or a file
+            too long.
     """
     path = existing_file(folder / "config.json", "the configuration of a model in Hugging Face's format")
     for file in folder.iterdir():
@@ -43,6 +46,10 @@ def check_folder(folder: Path) -> None:
             raise ValueError(f"config.json holds a JSON {type(config).__name__}, expected an object")
         numbers = list(_numbers(config))
         shapes = [shape for file in sorted(folder.glob("*.safetensors")) for shape in _shapes(file)]
+        for file in filter(Path.is_file, map(folder.joinpath, _VOCABULARIES)):
+            largest = max((number for _, number in _numbers(json.loads(file.read_text(encoding="utf-8")))), default=0)
+            if largest > _LARGEST_TOKEN:
+                raise ValueError(f"{file.name} has the number {str(largest)[:20]}, more than any vocabulary holds")
     most = max(_LARGEST_NUMBER, sum(map(prod, shapes)))
     for name, number in numbers:
         bound = max(len(shapes), _MOST_EXPERTS) if _COUNT.fullmatch(name) else most
