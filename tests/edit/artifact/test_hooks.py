@@ -4,9 +4,8 @@ import pytest
 import torch
 
 import rome_lens as rl
-from rome_lens.models.kinds import HAS_HOOKED, HookedTransformer
+from rome_lens.models.kinds import HookedTransformer
 from tests.edit.artifact.test_edit import REQUEST, made_up, same
-from tests.upstream import generating
 
 FAMILIES = ["gpt2", "gptj", "neox", "llama", "llama-gqa"]
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -67,7 +66,6 @@ def test_several_updates_of_one_layer_all_count(tiny, tokens):
         assert (hooked - tiny(tokens)).abs().max() < 1e-5 * hooked.abs().max()
 
 
-@generating(on_a_bridge=not HAS_HOOKED)
 @every_family
 def test_generation_with_a_cache_agrees(tiny_model, tokens, family):
     model, options = tiny_model(family), {"max_new_tokens": 6, "do_sample": False, "verbose": False}

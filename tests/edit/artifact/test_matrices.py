@@ -62,6 +62,7 @@ def test_hooks_and_hugging_face_models_do_what_edited_weights_do(tiny_model, hug
     assert same(model, before)
 
 
+@pytest.mark.hooked
 @pytest.mark.parametrize("option", NORMED)
 @torch.no_grad()
 def test_hooks_of_blocks_that_norm_their_mlps_output(tokens, option):
