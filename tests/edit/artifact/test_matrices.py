@@ -120,12 +120,17 @@ def test_files_tell_the_matrices_and_those_without_are_of_output_matrices(tiny_m
         rl.Edit.load(path)
 
 
-def test_matrices_that_are_not_there_or_hold_a_norms_gain_are_refused(tiny, tiny_model, tiny_folder, hugging_face):
+def test_matrices_that_are_not_there_are_refused(tiny, tiny_model, hugging_face):
     gate = of_matrices(tiny_model("llama-gqa"), ("gate",))
     with pytest.raises(ValueError, match="has no single matrix 'gate'"):
         gate.apply(tiny)
     with pytest.raises(rl.errors.EditError, match=r"c_fc|gate_proj"):
         gate.apply(hugging_face("gpt2"))
+
+
+@pytest.mark.hooked
+def test_matrices_that_hold_a_norms_gain_are_refused(tiny_model, tiny_folder):
+    gate = of_matrices(tiny_model("llama-gqa"), ("gate",))
     folded = rl.load_model(str(tiny_folder("llama-gqa")), device="cpu")
     folded.process_weights_(fold_ln=True)
     with pytest.raises(ValueError, match="norms of .* are folded into its MLPs' matrix 'gate'"):
