@@ -19,8 +19,8 @@ from rome_lens.plots.style import (
     TITLE,
     around_zero,
     check_columns,
-    counted,
     token_label,
+    with_n,
 )
 
 _TRACE = ["position", "token", "role", "layer", "kind", "window", "indirect_effect"]
@@ -112,9 +112,9 @@ def plot_effect_maps(frame: pd.DataFrame) -> go.Figure:
                 hovertemplate="%{y}, layer %{x}: %{z:.4f}<extra></extra>",
             )
         )
-    parts = frame.groupby("kind", sort=False)
-    titles = [f"{KIND_NAMES.get(str(kind), str(kind))}, {counted(part['n'])}" for kind, part in parts]
-    return _side_by_side(heatmaps, titles).update_layout(height=100 + 24 * frame["role"].nunique())
+    titles = [KIND_NAMES.get(kind, kind) for kind in frame["kind"].unique()]
+    figure = _side_by_side(heatmaps, titles).update_xaxes(title=with_n("layer", frame))
+    return figure.update_layout(height=100 + 24 * frame["role"].nunique())
 
 
 def _trace_heatmap(frame: pd.DataFrame, answer: str | None) -> tuple[go.Heatmap, list[str]]:

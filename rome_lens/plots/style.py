@@ -1,5 +1,6 @@
 """What all figures share: colours, names, fonts, and labels that cannot be taken for markup."""
 
+import math
 from html import escape
 from typing import Any
 
@@ -35,8 +36,6 @@ LEGEND_BELOW = {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bot
 PANEL_TITLE = {"font_size": SIZE}  # for update_annotations
 TITLE = {"font": {"size": 15}, "x": 0, "xref": "paper", "xanchor": "left"}  # of a whole figure
 WHISKERS = {"thickness": 1.5, "width": 3, "color": "#222222"}  # on bars, which are paler
-LOG_AXIS = {"type": "log", "dtick": 1, "exponentformat": "power", "minor": {"ticks": "outside", "ticklen": 3}}
-LOG_AXIS |= {"showexponent": "all"}
 HEATMAP_AXIS = {"showline": False, "ticks": "", "zeroline": False}
 
 
@@ -60,10 +59,30 @@ def around_zero(name: str, grid: pd.DataFrame) -> dict[str, Any]:
     return {"colorscale": [*below, *above], "zmin": least, "zmax": most}
 
 
+def log_axis(values: pd.Series) -> dict[str, Any]:
+    """A logarithmic axis whose ticks are numbers: all digits, 1, 2 and 5, or powers of ten."""
+    low, high = float(values.min()), float(values.max())
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    span = math.log10(high / low)
+    few, digits = span < 1.5, range(1, 10) if span < 0.7 else (1, 2, 5) if span < 1.5 else (1,)
+    ticks = [digit * 10.0**e for e in range(first, last + 1) for digit in digits]
+    texts = [f"{tick:,.6g}" for tick in ticks]
+    if first < -3 or last > 5:
+        texts = [f"10<sup>{round(math.log10(tick))}</sup>" for tick in ticks] if not few else texts
+    pad = 0.05 * span + 0.02
+    ends = [math.log10(low) - pad, math.log10(high) + pad]
+    return {"type": "log", "tickvals": ticks, "ticktext": texts, "range": ends}
+
+
 def counted(numbers: pd.Series) -> str:
     """Of how many facts or records: "n = 60", "n = 58 to 60"."""
     least, most = int(numbers.min()), int(numbers.max())
     return f"n = {least}" if least == most else f"n = {least} to {most}"
+
+
+def with_n(title: str, frame: pd.DataFrame) -> str:
+    """An axis title with the number of facts or records that its means are over, where the frame tells it."""
+    return f"{title} ({counted(frame['n'].dropna())})" if "n" in frame and frame["n"].notna().any() else title
 
 
 def check_columns(frame: pd.DataFrame, columns: list[str], source: str) -> None:
