@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 
 from rome_lens.checking import checked
 from rome_lens.plots.given import Framed, ends, frame_of, told
-from rome_lens.plots.style import HEATMAP_AXIS, LAYOUT, TITLE, around_zero, check_columns, token_label
+from rome_lens.plots.style import HEATMAP_AXIS, LAYOUT, SIZE, TITLE, around_zero, check_columns, token_label
 
 
 @checked
@@ -33,7 +33,11 @@ def plot_heads(frame: pd.DataFrame | Framed, *, answer: str | None = None, clean
         y=grid.index,
         xgap=1,
         ygap=1,
-        colorbar={"title": {"text": "indirect effect", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        colorbar={
+            "title": {"text": "indirect effect", "side": "right", "font": {"size": SIZE}},
+            "thickness": 12,
+            "outlinewidth": 0,
+        },
         hovertemplate="head %{y}, layer %{x}: %{z:.4f}<extra></extra>",
         **around_zero("Blues", grid),
     )

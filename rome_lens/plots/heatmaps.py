@@ -143,7 +143,7 @@ def _trace_heatmap(frame: pd.DataFrame, answer: str | None) -> tuple[go.Heatmap,
         xgap=1,
         ygap=1,
         colorbar={
-            "title": {"text": metric_name(metric, answer)},
+            "title": {"text": metric_name(metric, answer), "font": {"size": SIZE}},
             "thickness": 12,
             "outlinewidth": 0,
             "nticks": 6,
