@@ -436,6 +436,7 @@ CASES: dict[str, Any] = {
 ELSEWHERE = {
     "run_harness": "lm-evaluation-harness takes seconds to import",
     "recommend_layers": "no tiny model knows facts",
+    "builtin_covariances": "none ships for a tiny model",
     "texts_from_dataset": "datasets takes seconds to import",
 }
 """Without a call that works here. What they cannot use is tried all the same."""
@@ -444,6 +445,7 @@ if importlib.util.find_spec("anywidget") is None:
 CASES |= {
     "run_harness": lambda w: {"model": w.model, "tasks": ["hellaswag"]},
     "recommend_layers": lambda w: {"model": w.model, "facts": [w.record]},
+    "builtin_covariances": lambda w: {"model": w.model},
     "suggested_layer": lambda w: {"model": w.model},
     "texts_from_dataset": lambda w: {"name": "none"},
 }
