@@ -35,8 +35,9 @@ def trace_kinds(
 ) -> dict[Kind, CausalTrace]:
     """Traces a fact for several kinds of states, all from one clean and one corrupted run (paper figure 1).
 
-    Each trace is the one that `causal_trace` gives for its kind. `plot_traces` draws them beside each other, and
-    `average_effects` takes them as `list(traces.values())`.
+    Each trace is the one that `causal_trace` gives for its kind. By attribution, the clean run is shared, and each kind
+    has a corrupted run with its gradient. `plot_traces` draws them beside each other, and `average_effects` takes them
+    as `list(traces.values())`.
 
     Args:
         model: Model to run; left unchanged.
