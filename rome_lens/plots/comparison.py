@@ -38,7 +38,8 @@ def plot_comparison(lens: pd.DataFrame | Compared, contributions: pd.DataFrame |
         ValueError: a frame lacks a column, or `contributions` is missing.
     """
     if not isinstance(lens, pd.DataFrame):
-        lens, contributions = lens.lens, lens.contributions
+        contributions = lens.contributions
+        lens = lens.lens
     if contributions is None:
         raise ValueError(
             "contributions is None beside a frame. Give what compare_models() returns, or both its frames."
