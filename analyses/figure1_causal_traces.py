@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ).traces
     frame = pd.concat([trace.to_frame() for trace in traces])
     write_csv(frame, options.out / "traces.csv")
-    write_figure(rl.plots.plot_traces(frame, answer=traces[0].answer), options.out / "figure1")
+    write_figure(rl.plots.plot_traces(traces), options.out / "figure1")
     write_manifest(options, model, prompt=fact.text, corruption=repr(traces[0].config.corruption))
     for trace in traces:
         best = trace.to_frame().nlargest(1, "prob").iloc[0]

@@ -2,7 +2,7 @@
 
 Each record is edited alone by each method, and the edit is scored under all protocols at once. Files of any schema that
 `load_records` knows may be given: --records qaedit.json counterfact.json takes --count of each. by_protocol.csv has the
-protocols side by side with 95 % bootstrap intervals over records, for each file; scores.csv has each record's scores.
+protocols side by side with 95 % intervals over records, for each file; scores.csv has each record's scores.
 Rows are kept as they are measured, so that a run that was stopped goes on where it was.
 """
 

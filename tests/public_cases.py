@@ -112,6 +112,10 @@ class World:
         return rl.causal_trace(self.model, FACT, samples=2, **QUIET)
 
     @cached_property
+    def heads(self) -> rl.locate.HeadMap:
+        return rl.locate.trace_heads(self.model, FACT, samples=1, **QUIET)
+
+    @cached_property
     def editor(self) -> rl.edit.MendEditor:
         return rl.edit.MendEditor.untrained(self.model, config=rl.edit.MendConfig(layers=[2], rank=4))
 
@@ -416,6 +420,10 @@ CASES: dict[str, Any] = {
     "texts_from_file": lambda w: {"path": w.folder / "text"},
     "texts_from_model": lambda w: {"model": w.model, "new_tokens": 3},
     "trace_facts": lambda w: {"model": w.model, "facts": [FACT], "kinds": ["mlp"], "samples": 1, **QUIET},
+    "trace_heads": lambda w: {"model": w.model, "fact": FACT, "samples": 1, "layers": [1], **QUIET},
+    "trace_kinds": lambda w: {"model": w.model, "fact": FACT, "samples": 1, "positions": [5], **QUIET},
+    "HeadMap": lambda w: {n: getattr(w.heads, n) for n in inspect.signature(rl.locate.HeadMap).parameters},
+    "plot_heads": lambda w: {"frame": w.heads},
     "train_mend": lambda w: {
         "model": w.model,
         "records": [w.question],
@@ -428,6 +436,7 @@ CASES: dict[str, Any] = {
 ELSEWHERE = {
     "run_harness": "lm-evaluation-harness takes seconds to import",
     "recommend_layers": "no tiny model knows facts",
+    "builtin_covariances": "none ships for a tiny model",
     "texts_from_dataset": "datasets takes seconds to import",
 }
 """Without a call that works here. What they cannot use is tried all the same."""
@@ -436,6 +445,7 @@ if importlib.util.find_spec("anywidget") is None:
 CASES |= {
     "run_harness": lambda w: {"model": w.model, "tasks": ["hellaswag"]},
     "recommend_layers": lambda w: {"model": w.model, "facts": [w.record]},
+    "builtin_covariances": lambda w: {"model": w.model},
     "suggested_layer": lambda w: {"model": w.model},
     "texts_from_dataset": lambda w: {"name": "none"},
 }

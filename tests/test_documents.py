@@ -46,6 +46,7 @@ def test_files_and_commands_that_are_named_exist(path):
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SAID = {  # in the outputs of each, what its sentences rest on
+    "quickstart": r"Rome\s+0\.01\s+(0\.9\d|1\.0)[\s\S]*Paris\s+0\.70\s+0\.0[\s\S]*rome\s+1\s+1\.0\s+0\.1\d\s+1\.00",
     "locate": r"mlp\s+iffel\s+middle subject tokens\s+2 [\s\S]*mlp\s+last subject token\s+3 ",
     "edit": r"Rome (0\.9\d|1\.00)\s+Paris 0\.00[\s\S]*reverted\s+Rome 0\.01\s+Paris 0\.70\s+bit for bit: True",
     "evaluate": r"rome\s+5\s+0\.[89]\d [\s\S]*base\s+5\s+0\.0\s[\s\S]*rome\s+5\s+1\.0 ",

@@ -1,11 +1,11 @@
-"""Bootstrap intervals against cases whose answer is known."""
+"""Intervals against cases whose answer is known."""
 
 import warnings
 
 import numpy as np
 import pytest
 
-from rome_lens.intervals import bootstrap_interval
+from rome_lens.intervals import bootstrap_interval, proportion_interval
 
 
 @pytest.fixture
@@ -91,3 +91,50 @@ def test_a_column_without_any_value_has_an_undefined_interval():
         low, high = bootstrap_interval(np.array([[1.0, np.nan], [2.0, np.nan]]))
     assert np.isnan([low[1], high[1]]).all()
     assert np.isfinite([low[0], high[0]]).all()
+
+
+# Jeffreys' 95 % interval, quantiles of Beta(x + 1/2, n - x + 1/2), as scipy.stats.beta.ppf gives them.
+JEFFREYS = {
+    (0, 10): (0.0, 0.21719),
+    (3, 10): (0.09269, 0.60582),
+    (30, 30): (0.92032, 1.0),
+    (24, 30): (0.63339, 0.91193),
+}
+
+
+@pytest.mark.parametrize(("successes", "n"), JEFFREYS)
+def test_the_interval_of_a_proportion_is_jeffreys(successes, n):
+    values = (np.arange(n) < successes).astype(float)[:, None]
+    low, high = proportion_interval(values, resamples=50_000)
+    np.testing.assert_allclose([low[0], high[0]], JEFFREYS[successes, n], atol=0.004)
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 10])
+@pytest.mark.parametrize("share", [0.77, 0.95, 0.99])
+def test_the_interval_of_mean_shares_covers_the_truth(prompts, share):
+    """30 records of some prompts each that succeed together (intraclass correlation 0.5): it covers 95 in 100 times,
+    where the bootstrap, which often sees no failure, covers fewer than 70.
+    """
+    random = np.random.default_rng(prompts)
+    chances = random.beta(share, 1 - share, size=(30, 300)) if prompts > 1 else np.full((30, 300), share)
+    values = random.binomial(prompts, chances) / prompts
+    low, high = proportion_interval(values, resamples=1000)
+    covered = ((low <= share) & (share <= high)).mean()
+    assert 0.9 <= covered <= 0.995
+    if share == 0.99:
+        low, high = bootstrap_interval(values, resamples=1000)
+        assert ((low <= share) & (share <= high)).mean() < 0.7
+
+
+def test_shares_far_from_the_ends_have_the_bootstraps_interval():
+    values = np.random.default_rng(0).binomial(10, 0.7, size=(200, 1)) / 10
+    one, other = (interval(values, resamples=4000) for interval in (proportion_interval, bootstrap_interval))
+    np.testing.assert_allclose(one, other, atol=0.006)
+
+
+def test_a_proportion_without_any_value_has_an_undefined_interval():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        low, high = proportion_interval(np.array([[1.0, np.nan], [0.0, np.nan]]))
+    assert np.isnan([low[1], high[1]]).all()
+    assert 0 < low[0] < 0.5 < high[0] < 1

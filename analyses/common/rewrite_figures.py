@@ -10,7 +10,8 @@ from plotly.subplots import make_subplots
 from rome_lens.checking import check_whole, checked
 from rome_lens.plots.style import LAYOUT, LEGEND_BELOW, METHOD_COLOURS, PANEL_TITLE, SIZE, check_columns, plain
 
-_BEFORE, _AFTER = METHOD_COLOURS[:2]
+_BEFORE = METHOD_COLOURS[0]
+_GROUPS = ("#222222", *METHOD_COLOURS[4:])  # of prompts: other colours than the objects'
 _TARGETS = {"new": METHOD_COLOURS[1], "true": METHOD_COLOURS[2]}
 
 
@@ -19,8 +20,8 @@ def plot_rewrite(keys: pd.DataFrame, steps: pd.DataFrame, lens: pd.DataFrame, ou
     """One rewrite in four panels (compare the paper's figure 4).
 
     a: how like k* each token's key is, and which share of the update it gets; b: the new and the true object's
-    probability while what the layer answers to k* goes from v to v*; c: the new object under the logit lens, layer by
-    layer; d: both objects after each group of prompts, before and after the edit.
+    probability while what the layer answers to k* goes from v to v*; c: the new object's probability under the
+    logit lens, layer by layer; d: both objects after each group of prompts. c and d are before and after the edit.
 
     Args:
         keys: prompt, token, group, cosine, share: a row for each token of each prompt.
@@ -35,7 +36,12 @@ def plot_rewrite(keys: pd.DataFrame, steps: pd.DataFrame, lens: pd.DataFrame, ou
     check_columns(steps, ["fraction", "object", "probability"], "`rome-lens figure4`, steps.csv,")
     check_columns(lens, ["condition", "layer", "answer_probability"], "compare_models().lens")
     check_columns(outcome, ["group", "object", "condition", "probability"], "`rome-lens figure4`")
-    titles = ["a  key: who gets the update", "b  value: from v to v*", "c  inside: new object", "d  what comes out"]
+    titles = [
+        "a  key: which tokens get the update",
+        "b  value: from v to v*, at the prompt",
+        "c  the new object, layer by layer",
+        "d  both objects, before (pale) and after",
+    ]
     figure = make_subplots(rows=2, cols=2, subplot_titles=titles, horizontal_spacing=0.12, vertical_spacing=0.2)
     figure.update_annotations(**PANEL_TITLE)
     symbols = ("diamond", "circle", "square", "x")
@@ -43,9 +49,9 @@ def plot_rewrite(keys: pd.DataFrame, steps: pd.DataFrame, lens: pd.DataFrame, ou
         figure.add_scatter(
             x=part["cosine"],
             y=part["share"],
-            name=str(group),
+            name=f"tokens: {plain(str(group))}",
             mode="markers",
-            marker={"size": 6, "symbol": symbols[i % 4], "color": METHOD_COLOURS[1 + i], "opacity": 0.6},
+            marker={"size": 6, "symbol": symbols[i % 4], "color": _GROUPS[i % 3], "opacity": 0.6},
             text=[f"{plain(token)} in {plain(p)}" for token, p in zip(part["token"], part["prompt"], strict=True)],
             hovertemplate="%{text}: cosine %{x:.2f}, share %{y:.2f}<extra></extra>",
             row=1,
@@ -56,14 +62,15 @@ def plot_rewrite(keys: pd.DataFrame, steps: pd.DataFrame, lens: pd.DataFrame, ou
         _curve(figure, part["fraction"], part["probability"], f"{name} object", colour, row=1, col=2)
     for condition, part in lens.groupby("condition", sort=False):
         colour = _BEFORE if condition == "before" else _TARGETS["new"]
-        _curve(figure, part["layer"], part["answer_probability"], "new object, before", colour, row=2, col=1)
+        _curve(figure, part["layer"], part["answer_probability"], "new object, before the edit", colour, row=2, col=1)
         figure.data[-1].showlegend = condition == "before"
     for name in _TARGETS:
         for condition in ("before", "after"):
             part = outcome[(outcome["object"] == name) & (outcome["condition"] == condition)]
             means = part.groupby("group", sort=False)["probability"].mean()
+            prompts = part.groupby("group", sort=False).size()
             figure.add_bar(
-                x=means.index,
+                x=[f"{plain(str(group))}<br>(n = {prompts[group]})" for group in means.index],
                 y=means,
                 showlegend=False,
                 marker={"color": _TARGETS[name], "opacity": 0.4 if condition == "before" else 1},
@@ -75,7 +82,7 @@ def plot_rewrite(keys: pd.DataFrame, steps: pd.DataFrame, lens: pd.DataFrame, ou
         ((1, 1), "cosine with k*", "share of the update"),
         ((1, 2), "fraction of the update", "probability"),
         ((2, 1), "layer", "probability (logit lens)"),
-        ((2, 2), None, "probability (pale: before)"),
+        ((2, 2), None, "mean probability"),
     ):
         figure.update_xaxes(title=across, row=row, col=col)
         figure.update_yaxes(title=up, row=row, col=col)

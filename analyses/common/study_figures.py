@@ -9,7 +9,17 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from rome_lens.checking import checked
-from rome_lens.plots.style import LAYOUT, LEGEND_BELOW, METHOD_COLOURS, PANEL_TITLE, SIZE, check_columns, plain
+from rome_lens.plots.style import (
+    LAYOUT,
+    LEGEND_BELOW,
+    METHOD_COLOURS,
+    PANEL_TITLE,
+    SIZE,
+    check_columns,
+    log_axis,
+    plain,
+    with_n,
+)
 
 _EDITED = {
     "subject_first": "first subject token",
@@ -17,7 +27,16 @@ _EDITED = {
     "subject_first_after_last": "first subsequent token",
     "last": "last token",
 }
+_MARKS = ("circle", "square", "diamond", "triangle-up")
 _BESIDE = 0.06  # of the distance between layers: from mark to mark
+_BLEED = {
+    "share": "forecast: share of the update",
+    "size": "forecast: length of what is added (own prompt: 1)",
+    "last_share": "forecast: share of the update at the last token",
+    "kl": "measured: KL(before || after), nats",
+    "lead_gain": "measured: change of p(true) - p(new)",
+    "lead_change": "measured: size of the change of p(true) - p(new)",
+}
 _TRACED = {"mlp_effect": "effect of the MLPs", "resid_effect": "effect of the state"}
 
 
@@ -108,8 +127,8 @@ def plot_convergence(frame: pd.DataFrame) -> go.Figure:
                 row=1,
                 col=column,
             )
-    figure.update_xaxes(title="tokens", type="log", dtick=1)
-    figure.update_yaxes(type="log", col=1)
+    figure.update_xaxes(title="tokens of text", **log_axis(frame["tokens"]))
+    figure.update_yaxes(title="relative difference", **log_axis(frame["half_difference"].dropna()), col=1)
     figure.update_yaxes(rangemode="tozero", col=2)
     figure.update_yaxes(rangemode="tozero", col=3)
     figure.update_layout(**LAYOUT, height=360, legend=LEGEND_BELOW)
@@ -142,21 +161,19 @@ def plot_bleed_over(frame: pd.DataFrame, *, forecast: str = "size", change: str 
             hovertemplate="%{text}<br>record %{customdata}: %{x:.3f}, %{y:.3g}<extra></extra>",
         )
     )
-    scales = {name: "log" if (frame[name] > 0).all() else "linear" for name in (forecast, change)}
-    figure.update_layout(
-        **LAYOUT,
-        height=420,
-        xaxis={"title": f"forecast: {plain(forecast)}", "type": scales[forecast]},
-        yaxis={"title": f"measured: {plain(change)}", "type": scales[change]},
+    scales = [log_axis(frame[name]) if (frame[name] > 0).all() else {"type": "linear"} for name in (forecast, change)]
+    across, up = (plain(_BLEED.get(name, name)) for name in (forecast, change))
+    return figure.update_layout(
+        **LAYOUT, height=420, xaxis={"title": across, **scales[0]}, yaxis={"title": up, **scales[1]}
     )
-    return figure
 
 
 @checked
 def plot_layers_and_tokens(summary: pd.DataFrame) -> go.Figure:
     """Panels of ES, PS and NS by the edited layer, a line with its intervals for each edited token (paper figure 5).
 
-    A dotted line is the model before the edits. The tokens' marks stand beside each other, to tell equal scores.
+    A dotted line is the model before the edits. Lines grow thinner and marks stand beside each other, so that equal
+    scores are all seen.
 
     Args:
         summary: what `summarize` gives, with the columns token ("subject_last", ...; "" before the edits) and layer.
@@ -183,8 +200,9 @@ def plot_layers_and_tokens(summary: pd.DataFrame) -> go.Figure:
                 name=name,
                 legendgroup=name,
                 mode="lines+markers",
-                line={"color": METHOD_COLOURS[1 + i % (len(METHOD_COLOURS) - 1)], "width": 2},
-                error_y={"array": above, "arrayminus": below, "thickness": 1, "width": 2},
+                line={"color": METHOD_COLOURS[1 + i % (len(METHOD_COLOURS) - 1)], "width": max(2, 6 - 2 * i)},
+                marker={"size": 8, "symbol": _MARKS[i % len(_MARKS)]},
+                error_y={"array": above, "arrayminus": below, "thickness": 1.2, "width": 3},
                 hovertemplate=f"{name}, layer %{{customdata}}: %{{y:.3f}}<extra></extra>",
                 **where,
             )
@@ -199,9 +217,11 @@ def plot_layers_and_tokens(summary: pd.DataFrame) -> go.Figure:
                 hovertemplate="before the edits: %{y:.3f}<extra></extra>",
                 **where,
             )
-    figure.update_xaxes(title="edited layer", tickvals=layers)
+    figure.update_annotations(**PANEL_TITLE)
+    figure.update_xaxes(title=with_n("edited layer", edited), tickvals=layers)
     figure.update_yaxes(range=[0, 1.05])
-    figure.update_layout(**LAYOUT, height=380, legend={"orientation": "h", "y": -0.26, "yanchor": "top", "x": 0})
+    figure.update_yaxes(title="score", col=1)
+    figure.update_layout(**LAYOUT, height=400, legend=LEGEND_BELOW)
     return figure
 
 
@@ -228,6 +248,7 @@ def plot_near_subjects(frame: pd.DataFrame) -> go.Figure:
                 hovertemplate="%{text}: %{y:.3g}<extra></extra>",
             )
         )
-    title = "KL at near subjects (nats)"
-    figure.update_layout(**LAYOUT, height=360, showlegend=False, yaxis={"title": title, "type": "log"})
+    means = frame.groupby(["method", "case_id"])["near_kl"].mean()
+    axis = {"title": "KL(before || after) at near subjects, nats", **log_axis(means[means > 0])}
+    figure.update_layout(**LAYOUT, height=360, showlegend=False, yaxis=axis)
     return figure

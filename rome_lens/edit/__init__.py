@@ -9,6 +9,7 @@ from rome_lens.edit.covariance.corpora import Texts, texts_from_dataset, texts_f
 from rome_lens.edit.covariance.diagnostics import CovarianceReport
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.published import load_published_covariance
+from rome_lens.edit.covariance.shipped import builtin_covariances
 from rome_lens.edit.methods.alphaedit import AlphaEditConfig, alphaedit
 from rome_lens.edit.methods.emmet import EmmetConfig, emmet
 from rome_lens.edit.methods.finetune import FinetuneConfig, finetune
@@ -57,6 +58,7 @@ __all__ = [
     "alphaedit",
     "anchor_norm",
     "applied_edits",
+    "builtin_covariances",
     "collect_covariance",
     "emmet",
     "find_preset",

@@ -13,6 +13,7 @@ from rome_lens.locate.corruption import (
 )
 from rome_lens.locate.effects import average_effects, average_total_effect
 from rome_lens.locate.many_facts import TracedFacts, load_traces, trace_facts
+from rome_lens.locate.maps import HeadMap, trace_heads, trace_kinds
 from rome_lens.locate.metrics import Metric
 from rome_lens.locate.prompt import TracedPrompt
 from rome_lens.locate.restoring import State, predict_restored, restore_states
@@ -25,6 +26,7 @@ __all__ = [
     "Corruption",
     "CorruptionFunction",
     "GaussianNoise",
+    "HeadMap",
     "Metric",
     "MultivariateGaussianNoise",
     "State",
@@ -43,4 +45,6 @@ __all__ = [
     "robustness_report",
     "same_length_subject",
     "trace_facts",
+    "trace_heads",
+    "trace_kinds",
 ]

@@ -103,7 +103,7 @@ class CausalTrace:
         """The paper's heatmap (figure 1); see `plot_trace`."""
         from rome_lens.plots import plot_trace
 
-        return plot_trace(self.to_frame(), answer=self.answer)
+        return plot_trace(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The trace as plain JSON values; `from_dict` reads them back without loss."""

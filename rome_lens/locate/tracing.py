@@ -1,7 +1,7 @@
 """Causal tracing: how much of the answer comes back when one hidden state is restored (paper section 2.1)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from rome_lens.locate.grid import first_restored, restored_values
 from rome_lens.locate.metrics import Measure, Metric, MetricName, make_measures
 from rome_lens.locate.own import name_of
 from rome_lens.locate.prompt import TracedPrompt, prepare_prompt, warn_if_not_predicted
-from rome_lens.locate.runs import corrupted_run
+from rome_lens.locate.runs import CorruptedRun, corrupted_run
 from rome_lens.locate.trace import CausalTrace
 from rome_lens.models import Kind, Model, tokens_that_fit
 from rome_lens.models.labels import token_text, token_texts
@@ -66,13 +66,24 @@ def causal_trace(
     """
     common = {"kind": kind, "window": window, "samples": samples, "corruption": corruption, "metric": metric}
     config = with_options(config, common | options)
-    config.check(model)
+    return next(trace_alike(model, fact, [config], tokens_per_batch=tokens_per_batch, progress=progress))
+
+
+@torch.no_grad()
+def trace_alike(
+    model: Model, fact: Fact, configs: Sequence[TraceConfig], *, tokens_per_batch: int | None, progress: bool
+) -> Iterator[CausalTrace]:
+    """A trace for each config, from one clean and one corrupted run: the configs differ in kind, head and positions."""
+    for config in configs:
+        config.check(model)
     check_whole(tokens_per_batch=tokens_per_batch)
-    prompt = prepare_prompt(model, fact, kinds=[config.kind])
+    prompt = prepare_prompt(model, fact, kinds={config.kind for config in configs})
     warn_if_not_predicted(model, fact, prompt)
-    return trace_prompt(
-        model, fact, prompt, config, [config.metric], tokens_per_batch=tokens_per_batch, progress=progress
-    )[0]
+    exact = configs[0].method == "exact"
+    ran = _corrupted(model, fact, prompt, configs[0]) if exact else None
+    common: dict[str, Any] = {"ran": ran, "tokens_per_batch": tokens_per_batch, "progress": progress}
+    for config in configs:
+        yield trace_prompt(model, fact, prompt, config, [config.metric], **common)[0]
 
 
 @torch.no_grad()
@@ -83,10 +94,11 @@ def trace_prompt(
     config: TraceConfig,
     metrics: Sequence[MetricName | Metric],
     *,
+    ran: CorruptedRun | None = None,
     tokens_per_batch: int | None = None,
     progress: bool = True,
 ) -> list[CausalTrace]:
-    """A trace for each metric, all from the same runs.
+    """A trace for each metric, all from the same runs; `ran` is the corrupted one, if it was run already.
 
     The caller has tokenised the fact and checked the config: `causal_trace` and `trace_facts` do.
     """
@@ -94,16 +106,19 @@ def trace_prompt(
     if outside := [p for p in wanted if p >= prompt.length]:
         raise ValueError(f"The positions {outside} do not exist: the prompt has {prompt.length} tokens.")
     measures = make_measures(model, fact, prompt, metrics, config.wrong_answer)
-    embedded = corrupted_embeddings(model, fact, prompt, config.corruption, config.samples)
     if config.method == "exact":
-        found = _exact(model, prompt, embedded, measures, wanted, config, tokens_per_batch, progress)
+        ran = _corrupted(model, fact, prompt, config) if ran is None else ran
+        samples = ran.residual.shape[1]
+        found = _exact(model, prompt, ran, measures, wanted, config, tokens_per_batch, progress)
     else:
+        embedded = corrupted_embeddings(model, fact, prompt, config.corruption, config.samples)
+        samples = len(embedded)
         found = [_attributed(model, prompt, embedded, measure, wanted, config) for measure in measures]
     predicted = token_text(model, prompt.predicted).strip()
     done = replace(
         config,
         corruption=resolved(config.corruption, model),
-        samples=len(embedded),
+        samples=samples,
         window=1 if config.kind in ("resid", "head") else config.window,
     )
     traces = []
@@ -133,6 +148,11 @@ def trace_prompt(
     return traces
 
 
+def _corrupted(model: Model, fact: Fact, prompt: TracedPrompt, config: TraceConfig) -> CorruptedRun:
+    embedded = corrupted_embeddings(model, fact, prompt, config.corruption, config.samples)
+    return corrupted_run(model, prompt.tokens, prompt.subject, embedded, len(prompt.answer), config.severed)
+
+
 def _attributed(
     model: Model,
     prompt: TracedPrompt,
@@ -155,7 +175,7 @@ def _attributed(
 def _exact(
     model: Model,
     prompt: TracedPrompt,
-    embedded: Float[Tensor, "sample token d_model"],
+    corrupted: CorruptedRun,
     measures: Sequence[Measure],
     positions: Sequence[int],
     config: TraceConfig,
@@ -166,8 +186,7 @@ def _exact(
 
     Positions before the subject have the corrupted run's value: the corruption does not reach them.
     """
-    subject, n_layers = prompt.subject, model.cfg.n_layers
-    corrupted = corrupted_run(model, prompt.tokens, subject, embedded, len(prompt.answer), config.severed)
+    subject, n_layers, samples = prompt.subject, model.cfg.n_layers, corrupted.residual.shape[1]
     clean = prompt.clean.states[config.kind]
     where: dict[str, Any] = {
         "kind": config.kind,
@@ -176,14 +195,14 @@ def _exact(
     }
     entering = first_restored(model, clean, corrupted, **where)
     baselines = torch.stack([measure(corrupted.logits).mean() for measure in measures])
-    restored = torch.full((len(measures), prompt.length, n_layers), torch.nan, device=embedded.device)
+    restored = torch.full((len(measures), prompt.length, n_layers), torch.nan, device=corrupted.residual.device)
     layers = sorted(range(n_layers) if config.layers is None else config.layers)
     budget = tokens_that_fit(model) if tokens_per_batch is None else tokens_per_batch
     for position in tqdm(positions, desc=f"causal trace, {config.kind}", unit="position", disable=not progress):
         if position < subject.start:
             restored[:, position, layers] = baselines[:, None]
             continue
-        step = max(1, budget // (len(embedded) * (len(prompt.tokens) - position)))
+        step = max(1, budget // (samples * (len(prompt.tokens) - position)))
         for start in range(0, len(layers), step):
             some = layers[start : start + step]
             restored[:, position, some] = restored_values(

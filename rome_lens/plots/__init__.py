@@ -2,6 +2,7 @@
 
 from rome_lens.plots.comparison import plot_comparison
 from rome_lens.plots.effects import plot_average_effects, plot_noise_levels, plot_robustness, plot_severed
+from rome_lens.plots.heads import plot_heads
 from rome_lens.plots.heatmaps import plot_effect_maps, plot_trace, plot_traces
 from rome_lens.plots.layers import plot_layers
 from rome_lens.plots.saving import save
@@ -11,6 +12,7 @@ __all__ = [
     "plot_average_effects",
     "plot_comparison",
     "plot_effect_maps",
+    "plot_heads",
     "plot_layers",
     "plot_noise_levels",
     "plot_robustness",

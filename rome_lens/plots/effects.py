@@ -15,7 +15,9 @@ from rome_lens.plots.style import (
     METHOD_COLOURS,
     PANEL_TITLE,
     ROLE_COLOURS,
+    WHISKERS,
     check_columns,
+    with_n,
 )
 
 _EFFECTS = ["role", "layer", "mean", "ci_low", "ci_high", "n"]
@@ -39,16 +41,19 @@ def plot_average_effects(frame: pd.DataFrame) -> go.Figure:
 
 
 @checked
-def plot_noise_levels(frame: pd.DataFrame) -> go.Figure:
+def plot_noise_levels(frame: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.Figure:
     """Average indirect effects by layer, a line for each corruption, a panel for each token role; the first one's
     interval tells how sure they are.
 
     Args:
-        frame: what `average_effects` gives for each corruption, put together, with a column `corruption`.
+        frame: what `average_effects` gives for each corruption, by its name; or put together, with a column
+            `corruption`.
 
     Raises:
         ValueError: the frame lacks a column.
     """
+    if isinstance(frame, Mapping):
+        frame = pd.concat([part.assign(corruption=name) for name, part in frame.items()] or [pd.DataFrame()])
     check_columns(frame, ["corruption", *_EFFECTS], "average_effects(), with a corruption,")
     names = list(frame["corruption"].unique())
     colours = dict(zip(names, ("#222222", *METHOD_COLOURS[1:]), strict=False))
@@ -56,37 +61,47 @@ def plot_noise_levels(frame: pd.DataFrame) -> go.Figure:
 
 
 @checked
-def plot_severed(frame: pd.DataFrame) -> go.Figure:
+def plot_severed(frame: pd.DataFrame, *, role: str = "last subject token") -> go.Figure:
     """The paper's figure 3: what restoring one state brings back, layer by layer, as it is and with MLPs or attentions
-    held at their corrupted values; bars with their intervals.
+    held at their corrupted values: a panel of bars with their intervals for each.
 
     Args:
-        frame: what `average_effects` gives for one role: kinds "resid", "resid, mlp severed", "resid, attn severed".
+        frame: what `average_effects` gives for the kinds "resid", "resid, mlp severed", "resid, attn severed".
+        role: which token's effects, where the frame has several roles.
 
     Raises:
-        ValueError: the frame lacks a column.
+        ValueError: the frame lacks a column, or has several roles and not this one.
     """
     check_columns(frame, ["kind", *_EFFECTS], "average_effects()")
-    figure = go.Figure()
-    for kind, part in frame.groupby("kind", sort=False):
+    if frame["role"].nunique() > 1:
+        if role not in set(frame["role"]):
+            raise ValueError(f"role is {role!r}, expected one of the frame's: {', '.join(frame['role'].unique())}.")
+        frame = frame[frame["role"] == role]
+    parts = list(frame.groupby("kind", sort=False))
+    names = [_SEVERED_NAMES.get(str(kind), str(kind)) for kind, _ in parts]
+    figure = make_subplots(cols=len(parts), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=names)
+    figure.update_annotations(**PANEL_TITLE)
+    for place, ((kind, part), name) in enumerate(zip(parts, names, strict=True), start=1):
         figure.add_bar(
             x=part["layer"],
             y=part["mean"],
-            name=_SEVERED_NAMES.get(str(kind), str(kind)),
+            name=name,
+            showlegend=False,
             marker_color=_SEVERED_COLOURS.get(str(kind), "#333333"),
             error_y={
                 "symmetric": False,
                 "array": part["ci_high"] - part["mean"],
                 "arrayminus": part["mean"] - part["ci_low"],
-                "thickness": 0.8,
-                "width": 0,
-                "color": "#555555",
+                **WHISKERS,
+                "width": 2,
             },
             hovertemplate=f"{kind}, layer %{{x}}: %{{y:.4f}}<extra></extra>",
+            row=1,
+            col=place,
         )
-    figure.update_xaxes(title="layer at which the state is restored")
-    figure.update_yaxes(title="average indirect effect", zeroline=True, zerolinewidth=1)
-    return figure.update_layout(**LAYOUT, barmode="group", bargap=0.25, height=340, legend=LEGEND_ABOVE)
+    figure.update_xaxes(title=with_n("layer", frame))
+    figure.update_yaxes(zeroline=True, zerolinewidth=1).update_yaxes(title="average indirect effect", col=1)
+    return figure.update_layout(**LAYOUT, bargap=0.25, height=340)
 
 
 def _lines(
@@ -130,7 +145,7 @@ def _lines(
             **where,
         )
         named.add(name)
-    figure.update_xaxes(title="layer")
+    figure.update_xaxes(title=with_n("layer", frame))
     figure.update_yaxes(title="average indirect effect", col=1)
     return figure.update_layout(**LAYOUT, height=400, legend=LEGEND_BELOW)
 
@@ -160,11 +175,12 @@ def plot_robustness(frame: pd.DataFrame) -> go.Figure:
             marker={"size": 11, "color": ROLE_COLOURS[i % len(ROLE_COLOURS)]},
             text=[f"{agreement:.2f}" for agreement in part["agreement"]],
             textposition="middle right",
+            cliponaxis=False,
         )
     figure.update_layout(
         **LAYOUT,
         height=130 + 24 * len(frame),
-        xaxis={"title": "layer of the largest average effect", "rangemode": "tozero"},
+        xaxis={"title": with_n("layer of the peak", frame), "range": [0, 1.2 * frame["peak_layer"].max() + 1]},
         yaxis={"categoryorder": "array", "categoryarray": settings[::-1]},
         legend=LEGEND_ABOVE,
     )

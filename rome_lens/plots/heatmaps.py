@@ -1,15 +1,13 @@
 """Heatmaps of causal traces: tokens or their roles down, layers across (paper figures 1 and 2)."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.colors import get_colorscale, sample_colorscale
 from plotly.subplots import make_subplots
 
 from rome_lens.checking import checked
+from rome_lens.plots.given import Framed, Several, ends, frame_of, metric_name, metric_of, told
 from rome_lens.plots.style import (
     HEATMAP_AXIS,
     KIND_COLOURS,
@@ -17,16 +15,19 @@ from rome_lens.plots.style import (
     LAYOUT,
     METRIC_NAMES,
     PANEL_TITLE,
+    SIZE,
+    TITLE,
+    around_zero,
     check_columns,
-    plain,
     token_label,
+    with_n,
 )
 
 _TRACE = ["position", "token", "role", "layer", "kind", "window", "indirect_effect"]
 
 
 @checked
-def plot_trace(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
+def plot_trace(frame: pd.DataFrame | Framed, *, answer: str | None = None, clean: float | None = None) -> go.Figure:
     """The paper's heatmap (figure 1): tokens down, layers across, subject tokens starred.
 
     Purple is the residual state, green MLPs, red attention, blue a head. The colour scale starts at the corrupted
@@ -34,12 +35,15 @@ def plot_trace(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
     a metric of your own that falls farther than it rises). An approximate grid is called so in the title.
 
     Args:
-        frame: what `CausalTrace.to_frame` gives: one fact, one kind.
-        answer: what the probability is of.
+        frame: what `causal_trace` gives, or its `to_frame()`: one fact, one kind.
+        answer: what the probability is of; None: the trace's.
+        clean: the metric after the clean prompt, told below the title; None: the trace's.
 
     Raises:
         ValueError: the frame lacks a column, or holds more than one kind.
     """
+    answer, clean = told(frame, answer, clean)
+    frame = frame_of(frame)
     check_columns(frame, _TRACE, "to_frame()")
     kinds = frame["kind"].unique()
     if len(kinds) != 1:
@@ -48,9 +52,9 @@ def plot_trace(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
     figure = go.Figure(heatmap)
     figure.update_layout(
         **LAYOUT,
-        height=110 + 26 * len(names),
-        margin_t=44,
-        title={"text": f"Restored {_title(frame)}", "font": {"size": 15}, "x": 0, "xref": "paper", "xanchor": "left"},
+        height=124 + 26 * len(names),
+        margin_t=58,
+        title={"text": f"Restored {_title(frame)}", **TITLE, "subtitle": {"text": ends(frame, answer, clean)}},
         xaxis={"title": "layer", **HEATMAP_AXIS},
         yaxis={"autorange": "reversed", "tickvals": list(heatmap.y), "ticktext": names, **HEATMAP_AXIS},
     )
@@ -58,24 +62,29 @@ def plot_trace(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
 
 
 @checked
-def plot_traces(frame: pd.DataFrame, *, answer: str = "answer") -> go.Figure:
+def plot_traces(frame: pd.DataFrame | Several, *, answer: str | None = None, clean: float | None = None) -> go.Figure:
     """The heatmaps of one fact side by side, a panel for each kind of state, each with its own colour scale: see
     `plot_trace`.
 
     Args:
-        frame: what `CausalTrace.to_frame` gives for each kind, put together.
-        answer: what the probability is of.
+        frame: what `trace_kinds` gives, a list of traces, or their `to_frame()` put together.
+        answer: what the probability is of; None: the traces'.
+        clean: the metric after the clean prompt, told above the panels; None: the traces'.
 
     Raises:
-        ValueError: the frame lacks a column.
+        ValueError: the frame lacks a column, or there are no traces.
     """
+    answer, clean = told(frame, answer, clean)
+    frame = frame_of(frame)
     check_columns(frame, _TRACE, "to_frame()")
     parts = [part for _, part in frame.groupby("kind", sort=False)]
     drawn = [_trace_heatmap(part, answer) for part in parts]
     names = drawn[0][1]
     figure = _side_by_side([heatmap for heatmap, _ in drawn], [_title(part) for part in parts])
     figure.update_yaxes(tickvals=list(drawn[0][0].y), ticktext=names)
-    return figure.update_layout(height=100 + 20 * len(names))
+    if said := ends(frame, answer, clean):
+        figure.update_layout(margin_t=62, title={"text": said, **TITLE, "font_size": SIZE, "y": 0.97, "yanchor": "top"})
+    return figure.update_layout(height=(126 if said else 100) + 20 * len(names))
 
 
 @checked
@@ -99,30 +108,18 @@ def plot_effect_maps(frame: pd.DataFrame) -> go.Figure:
                 x=grid.columns,
                 y=grid.index,
                 colorbar={"title": {"text": "average indirect effect"}},
-                **_around_zero(KIND_COLOURS.get(str(kind), "Blues"), grid),
+                **around_zero(KIND_COLOURS.get(str(kind), "Blues"), grid),
                 hovertemplate="%{y}, layer %{x}: %{z:.4f}<extra></extra>",
             )
         )
     titles = [KIND_NAMES.get(kind, kind) for kind in frame["kind"].unique()]
-    return _side_by_side(heatmaps, titles).update_layout(height=100 + 24 * frame["role"].nunique())
+    figure = _side_by_side(heatmaps, titles).update_xaxes(title=with_n("layer", frame))
+    return figure.update_layout(height=100 + 24 * frame["role"].nunique())
 
 
-def _around_zero(name: str, grid: pd.DataFrame) -> dict[str, Any]:
-    """A scale of colours above 0 and greys below, as dark for as much."""
-    values = grid.to_numpy(dtype=float)
-    most, least = max(float(np.nanmax(values)), 1e-6), min(float(np.nanmin(values)), 0.0)
-    zero = -least / (most - least)
-    above = [(zero + (1 - zero) * at, colour) for at, colour in get_colorscale(name)]
-    below = [(0.0, sample_colorscale("Greys", min(zero / (1 - zero), 1.0))[0])] if least < 0 else []
-    return {"colorscale": [*below, *above], "zmin": least, "zmax": most}
-
-
-def _trace_heatmap(frame: pd.DataFrame, answer: str) -> tuple[go.Heatmap, list[str]]:
+def _trace_heatmap(frame: pd.DataFrame, answer: str | None) -> tuple[go.Heatmap, list[str]]:
     """The grid of one kind, and the names of its rows."""
-    own = [str(name) for name in frame if name not in (*_TRACE, "method")]
-    metric = next((name for name in (*METRIC_NAMES, *own) if name in frame), None)
-    if metric is None:
-        raise ValueError(f"The frame lacks a column of {', '.join(METRIC_NAMES)}. Give what to_frame() returns.")
+    metric = metric_of(frame)
     grid = frame.pivot(index="position", columns="layer", values=metric)
     tokens = frame.drop_duplicates("position").sort_values("position")
     names = [
@@ -146,7 +143,7 @@ def _trace_heatmap(frame: pd.DataFrame, answer: str) -> tuple[go.Heatmap, list[s
         xgap=1,
         ygap=1,
         colorbar={
-            "title": {"text": METRIC_NAMES.get(metric, "{1}").format(plain(answer), plain(metric))},
+            "title": {"text": metric_name(metric, answer), "font": {"size": SIZE}},
             "thickness": 12,
             "outlinewidth": 0,
             "nticks": 6,

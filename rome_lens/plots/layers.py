@@ -1,25 +1,37 @@
 """The evidence for a layer to edit."""
 
+from typing import Protocol, runtime_checkable
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rome_lens.checking import checked
-from rome_lens.plots.style import LAYOUT, LEGEND_ABOVE, METHOD_COLOURS, PANEL_TITLE, check_columns
+from rome_lens.plots.style import LAYOUT, LEGEND_ABOVE, METHOD_COLOURS, PANEL_TITLE, check_columns, with_n
 
 _EFFECT = ["effect", "effect_low", "effect_high"]
 
 
+@runtime_checkable
+class Recommended(Protocol):
+    """A `LayerRecommendation`."""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The evidence, a row for each layer."""
+
+
 @checked
-def plot_layers(table: pd.DataFrame) -> go.Figure:
+def plot_layers(table: pd.DataFrame | Recommended) -> go.Figure:
     """What tracing says of each layer, and above it how well the edits at some layers did, with 95 % intervals.
 
     Args:
-        table: the `table` of `recommend_layers`.
+        table: what `recommend_layers` gives, or its `table`.
 
     Raises:
         ValueError: the frame lacks a column.
     """
+    table = table if isinstance(table, pd.DataFrame) else table.table
     scores = ["S", "ES", "PS", "NS"]
     ends = [f"{score}_{end}" for score in scores for end in ("low", "high")]
     check_columns(table, ["layer", *_EFFECT, "n", *scores, *ends], "recommend_layers()")
@@ -32,7 +44,8 @@ def plot_layers(table: pd.DataFrame) -> go.Figure:
         _points(figure, edited, score, colour, row=1)
     _points(figure, table, "effect", METHOD_COLOURS[0], row=2)
     figure.update_xaxes(title="layer", row=2)
-    figure.update_yaxes(range=[0, 1.05], row=1)
+    figure.update_yaxes(range=[0, 1.05], title=with_n("score", edited), row=1)
+    figure.update_yaxes(title="average indirect effect", row=2)
     return figure.update_layout(**LAYOUT, height=520, legend=LEGEND_ABOVE)
 
 

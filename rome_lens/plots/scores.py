@@ -1,18 +1,38 @@
 """Figures of scores."""
 
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rome_lens.checking import checked
-from rome_lens.plots.style import LAYOUT, LEGEND_ABOVE, LEGEND_BELOW, METHOD_COLOURS, PANEL_TITLE, check_columns, plain
+from rome_lens.plots.style import (
+    LAYOUT,
+    LEGEND_ABOVE,
+    LEGEND_BELOW,
+    METHOD_COLOURS,
+    PANEL_TITLE,
+    WHISKERS,
+    check_columns,
+    counted,
+    log_axis,
+    plain,
+    with_n,
+)
 
 _METRICS = ("S", "ES", "PS", "NS", "efficacy", "paraphrase", "portability", "locality")
+_BESIDE = 3  # methods whose bars stand beside each other; more of them have a line each
+_TEXT = {METHOD_COLOURS[0]: "#666666"}  # of a method's numbers, where its colour is too pale to read
 
 
 @checked
 def plot_scores(summary: pd.DataFrame) -> go.Figure:
-    """Bars of the scores with their intervals, side by side for each method; a panel for each protocol.
+    """Bars of the scores with their intervals and, away from them, their numbers.
+
+    Up to three methods stand side by side, in a panel for each protocol; their numbers are below the axis. More of them
+    have a line each, in a panel for each protocol and score.
 
     Shown are S, ES, PS, NS, efficacy, paraphrase, portability and locality, those that a protocol has.
 
@@ -26,62 +46,120 @@ def plot_scores(summary: pd.DataFrame) -> go.Figure:
     metrics = [metric for metric in _METRICS if metric in summary]
     check_columns(summary, [f"{metric}_{end}" for metric in metrics for end in ("low", "high")], "summarize()")
     panels = list(summary.groupby("protocol", sort=False)) if "protocol" in summary else [("", summary)]
-    titles = [plain(str(name)) for name, _ in panels] if len(panels) > 1 else None
-    figure = make_subplots(rows=len(panels), cols=1, subplot_titles=titles, vertical_spacing=0.3 / len(panels))
+    shown = {str(name): [each for each in metrics if part[each].notna().any()] for name, part in panels}
+    draw = _beside if summary["method"].nunique() <= _BESIDE else _below
+    return draw([(str(name), part, shown[str(name)]) for name, part in panels])
+
+
+Panels = list[tuple[str, pd.DataFrame, list[str]]]  # a protocol, its rows, the scores that it has
+
+
+def _beside(panels: Panels) -> go.Figure:
+    """A panel for each protocol: groups of upright bars."""
+    titles = [plain(name) for name, _, _ in panels] if len(panels) > 1 else None
+    figure = make_subplots(rows=len(panels), cols=1, subplot_titles=titles, vertical_spacing=0.4 / len(panels))
     figure.update_annotations(**PANEL_TITLE)
-    colours = {method: METHOD_COLOURS[i % len(METHOD_COLOURS)] for i, method in enumerate(summary["method"].unique())}
-    for place, (_, part) in enumerate(panels, start=1):
-        shown = [metric for metric in metrics if part[metric].notna().any()]
+    methods = list(dict.fromkeys(method for _, part, _ in panels for method in part["method"]))
+    colours = dict(zip(methods, METHOD_COLOURS, strict=False))
+    for place, (_, part, metrics) in enumerate(panels, start=1):
         for _, row in part.iterrows():
-            bar = _bar(row, shown, colours[row["method"]], legend=place == 1)
-            figure.add_trace(bar, row=place, col=1)
-    figure.update_layout(**LAYOUT, barmode="group", bargap=0.3, height=100 + 260 * len(panels), legend=LEGEND_ABOVE)
-    figure.update_xaxes(ticks="", tickfont={"size": 14})
-    figure.update_yaxes(title="score", range=[0, 1.02], showgrid=True, gridcolor="#eeeeee")
-    return figure
+            bars = _bars(row, metrics, upright=True, marker_color=colours[row["method"]], showlegend=place == 1)
+            figure.add_trace(bars, row=place, col=1)
+        texts = ["<br>".join([each, *_numbers(part, each, colours)]) for each in metrics]
+        figure.update_xaxes(tickvals=metrics, ticktext=texts, title=counted(part["n"]), row=place, col=1)
+    figure.update_layout(**LAYOUT, barmode="group", bargap=0.3, legend=LEGEND_ABOVE)
+    figure.update_layout(height=(300 + 16 * len(methods)) * len(panels))
+    figure.update_xaxes(ticks="")
+    return figure.update_yaxes(title="score", range=[0, 1.02], showgrid=True, gridcolor="#eeeeee")
 
 
-def _bar(row: pd.Series, metrics: list[str], colour: str, *, legend: bool) -> go.Bar:
+def _numbers(part: pd.DataFrame, metric: str, colours: Mapping[str, str]) -> list[str]:
+    """A score of each method, in its colour."""
+    found = [(colours[method], value) for method, value in zip(part["method"], part[metric], strict=True)]
+    shown = [(_TEXT.get(colour, colour), value) for colour, value in found if pd.notna(value)]
+    return [f'<span style="color:{colour}">{value:.2f}</span>' for colour, value in shown]
+
+
+def _below(panels: Panels) -> go.Figure:
+    """A row of panels for each protocol, a panel for each score: lying bars, with their numbers at the right."""
+    width = max(len(metrics) for _, _, metrics in panels)
+    named = [f"{plain(name)}: " if len(panels) > 1 else "" for name, _, _ in panels]
+    titles = [
+        f"{name}{metrics[i]}" if i < len(metrics) else ""
+        for name, (_, _, metrics) in zip(named, panels, strict=True)
+        for i in range(width)
+    ]
+    figure = make_subplots(rows=len(panels), cols=width, subplot_titles=titles, shared_yaxes=True)
+    figure.update_annotations(**PANEL_TITLE)
+    for place, (_, part, metrics) in enumerate(panels, start=1):
+        methods = [plain(str(method)) for method in part["method"]]
+        for column, metric in enumerate(metrics, start=1):
+            where = {"row": place, "col": column}
+            colours = [METHOD_COLOURS[0 if method == "base" else 1] for method in methods]
+            for (_, row), colour in zip(part.iterrows(), colours, strict=True):
+                figure.add_trace(_bars(row, [metric], upright=False, marker_color=colour, showlegend=False), **where)
+            numbers = ["" if pd.isna(value) else f"{value:.2f}" for value in part[metric]]
+            text = {"mode": "text", "textposition": "middle right", "hoverinfo": "skip", "showlegend": False}
+            figure.add_scatter(x=[1.04] * len(methods), y=methods, text=numbers, **text, **where)
+            figure.update_xaxes(title=with_n("score", part), **where)
+            figure.update_yaxes(categoryorder="array", categoryarray=methods[::-1], **where)
+    figure.update_xaxes(range=[0, 1.4], tickvals=[0, 0.5, 1], showgrid=True, gridcolor="#eeeeee")
+    figure.update_yaxes(ticks="")
+    most = max(len(part) for _, part, _ in panels)
+    return figure.update_layout(**LAYOUT, barmode="overlay", bargap=0.35, height=(90 + 24 * most) * len(panels) + 20)
+
+
+def _bars(row: pd.Series, metrics: list[str], *, upright: bool, **look: object) -> go.Bar:
     """A method's scores with their intervals."""
-    ends = {end: [row[f"{metric}_{end}"] for metric in metrics] for end in ("low", "high")}
+    low, high = ([row[f"{metric}_{end}"] for metric in metrics] for end in ("low", "high"))
     value = [row[metric] for metric in metrics]
+    error = {
+        "type": "data",
+        "symmetric": False,
+        "array": [end - mean for end, mean in zip(high, value, strict=True)],
+        "arrayminus": [mean - end for end, mean in zip(low, value, strict=True)],
+        **WHISKERS,
+    }
+    name = plain(str(row["method"]))
+    along = {"x": metrics, "y": value, "error_y": error} if upright else {"x": value, "y": [name], "error_x": error}
+    said = f"{name}, {'%{x} %{y:.3f}' if upright else metrics[0] + ' %{x:.3f}'}"
     return go.Bar(
-        name=plain(row["method"]),
-        legendgroup=plain(row["method"]),
-        showlegend=legend,
-        x=metrics,
-        y=value,
-        marker_color=colour,
-        texttemplate="%{y:.2f}",
-        textposition="inside",
-        insidetextanchor="start",
-        textangle=0,
-        constraintext="none",
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [high - mean for high, mean in zip(ends["high"], value, strict=True)],
-            "arrayminus": [mean - low for low, mean in zip(ends["low"], value, strict=True)],
-            "thickness": 1.2,
-            "color": "#333333",
-        },
-        customdata=[[low, high, row["n"]] for low, high in zip(ends["low"], ends["high"], strict=True)],
-        hovertemplate="%{x} %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}",
+        name=name,
+        legendgroup=name,
+        orientation="v" if upright else "h",
+        customdata=[[low, high, row["n"]] for low, high in zip(low, high, strict=True)],
+        hovertemplate=said + " [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}<extra></extra>",
+        **along,
+        **look,
     )
 
 
+@runtime_checkable
+class Edited(Protocol):
+    """An `EditSequence`."""
+
+    @property
+    def checkpoints(self) -> pd.DataFrame:
+        """What was measured along the way."""
+
+
 @checked
-def plot_sequence(frame: pd.DataFrame) -> go.Figure:
+def plot_sequence(frame: pd.DataFrame | Edited | Mapping[str, Edited]) -> go.Figure:
     """What piles up with the edits: a panel for each score, perplexity and norm growth, a line for each method.
 
     A dotted line is the model before the first edit on the same records; error bars are those of `summarize`.
 
     Args:
-        frame: the `checkpoints` of one or more EditSequences, put together, with a column `method`.
+        frame: what `edit_sequence` gives, or several by the methods' names; or their `checkpoints` put together, with a
+            column `method`.
 
     Raises:
         ValueError: the frame lacks a column.
     """
+    if not isinstance(frame, pd.DataFrame):
+        runs = frame if isinstance(frame, Mapping) else {"edited": frame}
+        tables = [run.checkpoints.assign(method=name) for name, run in runs.items()]
+        frame = pd.concat(tables or [pd.DataFrame()])
     check_columns(
         frame, ["method", "edits", "perplexity", "norm_growth", "ES"], "EditSequence.checkpoints, with a method,"
     )
@@ -102,7 +180,7 @@ def plot_sequence(frame: pd.DataFrame) -> go.Figure:
             bars = {}
             if f"{column}_low" in part:
                 above, below = part[f"{column}_high"] - part[column], part[column] - part[f"{column}_low"]
-                bars = {"error_y": {"array": above, "arrayminus": below, "thickness": 1, "width": 2}}
+                bars = {"error_y": {"array": above, "arrayminus": below, "thickness": 1.2, "width": 3}}
             figure.add_scatter(
                 x=part["edits"],
                 y=part[column],
@@ -128,9 +206,11 @@ def plot_sequence(frame: pd.DataFrame) -> go.Figure:
     for place, column in enumerate(panels):
         where = {"row": 1 + place // 3, "col": 1 + place % 3}
         if column == "perplexity":
-            figure.update_yaxes(type="log", **where)
+            seen = frame[column].dropna()
+            least = seen[seen > 0].min()  # an axis of at least a factor of two: a change of some per cent looks small
+            figure.update_yaxes(**log_axis(pd.Series([0.95 * least, max(2 * least, seen.max())])), **where)
         else:
             figure.update_yaxes(range=[0, 1.05] if column in ("ES", "PS", "NS") else None, rangemode="tozero", **where)
-        figure.update_xaxes(title="edits", rangemode="tozero", **where)
+        figure.update_xaxes(title="edits = n" if column in ("ES", "PS", "NS") else "edits", rangemode="tozero", **where)
     figure.update_layout(**LAYOUT, height=620, legend=LEGEND_BELOW)
     return figure

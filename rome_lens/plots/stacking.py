@@ -24,7 +24,9 @@ def stacked(figure: go.Figure) -> go.Figure:
     if len(panels) < 2:
         return figure
     rows = len({y.domain for _, y in panels})
-    high = min(max((figure.layout.height or HEIGHT) - MARGINS, MARGINS) / rows, MOST)
+    high = max((figure.layout.height or HEIGHT) - MARGINS, MARGINS) / rows
+    if not any(y.ticktext or y.categoryarray for _, y in panels):  # a line of letters for each token or method stays
+        high = min(high, MOST)
     whole = len(panels) * (high + GAP) - GAP
     moved = [_title(figure, x, y) for x, y in panels]
     for i, ((x, y), title) in enumerate(zip(panels, moved, strict=True)):

@@ -64,7 +64,7 @@ class LayerRecommendation:
         """The evidence: effects and scores by layer; see `plot_layers`."""
         from rome_lens.plots import plot_layers
 
-        return plot_layers(self.table)
+        return plot_layers(self)
 
 
 @checked

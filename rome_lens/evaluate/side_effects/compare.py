@@ -47,7 +47,7 @@ class ModelComparison:
 
     def plot(self) -> go.Figure:
         """Lens and contributions by layer, averaged over the prompts: see `plot_comparison`."""
-        return plot_comparison(self.lens, self.contributions)
+        return plot_comparison(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import rome_lens as rl
 from rome_lens.models import find_output_matrix
@@ -39,6 +39,24 @@ def test_a_hugging_face_model_is_edited_as_the_hooked_one_is(
         assert changed == MODULE_OF[hf_model.config.model_type].format(1) + ".weight"
     assert unlike(hf_model, before) == []
     assert not [warning for warning in recwarn if issubclass(warning.category, rl.errors.EditWarning)]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama-gqa"])
+@torch.no_grad()
+def test_an_edited_model_that_transformers_saves_is_loaded_with_the_same_logits(
+    tiny_model, tiny_folder, hugging_face, tokens, tmp_path, family
+):
+    """For whoever has neither this package nor the edit: plain transformers, and a folder for `load_model`."""
+    model, hf_model = tiny_model(family), hugging_face(family)
+    edit = made_on(model)
+    with edit.applied(model):
+        expected = model(tokens)
+    edit.apply(hf_model)
+    hf_model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(tokens).logits, hf_model(tokens).logits)
+    AutoTokenizer.from_pretrained(tiny_folder(family)).save_pretrained(tmp_path)
+    torch.testing.assert_close(rl.load_model(tmp_path, device="cpu")(tokens), expected, atol=1e-4, rtol=0)
 
 
 def test_a_hugging_face_models_weights_are_back_after_an_exception_and_by_the_handle(hugging_face, weights_of, tiny):

@@ -1,5 +1,6 @@
 """Key covariances: solved with, reported on, shrunk, kept whole on disk, refused for another model or layer."""
 
+import copy
 from importlib import resources
 
 import pytest
@@ -54,8 +55,6 @@ def test_another_layer_width_or_model_is_refused(tiny, tiny_model):
 
 
 def test_an_edit_of_the_layer_or_another_dtype_does_not_make_it_another_model(tiny):
-    import copy
-
     covariance = rl.collect_covariance(tiny, [1], texts=CORPUS, tokens=50, progress=False)[1]
     other = copy.deepcopy(tiny)
     other.blocks[1].mlp.W_out.data.mul_(3)
@@ -149,6 +148,16 @@ def test_the_shipped_covariance_says_how_well_it_is_determined():
     assert report.half_cosine > 0.9
     assert 1 < report.effective_rank < 1536
     assert report.condition_number < 1e6
+
+
+def test_what_ships_is_given_by_layer_and_an_error_says_how_to_collect_the_rest(tiny):
+    model = copy.deepcopy(tiny)
+    model.cfg.model_name = "smollm2-135m"
+    assert list(rl.edit.builtin_covariances(model)) == list(rl.edit.covariance.builtin(model, layers=[4])) == [4]
+    with pytest.raises(ValueError, match=r"layers \[3, 5\] of smollm2-135m, only that of layer 4. .*layers=\[3, 5\]"):
+        rl.edit.builtin_covariances(model, layers=[3, 4, 5])
+    with pytest.raises(ValueError, match="none ships for gpt2"):
+        rl.edit.builtin_covariances(tiny)
 
 
 def test_few_tokens_are_singular_until_shrunk(tiny):

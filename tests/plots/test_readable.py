@@ -1,0 +1,102 @@
+"""What a reader of a figure has to see: labels apart, numbers as words have them, n, and results taken as they are."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+import rome_lens as rl
+from rome_lens.plots.stacking import stacked
+from rome_lens.plots.style import log_axis
+
+METHODS = ["base", "rome", "memit", "<b>ft", "kn"]
+
+
+def summary(methods: list[str]) -> pd.DataFrame:
+    frame = pd.DataFrame({"method": methods, "n": 11})
+    for metric in ("S", "ES", "PS", "NS"):
+        frame = frame.assign(**{metric: 0.5, f"{metric}_low": 0.25, f"{metric}_high": 1.0})
+    return frame
+
+
+def test_the_numbers_of_few_methods_stand_below_the_axis_away_from_the_whiskers():
+    figure = rl.plots.plot_scores(summary(METHODS[:2]))
+    assert figure.layout.xaxis.ticktext[1].startswith("ES<br><span")
+    assert [text.count("0.50") for text in figure.layout.xaxis.ticktext] == [2] * 4
+    assert figure.layout.xaxis.title.text == "n = 11"
+    assert all(bar.texttemplate is None for bar in figure.data)
+
+
+def test_many_methods_have_a_line_each_with_their_numbers_beyond_every_whisker():
+    figure = rl.plots.plot_scores(summary(METHODS))
+    assert [note.text for note in figure.layout.annotations] == ["S", "ES", "PS", "NS"]
+    bars, texts = ([trace for trace in figure.data if trace.type == kind] for kind in ("bar", "scatter"))
+    assert [bar.y[0] for bar in bars[:5]] == ["base", "rome", "memit", "&lt;b&gt;ft", "kn"]
+    assert {tuple(text.text) for text in texts} == {("0.50",) * 5}
+    assert min(text.x[0] for text in texts) > max(bar.x[0] + bar.error_x.array[0] for bar in bars)
+    column = stacked(figure)
+    heights = [(axis.domain[1] - axis.domain[0]) * (column.layout.height - 100) for axis in column.select_yaxes()]
+    assert min(heights) >= 20 * len(METHODS)  # a line of letters for each
+
+
+def test_protocols_of_many_methods_are_named_with_their_scores():
+    frame = pd.concat([summary(METHODS).assign(protocol=name) for name in ("probability", "generated")])
+    titles = [note.text for note in rl.plots.plot_scores(frame).layout.annotations]
+    assert titles[3:5] == ["probability: NS", "generated: S"]
+
+
+@pytest.mark.parametrize(
+    ("values", "some"),
+    [
+        ([29.0, 90.0], ["30", "90"]),
+        ([0.01, 1.0], ["0.01", "0.1"]),
+        ([1e-6, 1.0], ["10<sup>-6</sup>", "10<sup>0</sup>"]),
+    ],
+)
+def test_a_logarithmic_axis_has_numbers_of_one_kind_for_ticks(values, some):
+    axis = log_axis(pd.Series(values))
+    assert set(some) <= set(axis["ticktext"])
+    assert len({"<sup>" in text for text in axis["ticktext"]}) == 1
+    assert axis["range"][0] < axis["range"][1]
+
+
+def test_a_change_of_a_per_cent_looks_small():
+    checkpoints = pd.DataFrame(
+        {"edits": [0, 9], "perplexity": [30.0, 30.2], "norm_growth": [0.0, 0.1], "ES": [0.0, 1.0]}
+    )
+    run = SimpleNamespace(checkpoints=checkpoints)
+    figure = rl.plots.plot_sequence({"rome": run, "ft": run})
+    assert {line.name for line in figure.data} == {"rome", "ft"}
+    low, high = figure.layout.yaxis2.range
+    assert 10 ** (high - low) > 2
+    assert rl.plots.plot_sequence(run).data[0].name == "edited"
+    lens = pd.DataFrame({"condition": ["before"], "layer": [0], "answer_probability": [0.2], "prompt": ["a"]})
+    moved = pd.DataFrame({"kind": "mlp", "layer": [0], "change": [0.006]})
+    compared = rl.plots.plot_comparison(SimpleNamespace(lens=lens, contributions=moved))
+    assert compared == rl.plots.plot_comparison(lens, moved)
+    assert compared.layout.yaxis2.range[1] >= 0.1
+    with pytest.raises(ValueError, match="contributions is None"):
+        rl.plots.plot_comparison(lens)
+
+
+def test_severed_effects_are_those_of_one_role():
+    columns = ["kind", "role", "layer", "mean", "ci_low", "ci_high", "n"]
+    rows = [("resid", role, 0, mean, 0.0, 1.0, 8) for role, mean in (("last subject token", 0.5), ("last token", 0.1))]
+    frame = pd.DataFrame(rows, columns=columns)
+    assert [list(bar.y) for bar in rl.plots.plot_severed(frame).data] == [[0.5]]
+    figure = rl.plots.plot_severed(frame, role="last token")
+    assert [list(bar.y) for bar in figure.data] == [[0.1]]
+    assert figure.layout.xaxis.title.text == "layer (n = 8)"
+    with pytest.raises(ValueError, match="expected one of the frame's: last subject token, last token"):
+        rl.plots.plot_severed(frame, role="subject")
+
+
+def test_effects_of_corruptions_may_be_given_by_their_names():
+    columns = ["kind", "role", "layer", "mean", "ci_low", "ci_high", "n"]
+    frame = pd.DataFrame([("mlp", "last token", 0, 0.5, 0.0, 1.0, 8)], columns=columns)
+    given = rl.plots.plot_noise_levels({"3 sigma": frame, "1 sigma": frame})
+    assert given == rl.plots.plot_noise_levels(
+        pd.concat([frame.assign(corruption=name) for name in ("3 sigma", "1 sigma")])
+    )
+    with pytest.raises(ValueError, match="lacks the columns"):
+        rl.plots.plot_noise_levels({})
