@@ -57,9 +57,10 @@ def find_output_matrix(model: EditableModel, layer: int) -> OutputMatrix:
     mlp = getattr(model.blocks[layer], "mlp", None)
     found = _in_bridge(mlp) if is_bridge(model) else _in_hooked(mlp)
     if found is None or found.values.ndim != 2 or found.values.shape[1] != model.cfg.d_model:
+        _refuse_mixture(model, layer)
         raise ValueError(
             f"Layer {layer} of {model.cfg.model_name} has no single MLP output matrix [d_mlp, d_model] to edit "
-            "(a mixture of experts, an attention-only or a quantized model). Use a dense, unquantized model."
+            "(an attention-only or a quantized model). Use a dense, unquantized model."
         )
     return found
 
@@ -81,9 +82,10 @@ def find_matrix(model: EditableModel, layer: int, matrix: MlpMatrix) -> OutputMa
     mlp = getattr(model.blocks[layer], "mlp", None)
     found = _in_bridge(mlp, matrix) if is_bridge(model) else _in_hooked(mlp, matrix)
     if found is None or found.values.ndim != 2 or found.values.shape[0] != model.cfg.d_model:
+        _refuse_mixture(model, layer)
         raise ValueError(
             f"Layer {layer} of {model.cfg.model_name} has no single matrix {matrix!r} [d_model, d_mlp] in its MLP (an "
-            "MLP without a gate, one that keeps both in one matrix, a mixture of experts or a quantized model). "
+            "MLP without a gate, one that keeps both in one matrix, or a quantized model). "
             "Choose another matrix, such as 'out'."
         )
     if _is_folded(model):
@@ -93,6 +95,21 @@ def find_matrix(model: EditableModel, layer: int, matrix: MlpMatrix) -> OutputMa
             "or choose the matrix 'out'."
         )
     return found
+
+
+def _refuse_mixture(model: Model, layer: int) -> None:
+    """Raises ValueError if the model has layers of experts.
+
+    Each expert has keys, and so a covariance C, of its own: Eq. 2 has no one W k* = v* to solve.
+    """
+    cfg = model.original_model.config.get_text_config() if is_bridge(model) else model.cfg
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    if number := next((count for name in names if (count := getattr(cfg, name, None))), None):
+        raise ValueError(
+            f"Layer {layer} of {model.cfg.model_name} has no single MLP output matrix: it is of a mixture of experts, "
+            f"where a router picks some of {number} for each token, each with keys and matrices of its own. Such a "
+            "model can be traced, but not edited. Edit a dense one."
+        )
 
 
 def _is_folded(model: Model) -> bool:
