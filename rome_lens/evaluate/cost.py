@@ -15,7 +15,7 @@ from rome_lens.locate.grid import restored_layers
 from rome_lens.models import Kind
 from rome_lens.models.shape import Shape
 
-_CELLS_OF_LOGITS = 64  # rows of a trace's logits that are computed at once
+_ROWS_OF_LOGITS = 64  # of a trace, computed at once
 _COPIES = 6  # of each state that a block holds at a time, in float32
 
 
@@ -131,7 +131,7 @@ def loading_bytes(shape: Shape, itemsize: int) -> float:
     """
     compared = 4 * shape.in_block if itemsize == 2 else 0
     rewritten = itemsize * max(shape.in_block, shape.d_model * shape.d_vocab)
-    return itemsize * shape.parameters + max(compared, rewritten)
+    return float(itemsize * shape.parameters + max(compared, rewritten))
 
 
 def trace_bytes(shape: Shape, prompt: Prompt, *, itemsize: int, kind: Kind = "resid", samples: int = 10) -> float:
@@ -140,7 +140,7 @@ def trace_bytes(shape: Shape, prompt: Prompt, *, itemsize: int, kind: Kind = "re
     kept = (shape.n_layers + 1) * rows * (2 * shape.d_model + shape.keys_and_values)
     largest = shape.n_layers * samples * (prompt.length - prompt.subject.start)
     batch = largest * (_COPIES * shape.d_model + 3 * shape.d_mlp + shape.heads)
-    return itemsize * (kept + batch) + 12.0 * _CELLS_OF_LOGITS * samples * shape.d_vocab
+    return itemsize * (kept + batch) + 12.0 * _ROWS_OF_LOGITS * shape.d_vocab
 
 
 def covariance_bytes(shape: Shape, layers: int, *, itemsize: int, batch: int) -> float:
