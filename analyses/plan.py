@@ -17,12 +17,13 @@ from transformers import AutoConfig, PretrainedConfig
 
 from rome_lens import RomeConfig
 from rome_lens.evaluate import cost
+from rome_lens.models import Kind
 from rome_lens.models.shape import Shape, shape_of_config
 
 from .common.options import program
 
 SHAPES = json.loads((resources.files("rome_lens") / "data/builtin/shapes.json").read_text(encoding="utf-8"))
-KINDS = ("resid", "mlp", "attn")
+KINDS: tuple[Kind, ...] = ("resid", "mlp", "attn")
 DTYPES = ("float32", "bfloat16", "float16")
 _BATCH = 4096  # tokens of a covariance that are run at once
 _KEYS_A_NEURON = 10  # as `recommend_layers` collects
@@ -58,7 +59,7 @@ def forecast(
     """A row for each piece of work: work, teraflops, seconds, gib."""
     config, tokens = RomeConfig(), _KEYS_A_NEURON * shape.d_mlp
     contexts = cost.in_contexts(prompt, 1, config)
-    rows = [("loading", None, cost.loading_bytes(shape, itemsize))]
+    rows: list[tuple[str, float | None, float]] = [("loading", None, cost.loading_bytes(shape, itemsize))]
     for kind in KINDS:
         operations = cost.trace_operations(shape, prompt, kind=kind, samples=samples)
         held = cost.trace_bytes(shape, prompt, itemsize=itemsize, samples=samples)

@@ -62,7 +62,8 @@ def _is_large_unembedding(unit: nn.Module) -> bool:
 
 @contextmanager
 def _unembedding_in_parts(unit: Any) -> Iterator[None]:
-    matrix, hooked = _vocabulary(unit), type(unit) is not nn.Linear
+    matrix: Any = _vocabulary(unit)
+    hooked = type(unit) is not nn.Linear
 
     def forward(states: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         rows, bias = (matrix.T, unit.b_U) if hooked else (matrix, unit.bias)
