@@ -74,8 +74,18 @@ FAMILIES = {
         num_key_value_heads=8,
         head_dim=64,
     ),
+    "vocabulary": lambda: transformers.LlamaConfig(
+        vocab_size=256_000,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=4,
+        num_attention_heads=16,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+    ),
 }
-"""Models of more than 400 MB in float32; TransformerLens has no HookedTransformer for the last, out of a folder."""
+"""Models of more than 400 MB in float32; the last has most of its weights in the vocabulary; TransformerLens has no
+HookedTransformer for gemma2, out of a folder."""
 
 
 def save(folder: Path, family: str, stored: torch.dtype) -> None:
@@ -104,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     arguments.add_argument("--stored", nargs="+", default=["float32", "bfloat16"], help="dtypes of the files")
+    arguments.add_argument("--dtype", default="float32", help="dtype to load in")
     arguments.add_argument("--out", type=Path, default=Path("results/benchmark_loading"), help="a folder")
     options = arguments.parse_args(argv)
 
@@ -113,9 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 save(Path(folder), family, getattr(torch, stored))
                 for way in ("plain", "load_model"):
-                    rows.append(
-                        {"family": family, "stored": stored, "way": way, **measure(Path(folder), "float32", way)}
-                    )
+                    found = measure(Path(folder), options.dtype, way)
+                    rows.append({"family": family, "stored": stored, "way": way, **found})
     frame = pd.DataFrame(rows)
     plain = frame.groupby(["family", "stored"])["seconds"].transform("first")
     frame["seconds_to_plain"] = frame["seconds"] / plain

@@ -17,6 +17,7 @@ _ENTRIES_AT_ONCE = 1 << 18  # fits in a core's cache
 _LENGTH = 16  # tokens of a fingerprint
 
 
+@torch.no_grad()
 def fingerprint_keys(model: Model, layer: int) -> Float[Tensor, "token d_mlp"]:
     """The keys of a fixed row of tokens from all over the vocabulary, in float32, on the CPU."""
     check_layer(model, layer)

@@ -1,12 +1,15 @@
 """A wrong conversion is told from a right one in half precision too, where roundings are as large as its fault."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+import rome_lens as rl
 from rome_lens.models.kinds import HAS_HOOKED
-from rome_lens.models.loading import converting
+from rome_lens.models.loading import converting, widened
 from rome_lens.models.loading.comparing import difference, reference
 from rome_lens.models.loading.widened import in_float32
 from tests.tiny import CONFIGS
@@ -98,3 +101,28 @@ def test_all_that_a_linear_layer_adds_is_widened_and_put_back(kept_as):
         assert linear(torch.ones(1, 3)).dtype == torch.float32
     after = list(linear.state_dict().values())
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+@torch.no_grad()
+def test_a_vocabulary_in_parts_gives_what_a_float32_model_gives(family, monkeypatch):
+    """Gemma scales its embeddings in the dtype of its table."""
+    row, half = torch.tensor([[5, 9, 5, 200, 17]]), hugging_face(family, torch.bfloat16).eval()
+    expected = copy.deepcopy(half).float()(row).logits
+    monkeypatch.setattr(widened, "_LARGE", 0)
+    monkeypatch.setattr(widened, "_ROWS", 50)
+    held = []
+    half.get_input_embeddings().register_forward_hook(lambda module, *_: held.append(module.weight.shape[0]))
+    half.get_output_embeddings().register_forward_hook(lambda module, *_: held.append(module.weight.dtype))
+    with in_float32(half):
+        found = half(row).logits
+        assert held == [4, torch.bfloat16]  # 4 rows of the table; the unembedding as it is
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert half(row).logits.dtype == torch.bfloat16
+
+
+def test_both_classes_are_compared_with_a_vocabulary_in_parts(tiny_folder, monkeypatch):
+    monkeypatch.setattr(widened, "_LARGE", 0)
+    monkeypatch.setattr(widened, "_ROWS", 50)
+    for family in ("gpt2", "gemma2"):  # the second is a Bridge
+        assert rl.load_model(tiny_folder(family), device="cpu", dtype="bfloat16").loaded_as

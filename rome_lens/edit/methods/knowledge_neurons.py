@@ -117,9 +117,11 @@ def knowledge_neurons(
     Raises:
         EditError: no neuron has a positive attribution, or none is shared by enough prompts.
         NotFiniteError: the model's logits are NaN or infinite.
-        ValueError: a prompt is blank or exceeds the model's context.
+        ValueError: a prompt is blank or exceeds the model's context, or a layer has no single MLP output matrix.
     """
     config = KnowledgeNeuronsConfig() if config is None else config
+    for layer in range(model.cfg.n_layers):
+        output_matrix(model, layer)
     if paraphrases:
         check_prompts(paraphrases, "paraphrases")
     if answer is None:

@@ -1,18 +1,26 @@
-"""How long a recommendation will take: counted passes, times what one takes here."""
+"""How long a recommendation will take: counted operations, times what one takes here."""
 
 from collections.abc import Sequence
 from time import perf_counter
 
 import torch
 
-from rome_lens.data.records import EditRecord
+from rome_lens.data.records import EditRecord, Fact, subject_range
 from rome_lens.edit.methods.rome import RomeConfig
+from rome_lens.evaluate.cost import (
+    Prompt,
+    block_operations,
+    covariance_operations,
+    in_contexts,
+    search_operations,
+    trace_operations,
+)
 from rome_lens.evaluate.layers.halving import rounds
-from rome_lens.models import Model, count_in_blocks, output_matrix, run
-from rome_lens.models.tokens import tokenize
+from rome_lens.models import Model, run
+from rome_lens.models.shape import shape_of
+from rome_lens.models.tokens import tokenize_continuation
 
 _ROWS, _LENGTH = 8, 32
-_FORWARD_AND_BACK = 3  # passes
 _SCORED = 14  # prompts and targets of a record
 
 
@@ -38,26 +46,29 @@ def forecast_seconds(
 ) -> dict[str, float]:
     """About how many seconds tracing, the covariances and the edits take.
 
-    A restored state costs half of the blocks of a prompt's second half; a covariance two thirds of the blocks, and the
-    products k kT; a step of an edit three passes through the blocks above the edited layer (two thirds) for each
-    context.
+    The candidates are taken to be spread over the lower two thirds of the model, and searches to take all their steps.
     """
-    blocks = count_in_blocks(model)
-    lengths = {name: _mean_length(model, some) for name, some in (("traced", traced), ("edited", edited))}
-    cells = len(traced) * samples * model.cfg.n_layers
-    products = candidates * len(output_matrix(model, 0)) ** 2 / blocks
+    shape = shape_of(model)
+    whole = shape.n_layers * block_operations(shape, _LENGTH, _LENGTH) / _LENGTH
+    lowest = shape.n_layers // 3
+    operations = {"traces": 0.0, "covariances": covariance_operations(shape, [2 * lowest] * candidates, tokens)}
+    for record in traced:
+        prompt = _prompt(model, record.fact)
+        last = [prompt.subject.stop - 1]
+        operations["traces"] += trace_operations(shape, prompt, kind="mlp", samples=samples, positions=last)
+    each = 0.0
+    for record in edited:
+        request = record.request
+        text, _ = tokenize_continuation(model, request.text, request.target, space=request.space)
+        prompt = _prompt(model, record.fact)
+        contexts = in_contexts(prompt, len(text.ids) - prompt.length, config)
+        each += search_operations(shape, contexts, lowest, steps=config.steps) + _SCORED * prompt.length * whole
     count = sum(layers * new for layers, _, new in rounds(candidates, len(edited)))
-    contexts = config.contexts or [""] * (1 + sum(many for _, many in config.context_lengths))
-    in_context = lengths["edited"] + max((length for length, _ in config.context_lengths), default=0)
-    step = _FORWARD_AND_BACK * 2 / 3 * len(contexts) * in_context
-    passes = {
-        "traces": cells * lengths["traced"] / 4,
-        "covariances": tokens * (2 / 3 + products),
-        "edits": count * (config.steps * step + _SCORED * lengths["edited"]),
-    }
-    each = seconds_a_token(model)
-    return {name: number * each for name, number in passes.items()}
+    operations["edits"] = count * each / len(edited)
+    speed = whole / seconds_a_token(model)
+    return {name: number / speed for name, number in operations.items()}
 
 
-def _mean_length(model: Model, records: Sequence[EditRecord]) -> float:
-    return sum(len(tokenize(model, record.request.text).ids) for record in records) / len(records)
+def _prompt(model: Model, fact: Fact) -> Prompt:
+    text, subject = subject_range(model, fact)
+    return Prompt(len(text.ids), range(subject.start, subject.stop))

@@ -119,10 +119,11 @@ def recommend_layers(
     if candidates is not None:
         for layer in _not_empty(candidates):
             check_layer(model, layer)
+    width = len(output_matrix(model, 0))
     known = _known(model, facts)
     to_trace, to_edit = to_trace_and_edit(known, traced=traced, edited=edited, seed=seed)
     config = replace(config or RomeConfig(), layer=None)
-    tokens = _KEYS_A_NEURON * len(output_matrix(model, 0)) if tokens is None else tokens
+    tokens = _KEYS_A_NEURON * width if tokens is None else tokens
     if progress:
         number = min(_CANDIDATES, model.cfg.n_layers) if candidates is None else len(set(candidates))
         _say_how_long(model, to_trace, to_edit, config, number, tokens, written=texts is None)

@@ -83,10 +83,15 @@ def refuse_quantized(config: PretrainedConfig | Mapping[str, Any], source: str) 
         packed = part.get("quantization_config") or part.get("compression_config")
         if packed:
             method = packed.get("quant_method", "unknown") if isinstance(packed, Mapping) else packed
-            raise FormatError(
-                f"{source} is quantized ({method}), and its packed weights cannot be edited. Load the original "
-                "weights, or save what model.dequantize() gives with save_pretrained and load that."
-            )
+            raise quantized(source, method)
+
+
+def quantized(source: str, method: str) -> FormatError:
+    """The error for weights that are packed, in one way or another."""
+    return FormatError(
+        f"{source} is quantized ({method}), and its packed weights cannot be edited. Load the original "
+        "weights, or save what model.dequantize() gives with save_pretrained and load that."
+    )
 
 
 def _checked_folder(folder: Path) -> list[Path]:

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from rome_lens.errors import FormatError
 from rome_lens.models.kinds import Model
-from rome_lens.models.loading.checkpoint import Dtype, check_finite, refuse_quantized
+from rome_lens.models.loading.checkpoint import Dtype, check_finite, quantized, refuse_quantized
+from rome_lens.models.mlp.huggingface import is_packed
 
 _WRAPPERS = {OptimizedModule: "_orig_mod", nn.DataParallel: "module", nn.parallel.DistributedDataParallel: "module"}
 
@@ -37,6 +38,8 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
             "it, or save it with save_pretrained and load the folder."
         )
     refuse_quantized(model.config, f"The {kind}")
+    if packed := next((type(module).__name__ for module in model.modules() if is_packed(module)), None):
+        raise quantized(f"The {kind}", packed)
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) != 1 or next(iter(devices)).type == "meta":
         raise FormatError(

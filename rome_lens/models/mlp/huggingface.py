@@ -1,7 +1,9 @@
 """Where models of Hugging Face's classes keep their MLPs' matrices."""
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
@@ -42,6 +44,21 @@ _INPUTS = {
 """The module with W_in, by the last name of the one with W_out; W_gate is in `gate_proj`."""
 
 
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def is_packed(module: Any) -> bool:
+    """Whether a module multiplies by a matrix that it does not keep as plain numbers (quantized)."""
+    if not hasattr(module, "in_features"):
+        return False
+    return not _is_plain(getattr(module, "weight", None))
+
+
+def _is_plain(weight: Any) -> bool:
+    """Whether it is a matrix of floats, not of another class or a method (torch's dynamically quantized linears)."""
+    return isinstance(weight, Tensor) and type(weight.data) is Tensor and weight.dtype in _FLOATS
+
+
 def mlp_module(model: PreTrainedModel, layer: int, matrix: MlpMatrix = "out") -> tuple[str, nn.Module]:
     """The dotted name of the module with a matrix of a layer's MLP, and the module.
 
@@ -73,6 +90,7 @@ def mlp_module(model: PreTrainedModel, layer: int, matrix: MlpMatrix = "out") ->
             f"{path} of {name_of(model)} is a {type(module).__name__}, expected a plain nn.Linear or Conv1D. Load the "
             "model unquantized and without adapters."
         )
-    if not torch.is_floating_point(weight):
-        raise EditError(f"{path} of {name_of(model)} holds {weight.dtype}, expected floats. Load it unquantized.")
+    if not _is_plain(weight):
+        held = f"{type(weight.data).__name__} of {weight.dtype}"
+        raise EditError(f"{path} of {name_of(model)} holds a {held}, expected plain floats. Load it unquantized.")
     return path, module

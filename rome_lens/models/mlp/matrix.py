@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rome_lens.models.kinds import EditableModel, Model, is_bridge
 from rome_lens.models.mlp import MlpMatrix
-from rome_lens.models.mlp.huggingface import PLAIN, mlp_module
+from rome_lens.models.mlp.huggingface import PLAIN, is_packed, mlp_module
 from rome_lens.models.parameters import check_layer, check_normal
 
 
@@ -57,9 +57,11 @@ def find_output_matrix(model: EditableModel, layer: int) -> OutputMatrix:
     mlp = getattr(model.blocks[layer], "mlp", None)
     found = _in_bridge(mlp) if is_bridge(model) else _in_hooked(mlp)
     if found is None or found.values.ndim != 2 or found.values.shape[1] != model.cfg.d_model:
+        _refuse_mixture(model, layer)
+        _refuse_packed(model, layer, "out")
         raise ValueError(
-            f"Layer {layer} of {model.cfg.model_name} has no single MLP output matrix [d_mlp, d_model] to edit "
-            "(a mixture of experts, an attention-only or a quantized model). Use a dense, unquantized model."
+            f"Layer {layer} of {model.cfg.model_name} has no single MLP output matrix [d_mlp, d_model] to edit (an "
+            "attention-only model). Use one with MLPs."
         )
     return found
 
@@ -81,10 +83,11 @@ def find_matrix(model: EditableModel, layer: int, matrix: MlpMatrix) -> OutputMa
     mlp = getattr(model.blocks[layer], "mlp", None)
     found = _in_bridge(mlp, matrix) if is_bridge(model) else _in_hooked(mlp, matrix)
     if found is None or found.values.ndim != 2 or found.values.shape[0] != model.cfg.d_model:
+        _refuse_mixture(model, layer)
+        _refuse_packed(model, layer, matrix)
         raise ValueError(
             f"Layer {layer} of {model.cfg.model_name} has no single matrix {matrix!r} [d_model, d_mlp] in its MLP (an "
-            "MLP without a gate, one that keeps both in one matrix, a mixture of experts or a quantized model). "
-            "Choose another matrix, such as 'out'."
+            "MLP without a gate, or one that keeps both in one matrix). Choose another matrix, such as 'out'."
         )
     if _is_folded(model):
         raise ValueError(
@@ -93,6 +96,38 @@ def find_matrix(model: EditableModel, layer: int, matrix: MlpMatrix) -> OutputMa
             "or choose the matrix 'out'."
         )
     return found
+
+
+def _refuse_mixture(model: Model, layer: int) -> None:
+    """Raises ValueError if the model has layers of experts.
+
+    Each expert has keys, and so a covariance C, of its own: Eq. 2 has no one W k* = v* to solve.
+    """
+    cfg = model.original_model.config.get_text_config() if is_bridge(model) else model.cfg
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    if number := next((count for name in names if (count := getattr(cfg, name, None))), None):
+        raise ValueError(
+            f"Layer {layer} of {model.cfg.model_name} has no single MLP output matrix: it is of a mixture of experts, "
+            f"where a router picks some of {number} for each token, each with keys and matrices of its own. Such a "
+            "model can be traced, but not edited. Edit a dense one."
+        )
+
+
+def _refuse_packed(model: Model, layer: int, matrix: MlpMatrix) -> None:
+    """Raises ValueError if a matrix is there, but not as plain numbers."""
+    mlp = getattr(model.blocks[layer], "mlp", None)
+    if is_bridge(model):
+        module = getattr(getattr(mlp, matrix, None), "original_component", None)
+        packed = type(module).__name__ if is_packed(module) else None
+    else:
+        weight = getattr(mlp, f"W_{matrix}", None)
+        packed = str(weight.dtype) if isinstance(weight, Tensor) and not weight.is_floating_point() else None
+    if packed:
+        raise ValueError(
+            f"The MLP matrix {matrix!r} of layer {layer} of {model.cfg.model_name} is quantized ({packed}). Such "
+            "a model can be traced, but its packed weights cannot be edited. Load the original weights, or what "
+            "model.dequantize() of Hugging Face's model gives."
+        )
 
 
 def _is_folded(model: Model) -> bool:

@@ -1,0 +1,157 @@
+"""What tracing, covariances and edits cost, counted from a model's shape: operations, and memory on top of the weights.
+
+Operations are floating-point ones in products of matrices, two for each multiplication; all else is left out. They are
+those of HookedTransformer; a Bridge runs the other positions of its last block as well.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+
+from rome_lens.edit.search.settings import SearchConfig
+from rome_lens.locate.grid import restored_layers
+from rome_lens.models import Kind
+from rome_lens.models.shape import Shape
+
+_ROWS_OF_LOGITS = 64  # of a trace, computed at once
+_COPIES = 6  # of each state that a block holds at a time, in float32
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's length in tokens, with those of the answer but the last, and where its subject is."""
+
+    length: int
+    subject: range
+    answer: int = 1
+
+
+def in_contexts(prompt: Prompt, target: int, config: SearchConfig) -> list[Prompt]:
+    """The prompt before a target of so many tokens, by itself and in each context of an edit.
+
+    Contexts that are to be sampled have a full stop after them; of given ones, only their number is known here.
+    """
+    before = [length + 1 for length, count in config.context_lengths for _ in range(count)]
+    if config.contexts is not None:
+        before = [0] * (len(config.contexts) - 1)
+    subject, whole = prompt.subject, prompt.length + target - 1
+    return [Prompt(n + whole, range(n + subject.start, n + subject.stop), target) for n in (0, *before)]
+
+
+def block_operations(shape: Shape, queries: int, keys: int, *, only: int | None = None) -> float:
+    """Of one block for `queries` tokens that see `keys`; with `only`, the first of them have but keys and values."""
+    run = queries if only is None else only
+    of_past = shape.d_model * shape.keys_and_values
+    return 2.0 * (run * (shape.in_block - of_past) + queries * of_past + 2 * run * keys * shape.heads)
+
+
+def logit_operations(shape: Shape, rows: int) -> float:
+    """Of the unembedding."""
+    return 2.0 * rows * shape.d_model * shape.d_vocab
+
+
+def trace_operations(
+    shape: Shape,
+    prompt: Prompt,
+    *,
+    kind: Kind = "resid",
+    window: int = 10,
+    samples: int = 10,
+    positions: Sequence[int] | None = None,
+) -> float:
+    """Of an exact trace over all layers, cell by cell as `locate/grid.py` runs them, in one batch for each position."""
+    whole = shape.n_layers * block_operations(shape, prompt.length, prompt.length)
+    total = (1 + samples) * (whole + logit_operations(shape, prompt.answer))
+    if kind != "resid":
+        total += samples * whole
+    windows = [restored_layers(kind, layer, window, shape.n_layers) for layer in range(shape.n_layers)]
+    longest = {each.start: each for each in windows}
+    shorter = [each for each in windows if each != longest[each.start]]
+    places = range(prompt.length) if positions is None else positions
+    for position in (place for place in places if place >= prompt.subject.start):
+        for layer in range(shape.n_layers):
+            begun, ended = sum(start < layer for start in longest), sum(each.stop <= layer for each in shorter)
+            last = prompt.answer if layer == shape.n_layers - 1 else None
+            rows = samples * (begun + ended)
+            total += rows * block_operations(shape, prompt.length - position, prompt.length, only=last)
+        total += logit_operations(shape, (len(longest) + len(shorter)) * samples * prompt.answer)
+    return total
+
+
+def covariance_operations(shape: Shape, layers: Sequence[int], tokens: int, *, length: int = 512) -> float:
+    """Of the covariances of some layers, in one pass over pieces of `length` tokens."""
+    each = (max(layers) + 1) * block_operations(shape, 1, length) + len(layers) * 2.0 * shape.d_mlp**2
+    return tokens * each
+
+
+def search_operations(shape: Shape, prompts: Sequence[Prompt], layer: int, *, steps: int) -> float:
+    """Of ROME's k* and v*, where the search takes all its steps. A prompt for each context; the target is its answer.
+
+    A step runs the positions from the subject's last on through the blocks after `layer`, and goes back through the
+    same products, where attention has two for each of its own.
+    """
+    length = max(prompt.length for prompt in prompts)
+    last = [prompt.subject.stop - 1 for prompt in prompts]
+    width, past = max(prompt.length - place for prompt, place in zip(prompts, last, strict=True)), max(1, *last)
+    rows, read, tried = len(prompts), layer + 1, min(4, length)
+    once = rows * (
+        read * block_operations(shape, past + 1, past + 1)  # k*
+        + read * block_operations(shape, length, length)
+        + shape.n_layers * block_operations(shape, past, past)
+    )
+    once += 2 * read * block_operations(shape, tried, tried)  # `models/running/adding.py`
+    once += 2.0 * (rows + tried) * shape.d_mlp * shape.d_model
+    attention = 4.0 * width * (past + width) * shape.heads
+    forward = block_operations(shape, width, past + width)
+    above = rows * (shape.n_layers - 1 - layer)
+    needed = logit_operations(shape, rows * prompts[0].answer + 1)
+    return once + steps * (above * forward + needed) + (steps - 1) * (above * (forward + attention) + needed)
+
+
+def product_speed(
+    shape: Shape, *, rows: int = 256, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> float:
+    """Operations a second of products of the MLP's size, measured now: the best of some, after one to warm up."""
+    states = torch.randn(rows, shape.d_model, device=device).to(dtype)
+    weight = torch.randn(shape.d_model, shape.d_mlp, device=device).to(dtype)
+    seconds = []
+    for _ in range(4):
+        start = perf_counter()
+        (states @ weight)[0, 0].item()  # which waits for a GPU
+        seconds.append(perf_counter() - start)
+    return 2.0 * weight.numel() * rows / min(seconds[1:])
+
+
+def loading_bytes(shape: Shape, itemsize: int) -> float:
+    """The most that `load_model` holds: the weights, and on top a block, or the unembedding, as it is compared.
+
+    In half precision these are compared in float32, a block or a part of the vocabulary at a time.
+    """
+    compared = 4 * shape.in_block if itemsize == 2 else 0
+    rewritten = itemsize * max(shape.in_block, shape.d_model * shape.d_vocab)
+    return float(itemsize * shape.parameters + max(compared, rewritten))
+
+
+def trace_bytes(shape: Shape, prompt: Prompt, *, itemsize: int, kind: Kind = "resid", samples: int = 10) -> float:
+    """What a trace holds on top of the weights where all cells of a position fit into one batch."""
+    rows = samples * prompt.length
+    kept = (shape.n_layers + 1) * rows * (2 * shape.d_model + shape.keys_and_values)
+    largest = shape.n_layers * samples * (prompt.length - prompt.subject.start)
+    batch = largest * (_COPIES * shape.d_model + 3 * shape.d_mlp + shape.heads)
+    return itemsize * (kept + batch) + 12.0 * _ROWS_OF_LOGITS * shape.d_vocab
+
+
+def covariance_bytes(shape: Shape, layers: int, *, itemsize: int, batch: int) -> float:
+    """What covariances hold on top: sums of both halves in float64, as many bytes again for the result, and a batch."""
+    states = itemsize * batch * (_COPIES * shape.d_model + 3 * shape.d_mlp)
+    return 32.0 * layers * shape.d_mlp**2 + states
+
+
+def search_bytes(shape: Shape, prompts: Sequence[Prompt], layer: int, *, itemsize: int) -> float:
+    """What an edit holds on top: what each block keeps to go back through it, the logits, and C as it is solved."""
+    width = max(prompt.length - prompt.subject.stop + 1 for prompt in prompts)
+    tokens = len(prompts) * width
+    graph = tokens * (shape.n_layers - 1 - layer) * (_COPIES * shape.d_model + 5 * shape.d_mlp)
+    return itemsize * graph + 16.0 * len(prompts) * shape.d_vocab + 16.0 * shape.d_mlp**2
