@@ -10,6 +10,7 @@ from rome_lens.edit.covariance.diagnostics import CovarianceReport
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.published import load_published_covariance
 from rome_lens.edit.methods.alphaedit import AlphaEditConfig, alphaedit
+from rome_lens.edit.methods.anyedit import AnyEditConfig, anyedit
 from rome_lens.edit.methods.emmet import EmmetConfig, emmet
 from rome_lens.edit.methods.finetune import FinetuneConfig, finetune
 from rome_lens.edit.methods.knowledge_neurons import KnowledgeNeurons, KnowledgeNeuronsConfig, kn, knowledge_neurons
@@ -31,6 +32,7 @@ from rome_lens.edit.sequence.ledger import EditLedger, LedgerRoom
 
 __all__ = [
     "AlphaEditConfig",
+    "AnyEditConfig",
     "AppliedEdit",
     "BatchConfig",
     "CovarianceReport",
@@ -56,6 +58,7 @@ __all__ = [
     "Update",
     "alphaedit",
     "anchor_norm",
+    "anyedit",
     "applied_edits",
     "collect_covariance",
     "emmet",
