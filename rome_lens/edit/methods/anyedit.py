@@ -35,17 +35,19 @@ class AnyEditConfig:
 
     Attributes:
         layers: blocks to edit; None: those of the covariances. The search is for states after the last one.
-        window: tokens of the answer that one vector has to give (window_size: 40 for Llama 3 8B, 50 for Qwen2.5 7B).
+        window: tokens of the answer that one vector has to give (window_size: 40 for Llama 3 8B, 50 for Qwen2.5 7B;
+            10 for SmolLM2-135M, where 20 are too many: docs/long_answers.md).
         steps: steps of Adam for each window; the last one only computes the loss.
         learning_rate: learning rate of Adam.
         weight_decay: factor of |delta| / |h|^2.
         clamp_norm_factor: bound on |delta| / |h|, for the residual state h.
         early_stop_loss: the search stops below this loss.
-        covariance_weight: lambda, the weight of C against one key (mom2_update_weight: 15,000).
+        covariance_weight: lambda, the weight of C against one key (mom2_update_weight: 15,000, with which a state gets
+            about half of the way; see MemitConfig). Small, so that the states that were sought are reached.
     """
 
     layers: Sequence[int] | None = None
-    window: int = 20
+    window: int = 10
     steps: int = 25
     learning_rate: float = 0.5
     weight_decay: float = 1e-3
