@@ -11,6 +11,7 @@ from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.published import load_published_covariance
 from rome_lens.edit.covariance.shipped import builtin_covariances
 from rome_lens.edit.methods.alphaedit import AlphaEditConfig, alphaedit
+from rome_lens.edit.methods.anyedit import AnyEditConfig, anyedit
 from rome_lens.edit.methods.emmet import EmmetConfig, emmet
 from rome_lens.edit.methods.finetune import FinetuneConfig, finetune
 from rome_lens.edit.methods.knowledge_neurons import KnowledgeNeurons, KnowledgeNeuronsConfig, kn, knowledge_neurons
@@ -32,6 +33,7 @@ from rome_lens.edit.sequence.ledger import EditLedger, LedgerRoom
 
 __all__ = [
     "AlphaEditConfig",
+    "AnyEditConfig",
     "AppliedEdit",
     "BatchConfig",
     "CovarianceReport",
@@ -57,6 +59,7 @@ __all__ = [
     "Update",
     "alphaedit",
     "anchor_norm",
+    "anyedit",
     "applied_edits",
     "builtin_covariances",
     "collect_covariance",

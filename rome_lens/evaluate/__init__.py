@@ -11,6 +11,7 @@ from rome_lens.evaluate.scorers.counterfact import score_record
 from rome_lens.evaluate.scorers.evoke import score_evoke
 from rome_lens.evaluate.scorers.generation import ReferenceTexts, generate_texts, score_generation
 from rome_lens.evaluate.scorers.knowedit import score_knowedit
+from rome_lens.evaluate.scorers.long_answers import score_long_answers, text_overlap
 from rome_lens.evaluate.scorers.mquake import score_mquake
 from rome_lens.evaluate.scorers.ripple import ripple_conditions, score_ripple
 from rome_lens.evaluate.scorers.robustness import score_robustness
@@ -23,6 +24,7 @@ from rome_lens.evaluate.side_effects.forecast import forecast_bleed_over, strong
 from rome_lens.evaluate.side_effects.forensics import recover_updates, weight_changes
 from rome_lens.evaluate.side_effects.perplexity import perplexity
 from rome_lens.evaluate.summary import by_protocol, summarize
+from rome_lens.models.sentences import sentence_encoder
 
 __all__ = [
     "PROTOCOLS",
@@ -62,13 +64,16 @@ __all__ = [
     "score_evoke",
     "score_generation",
     "score_knowedit",
+    "score_long_answers",
     "score_mquake",
     "score_record",
     "score_ripple",
     "score_robustness",
     "score_specificity",
     "score_zsre",
+    "sentence_encoder",
     "strongest_bleed_over",
     "summarize",
+    "text_overlap",
     "weight_changes",
 ]

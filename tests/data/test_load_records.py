@@ -220,6 +220,22 @@ CASES = {
         {"text": "This is about Ann Lee.", "labels": "She plays.", "concept": "Ann Lee", "locality": {}},
         QuestionRecord(EditRequest("This is about {}.", "Ann Lee", "She plays.")),
     ),
+    "UnKEBench or EditEverything": (
+        {
+            "id": 7,
+            "question": "What does Ann Lee play?",
+            "para_question": "Which instrument is Ann Lee's?",
+            "answer": "Ann Lee plays the oboe.\nShe is good at it.",
+            "sub_question": ["Is she good at it?"],
+            "sub_answer": ["Yes."],
+        },
+        QuestionRecord(
+            EditRequest("{}", "What does Ann Lee play?", "Ann Lee plays the oboe.\nShe is good at it."),
+            ("Which instrument is Ann Lee's?",),
+            portability={"sub_question": (Question("Is she good at it?", "Yes."),)},
+            case_id=7,
+        ),
+    ),
 }
 
 
@@ -292,7 +308,6 @@ def test_other_data_sets_are_named_with_the_reader_to_use(tmp_path):
         "known_id attribute prompt": "is known_1000. It holds facts to trace. Read it with rl.data.load_known_facts",
         "instruction output": "is AlpacaEval. It holds instructions",
         "ent pos neg": "is KnowEdit's ConvSent. Its records have no prompt",
-        "question answer category": "is UnKEBench or EditEverything. Its records name no subject",
         "subject prompt": r"have the fields \['subject', 'prompt'\], .* nearest is .*\. Rename the fields",
     }.items():
         with pytest.raises(rl.errors.FormatError, match=said):

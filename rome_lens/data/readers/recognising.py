@@ -13,6 +13,7 @@ from rome_lens.data.readers import evoke, qa
 from rome_lens.data.readers.counterfact import counterfact_record
 from rome_lens.data.readers.halluedit import halluedit_record
 from rome_lens.data.readers.knowedit import knowedit_record
+from rome_lens.data.readers.long_answers import long_answer_record
 from rome_lens.data.readers.mquake import mquake_record
 from rome_lens.data.readers.reading import parse_list
 from rome_lens.data.readers.ripple import ripple_record
@@ -85,11 +86,7 @@ SCHEMAS = (
     Schema.of(
         "AlpacaEval", "instruction output", "It holds instructions, and nothing to edit. See rl.evaluate.Preference."
     ),
-    Schema.of(
-        "UnKEBench or EditEverything",
-        "question answer",
-        "Its records name no subject. Make EditRequests, with a subject out of each question.",
-    ),
+    Schema.of("UnKEBench or EditEverything", "question answer", long_answer_record),
 )
 
 
@@ -100,7 +97,8 @@ def load_records(source: Any, *, strict: bool = True) -> list[AnyRecord]:
     Which one was found is logged (logger `rome_lens`, level INFO). Known are CounterFact and what extends it (EVOKE,
     EasyEdit's portability, counterfact-tracing), zsRE as MEND, EasyEdit and UltraEdit have it, KnowEdit
     (WikiData_recent, WikiData_counterfact, ZsRE, WikiBio), QAEdit, MQuAKE (also AKEW's and Remastered), RippleEdits,
-    HalluEditBench, UltraEditBench and WikiBigEdit. What becomes of the fields: docs/own_data.md.
+    HalluEditBench, UltraEditBench, WikiBigEdit, UnKEBench and EditEverything. What becomes of the fields:
+    docs/own_data.md.
 
     Args:
         source: A file of JSON, JSON lines, CSV or Parquet; a data set of Hugging Face's `datasets`; or a list of dicts.

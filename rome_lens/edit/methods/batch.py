@@ -13,16 +13,17 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.artifact.update import Update
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import covariances_for
+from rome_lens.edit.methods.closed_forms import PreservedKeys
 from rome_lens.edit.methods.memory import EditMemory
 from rome_lens.edit.methods.near import auto_prompts
 from rome_lens.edit.methods.preserve import (
     Preserve,
-    PreservedPrompts,
     preserve_figures,
     preserved_prompts,
     worst_figures,
@@ -66,8 +67,7 @@ def write_batch(
     memory = problem.memory
     if memory is not None:
         memory.check(problem.method, as_json(problem.config))
-    layers = sorted(covariances) if problem.config.layers is None else list(problem.config.layers)
-    _check_layers(model, layers, covariances)
+    layers = checked_layers(model, problem.config.layers, covariances)
     preserve = problem.preserve
     if preserve == "auto":
         edited = {layer: covariances[layer] for layer in layers}
@@ -79,16 +79,15 @@ def write_batch(
         targets.check_use(requests, layers[-1], problem.config)
         targets.check_model(model)
     earlier = {} if memory is None else {layer: memory.tensors.get(f"keys.{layer}") for layer in layers}
+    found, token = targets, targets.search["token"]
+
+    def measure(layer: int) -> Measured:
+        keys, kept = context_keys(model, layer, found).cpu().double(), preserved.keys(model, layer)
+        return Measured(keys, subject_states(model, layers[-1], requests, token=token), kept, earlier.get(layer))
+
+    wanted = torch.stack([value.vector for value in targets.values]).to(model.cfg.device)
     factors, keys, costs = spread_over_layers(
-        model,
-        targets,
-        layers,
-        covariances,
-        problem.form,
-        preserved,
-        earlier=earlier,
-        method=problem.method,
-        progress=progress,
+        model, requests, wanted, layers, covariances, problem.form, measure, method=problem.method, progress=progress
     )
     health = EditHealth(
         **update_norms(model, factors),
@@ -113,8 +112,9 @@ def _with_earlier(
     return gram if earlier is None else earlier + gram
 
 
-def _check_layers(model: Model, layers: Sequence[int], covariances: Mapping[int, KeyCovariance]) -> None:
-    """Raises unless each layer can be edited and has a covariance."""
+def checked_layers(model: Model, layers: Sequence[int] | None, covariances: Mapping[int, KeyCovariance]) -> list[int]:
+    """The layers to edit; None: those of the covariances. Raises unless each can be edited and has a covariance."""
+    layers = sorted(covariances) if layers is None else list(layers)
     if not layers:
         raise CovarianceError("covariances is empty, expected {layer: KeyCovariance}, as collect_covariance gives it.")
     if missing := [layer for layer in layers if layer not in covariances]:
@@ -130,26 +130,45 @@ def _check_layers(model: Model, layers: Sequence[int], covariances: Mapping[int,
                 f"{model.cfg.model_name} norms its MLPs' outputs, or scales them, so that a change of the "
                 "residual stream has no closed form in their weights. Use rome."
             )
+    return layers
 
 
 Factors = dict[int, tuple[Float[Tensor, "d_mlp request"], Float[Tensor, "request d_model"]]]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a layer's update is computed from, in the model with the updates of earlier layers.
+
+    Attributes:
+        keys: of what is written, in each context, the bare prompt first; float64, on the CPU.
+        states: the residual stream after the last edited layer, where it is to be changed.
+        preserved: keys whose answers have to stay.
+        earlier: K_p^T K_p of keys whose answers should stay.
+    """
+
+    keys: Float[Tensor, "request context d_mlp"]
+    states: Float[Tensor, "request d_model"]
+    preserved: PreservedKeys | None = None
+    earlier: Float[Tensor, "d_mlp d_mlp"] | None = None
+
+
 def spread_over_layers(
     model: Model,
-    targets: MemitTargets,
+    requests: Sequence[EditRequest],
+    wanted: Float[Tensor, "request d_model"],
     layers: Sequence[int],
     covariances: Mapping[int, KeyCovariance],
     form: ClosedForm,
-    preserved: PreservedPrompts,
+    measure: Callable[[int], Measured],
     *,
-    earlier: Mapping[int, Float[Tensor, "d_mlp d_mlp"] | None],
     method: str,
     progress: bool,
 ) -> tuple[Factors, dict[int, Float[Tensor, "request d_mlp"]], list[dict[str, float]]]:
-    """By layer, ascending: the updates (left, right) that move the subjects' states to the targets, and the keys.
+    """By layer, ascending: the updates (left, right) that move the states after the last layer to `wanted`, and the
+    keys.
 
-    Each layer takes an equal share of the residuals that are left. Its keys and these residuals are measured with the
+    Each layer takes an equal share of the residuals that are left. What it is computed from is measured with the
     updates of earlier layers applied; afterwards the weights are bit for bit what they were. Last come
     what preserving costs in each (`preserve_figures`).
 
@@ -157,28 +176,27 @@ def spread_over_layers(
         EditError: an update is not finite; and as `form`.
         CovarianceError: as `form`.
     """
-    wanted = torch.stack([value.vector for value in targets.values]).to(model.cfg.device)
     factors: Factors = {}
     keys: dict[int, Tensor] = {}
     costs: list[dict[str, float]] = []
     for done, layer in enumerate(tqdm(layers, desc=method, unit="layer", disable=not progress)):
-        so_far = Edit(tuple(Update(edited, *pair) for edited, pair in factors.items()), targets.requests)
+        so_far = Edit(tuple(Update(edited, *pair) for edited, pair in factors.items()), tuple(requests))
         with so_far.applied(model):
-            in_contexts, kept = context_keys(model, layer, targets).cpu().double(), preserved.keys(model, layer)
-            residuals = wanted - subject_states(model, layers[-1], targets.requests, token=targets.search["token"])
-        share = (residuals / (len(layers) - done)).cpu()
-        keys[layer] = in_contexts.mean(1)
-        given = {} if earlier.get(layer) is None else {"earlier": earlier[layer]}
-        factor = form(keys[layer], covariances[layer], preserved=kept, **given).float()
+            found = measure(layer)
+        share = ((wanted - found.states) / (len(layers) - done)).cpu()
+        keys[layer] = found.keys.mean(1)
+        given = {} if found.earlier is None else {"earlier": found.earlier}
+        factor = form(keys[layer], covariances[layer], preserved=found.preserved, **given).float()
         if not (factor.isfinite().all() and share.isfinite().all()):
             raise EditError(
                 f"The update of layer {layer} is not finite. No weight was changed. Use other contexts, or covariances "
                 "from more text."
             )
         factors[layer] = factor, share
-        if kept is not None:
+        if found.preserved is not None:
             plain = form(keys[layer], covariances[layer], **given).float()
-            costs.append(preserve_figures(factors[layer], (plain, share), keys[layer], in_contexts[:, 0], kept))
+            bare = found.keys[:, 0]
+            costs.append(preserve_figures(factors[layer], (plain, share), keys[layer], bare, found.preserved))
     return factors, keys, costs
 
 

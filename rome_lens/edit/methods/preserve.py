@@ -11,10 +11,10 @@ from torch import Tensor
 from rome_lens.data.records import PLACE, EditRecord, EditRequest, Fact, QuestionRecord, check_text
 from rome_lens.edit.methods.closed_forms import PreservedKeys
 from rome_lens.edit.search.contexts import EditedToken, in_context
+from rome_lens.edit.search.key import prefix_activations
 from rome_lens.errors import EditError
-from rome_lens.models import Model, output_matrix, pad, tokens_that_fit
-from rome_lens.models.running.forward import mlp_keys
-from rome_lens.models.tokens import batches, tokenize
+from rome_lens.models import Model, key_name, output_matrix
+from rome_lens.models.tokens import tokenize
 
 Prompts: TypeAlias = Sequence[str | Fact | EditRequest | EditRecord | QuestionRecord]
 Preserve: TypeAlias = Prompts | Literal["auto"] | None
@@ -42,16 +42,12 @@ class PreservedPrompts:
         """What an edit's config says of them."""
         return {"preserve": self.texts} if self.places else {}
 
-    @torch.no_grad()
     def keys(self, model: Model, layer: int) -> PreservedKeys | None:
         """The keys of a layer at all places, of the model as it is now, in float64 on the CPU; None: no prompts."""
         if not self.places:
             return None
-        whole = sorted({tokenize(model, text).ids for text in self.texts}, key=len)
-        found: dict[tuple[int, ...], Tensor] = {}
-        for batch in batches(whole, tokens_that_fit(model)):
-            read = mlp_keys(model, *pad(batch), [layer])[layer].double().cpu()
-            found |= {ids[: i + 1]: read[row, i] for row, ids in enumerate(batch) for i in range(len(ids))}
+        rows = [tokenize(model, text).ids for text in self.texts]
+        found = prefix_activations(model, key_name(layer), layer, rows)
         return PreservedKeys(torch.stack([found[place] for place in self.places]), list(self.places.values()))
 
 

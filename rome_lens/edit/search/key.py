@@ -1,6 +1,6 @@
 """k*, the key of the subject: the MLP's inner activation, averaged over contexts (paper section 3.1, Eq. 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,21 @@ def subject_activations(
         last = values[torch.arange(len(batch)), mask.sum(1) - 1]
         found |= zip(batch, last.float(), strict=True)
     return torch.stack([found[row] for row in rows])
+
+
+@torch.no_grad()
+def prefix_activations(
+    model: Model, name: str, layer: int, rows: Iterable[tuple[int, ...]]
+) -> dict[tuple[int, ...], Float[Tensor, " width"]]:
+    """The activation at a hook point of a block at every position of token rows, in float64 on the CPU, by the tokens
+    up to and with that position.
+    """
+    found: dict[tuple[int, ...], Tensor] = {}
+    for batch in batches(sorted(set(rows), key=len), tokens_that_fit(model)):
+        tokens, mask = (each.to(model.cfg.device) for each in pad(batch))
+        read = run_and_read(model, tokens, [name], mask=mask, stop_at_layer=layer + 1)[name].double().cpu()
+        found |= {ids[: i + 1]: read[row, i] for row, ids in enumerate(batch) for i in range(len(ids))}
+    return found
 
 
 def subject_keys(

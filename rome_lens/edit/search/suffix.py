@@ -30,6 +30,7 @@ from torch import Tensor
 from rome_lens.data.records import PLACE, EditRequest
 from rome_lens.edit.search.contexts import EditedToken, in_context
 from rome_lens.models import (
+    HookList,
     Model,
     PastState,
     check_added,
@@ -134,8 +135,10 @@ class Suffixes:
 
 
 @torch.no_grad()
-def prepare_suffixes(model: Model, layer: int, prompts: Sequence[Prompts], at: Place) -> Suffixes:
-    """Runs everything that no step changes, once.
+def prepare_suffixes(
+    model: Model, layer: int, prompts: Sequence[Prompts], at: Place, *, hooks: HookList = ()
+) -> Suffixes:
+    """Runs everything that no step changes, once, under `hooks`, which may change what comes before the suffixes.
 
     Raises:
         EditError: the block does not add its MLP's contribution to the residual stream.
@@ -146,10 +149,10 @@ def prepare_suffixes(model: Model, layer: int, prompts: Sequence[Prompts], at: P
     subject = [position for prompt in prompts for position in prompt.subject]
     tokens, mask = (each.to(device) for each in pad(ids))
     names = state_name("resid", layer), key_name(layer)
-    read = run_and_read(model, tokens, names, mask=mask, stop_at_layer=layer + 1)
+    read = run_and_read(model, tokens, names, mask=mask, stop_at_layer=layer + 1, hooks=hooks)
     residual, keys = (read[name] for name in names)
     depth = max(1, *subject)  # at least one token, even if all subjects come first; the mask hides it
-    _, past = run_with_past(model, tokens[:, :depth], mask=mask[:, :depth])
+    _, past = run_with_past(model, tokens[:, :depth], mask=mask[:, :depth], hooks=hooks)
 
     lengths = [len(row) - position for row, position in zip(ids, subject, strict=True)]
     width = max(lengths)

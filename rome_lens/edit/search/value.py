@@ -18,7 +18,7 @@ from rome_lens.data.records import EditRequest
 from rome_lens.edit.search.settings import SearchConfig
 from rome_lens.edit.search.suffix import Place, Prompts, prepare_suffixes, run_suffixes, tokenize_prompts
 from rome_lens.errors import EditError
-from rome_lens.models import Model, check_layer, frozen, tokens_that_fit
+from rome_lens.models import HookList, Model, check_layer, frozen, tokens_that_fit
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def optimise_values(
     values: list[Value] = []
     with tqdm(total=len(requests) * config.steps, desc=f"v* for {what}", unit="step", disable=not progress) as bar:
         for batch in _batches(prompts, tokens_per_batch):
-            values += _search(model, layer, requests[len(values) :], batch, config, at, bar)
+            values += search_values(model, layer, requests[len(values) :], batch, config, at, bar)
     return values
 
 
@@ -117,7 +117,7 @@ def _batches(prompts: Sequence[Prompts], budget: int) -> Iterator[list[Prompts]]
         yield batch
 
 
-def _search(
+def search_values(
     model: Model,
     layer: int,
     requests: Sequence[EditRequest],
@@ -125,9 +125,11 @@ def _search(
     config: SearchConfig,
     at: Place,
     bar: tqdm,
+    *,
+    hooks: HookList = (),
 ) -> list[Value]:
-    """The search for one batch of requests; those that have stopped leave the batch."""
-    suffixes = prepare_suffixes(model, layer, prompts, at)
+    """The search for one batch of requests; those that have stopped leave the batch; hooks as in `prepare_suffixes`."""
+    suffixes = prepare_suffixes(model, layer, prompts, at, hooks=hooks)
     initial = suffixes.original[suffixes.bare]
     delta = torch.zeros_like(initial, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
@@ -200,6 +202,6 @@ def _check(loss: Float[Tensor, " request"], requests: Sequence[EditRequest], ste
     for value, request in zip(loss.tolist(), requests, strict=True):
         if not math.isfinite(value):
             raise EditError(
-                f"The search for v* of {request.target!r} failed at step {step}: the loss is {value}. Check the "
+                f"The search for v* of {request.target!r:.80} failed at step {step}: the loss is {value}. Check the "
                 "model's weights (NaN?), lower learning_rate, or load the model in float32. No weight was changed."
             )

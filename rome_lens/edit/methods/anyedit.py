@@ -1,0 +1,181 @@
+"""AnyEdit: long answers, written window by window (Jiang et al. 2025)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rome_lens.checking import check_whole, checked
+from rome_lens.data.records import Continuation, EditRequest, target_rows
+from rome_lens.edit.artifact.edit import Edit, as_json
+from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.edit.covariance.key_covariance import KeyCovariance
+from rome_lens.edit.covariance.shipped import covariances_for
+from rome_lens.edit.methods.batch import Measured, checked_layers, spread_over_layers
+from rome_lens.edit.methods.closed_forms import memit_factor
+from rome_lens.edit.methods.requests import Requests, as_requests
+from rome_lens.edit.search.key import prefix_activations
+from rome_lens.edit.search.settings import SearchConfig, check_ascending, check_least, check_positive
+from rome_lens.edit.search.suffix import Prompts
+from rome_lens.edit.search.targets import check_requests
+from rome_lens.edit.search.value import Value, search_figures, search_values
+from rome_lens.models import Hook, Model, key_name, state_name
+from rome_lens.models.teacher_forcing import TargetRow
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class AnyEditConfig:
+    """Hyper-parameters of AnyEdit, by default those of the released code (jianghoucheng/AnyEdit, hparams/MEMIT_ARE for
+    Llama 3 8B) but for `window` and `covariance_weight`.
+
+    Attributes:
+        layers: blocks to edit; None: those of the covariances. The search is for states after the last one.
+        window: tokens of the answer that one vector has to give (window_size: 40 for Llama 3 8B, 50 for Qwen2.5 7B;
+            10 for SmolLM2-135M, where 20 are too many: docs/long_answers.md).
+        steps: steps of Adam for each window; the last one only computes the loss.
+        learning_rate: learning rate of Adam.
+        weight_decay: factor of |delta| / |h|^2.
+        clamp_norm_factor: bound on |delta| / |h|, for the residual state h.
+        early_stop_loss: the search stops below this loss.
+        covariance_weight: lambda, the weight of C against one key (mom2_update_weight: 15,000, with which a state gets
+            about half of the way; see MemitConfig). Small, so that the states that were sought are reached.
+    """
+
+    layers: Sequence[int] | None = None
+    window: int = 10
+    steps: int = 25
+    learning_rate: float = 0.5
+    weight_decay: float = 1e-3
+    clamp_norm_factor: float = 4.0
+    early_stop_loss: float = 1e-2
+    covariance_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.layers is not None:
+            check_ascending(self.layers)
+        check_whole(window=self.window, steps=self.steps)
+        check_positive(self, "learning_rate", "clamp_norm_factor", "covariance_weight")
+        check_least(self, weight_decay=0)
+
+    @property
+    def search(self) -> SearchConfig:
+        """The numbers of the search for one window's vector: there are no contexts, and no essence term."""
+        shared = ("steps", "learning_rate", "weight_decay", "clamp_norm_factor", "early_stop_loss")
+        return SearchConfig(**{name: getattr(self, name) for name in shared}, kl_factor=0.0)
+
+
+@checked
+def anyedit(
+    model: Model,
+    requests: Requests,
+    *,
+    covariances: Mapping[int, KeyCovariance] | None = None,
+    config: AnyEditConfig | None = None,
+    on_unhealthy: OnUnhealthy = "warn",
+    progress: bool = True,
+) -> Edit:
+    """AnyEdit (Jiang et al. 2025, arXiv 2502.05628), in its autoregressive form on MEMIT: writes answers of any length.
+
+    A single vector cannot make a model say a passage. So the answer is cut into windows of tokens, and for each the
+    residual state is sought, at the position that predicts the window's first token, with which the model predicts the
+    window; the states of earlier windows are kept in place meanwhile. All states are then written at once, as in
+    `memit`, by the least squares of Eq. 14 there, in which the keys of all other positions of prompts and answers count
+    as keys whose answers should stay.
+
+    The target of a request is the whole answer, its subject plays no part. The model goes on after the answer unless
+    the target ends in the tokenizer's end token (`model.tokenizer.eos_token`).
+
+    Args:
+        model: Model to run. Updates are applied meanwhile; afterwards its weights are bit for bit what they were.
+        requests: What to write: one EditRequest or several, each with a prompt of its own.
+        covariances: Covariances of the keys, by layer, from `collect_covariance`; None: the one that ships for this
+            model.
+        config: Hyper-parameters; None: `AnyEditConfig()`, which edits the layers of the covariances.
+        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
+        progress: Show bars.
+
+    Returns:
+        An Edit with one update per layer, whose rank is the number of windows, and its health, in which each figure is
+        the worst among windows and layers.
+
+    Raises:
+        CovarianceError: a layer's covariance is missing, singular, or of another layer or model.
+        EditError: a weight, loss or update is not finite, or the edit is unhealthy and `on_unhealthy` is "raise". No
+            weight is changed.
+        ValueError: no or contradicting requests, an answer that does not fit into the model's context with its prompt,
+            an invalid layer, or a model that norms its MLPs' outputs.
+    """
+    config = AnyEditConfig() if config is None else config
+    requests, covariances = as_requests(requests), covariances_for(model, covariances)
+    check_requests(requests)
+    layers = checked_layers(model, config.layers, covariances)
+    answers = [Continuation(request.text, request.target, space=request.space) for request in requests]
+    rows = target_rows(model, answers)
+    found: dict[tuple[int, ...], Value] = {}
+    for request, row in zip(tqdm(requests, desc="windows", unit="answer", disable=not progress), rows, strict=True):
+        found |= window_values(model, layers[-1], request, row, config)
+    measure = partial(_measure, model, [ids for ids, _ in rows], list(found), layers[-1])
+    wanted = torch.stack([value.vector for value in found.values()])
+    form = partial(memit_factor, weight=config.covariance_weight)
+    factors, _, _ = spread_over_layers(
+        model, requests, wanted, layers, covariances, form, measure, method="anyedit", progress=progress
+    )
+    health = EditHealth(
+        **update_norms(model, factors),
+        **search_figures(list(found.values())),
+        condition_number=max(covariances[layer].condition_number for layer in layers),
+    )
+    used = as_json(replace(config, layers=layers))
+    edit = Edit.of(model, requests, factors, method="anyedit", config=used, health=health)
+    report_problems(health, on_unhealthy, edit=edit)
+    return edit
+
+
+def window_values(
+    model: Model, layer: int, request: EditRequest, row: TargetRow, config: AnyEditConfig
+) -> dict[tuple[int, ...], Value]:
+    """For each window of an answer, the state after a block with which the model predicts it, found with those of the
+    windows before in place. They go by the tokens up to the position at which they stand.
+    """
+    ids, start = row
+    found: dict[tuple[int, ...], Value] = {}
+    hooks: list[tuple[str, Hook]] = []
+    with tqdm(disable=True) as bar:
+        for first in range(start, len(ids), config.window):
+            end = min(first + config.window, len(ids))
+            window = Prompts((ids[: end - 1],), (first - 1,), ids[first:end], contexts=1, essence=0)
+            (value,) = search_values(model, layer, [request], [window], config.search, "resid", bar, hooks=hooks)
+            found[ids[:first]] = value
+            hooks.append((state_name("resid", layer), _adding(first - 1, value.vector - value.initial)))
+    return found
+
+
+def _adding(position: int, delta: Float[Tensor, " d_model"]) -> Hook:
+    """A hook that adds a vector to the state at one position."""
+
+    def add(state: Float[Tensor, "row pos d_model"], hook: object) -> Float[Tensor, "row pos d_model"]:
+        state = state.clone()
+        state[:, position : position + 1] += delta.to(state)  # nothing, where a row is read only up to there
+        return state
+
+    return add
+
+
+def _measure(
+    model: Model, rows: Sequence[tuple[int, ...]], written: Sequence[tuple[int, ...]], last: int, layer: int
+) -> Measured:
+    """The keys and states where something is written, and the keys of all other positions."""
+    keys = prefix_activations(model, key_name(layer), layer, rows)
+    states = prefix_activations(model, state_name("resid", last), last, rows)
+    chosen = set(written)
+    others = torch.stack([key for place, key in keys.items() if place not in chosen])
+    return Measured(
+        torch.stack([keys[place] for place in written])[:, None],
+        torch.stack([states[place] for place in written]).float().to(model.cfg.device),
+        earlier=others.T @ others,
+    )

