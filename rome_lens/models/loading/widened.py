@@ -88,7 +88,7 @@ def _widened_as_it_runs(unit: nn.Module, apart: set[int]) -> Iterator[None]:
             if weight.dtype not in HALF:
                 continue
             data = weight.data
-            if ids is not None and data.ndim == 2 and data.numel() >= _LARGE:  # a table: what is looked up in it, renumbered
+            if ids is not None and data.ndim == 2 and data.numel() >= _LARGE:  # of a table the rows that are looked up
                 chosen, ids = ids.unique(return_inverse=True)
                 args, data = (ids,), data[chosen]
             elif id(weight) in apart:
