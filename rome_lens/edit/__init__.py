@@ -9,6 +9,8 @@ from rome_lens.edit.covariance.corpora import Texts, texts_from_dataset, texts_f
 from rome_lens.edit.covariance.diagnostics import CovarianceReport
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.published import load_published_covariance
+from rome_lens.edit.forensics.detecting import detect_edits
+from rome_lens.edit.forensics.undoing import undo_blindly
 from rome_lens.edit.methods.alphaedit import AlphaEditConfig, alphaedit
 from rome_lens.edit.methods.emmet import EmmetConfig, emmet
 from rome_lens.edit.methods.finetune import FinetuneConfig, finetune
@@ -58,6 +60,7 @@ __all__ = [
     "anchor_norm",
     "applied_edits",
     "collect_covariance",
+    "detect_edits",
     "emmet",
     "find_preset",
     "finetune",
@@ -78,4 +81,5 @@ __all__ = [
     "texts_from_model",
     "train_mend",
     "ultraedit",
+    "undo_blindly",
 ]
