@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.edit.artifact.edit import finite_matrix
 from rome_lens.models import Model, find_matrix, output_matrix
 
 _LOOKED_AT = 12  # eigenvalues of a layer that are looked at
@@ -57,35 +58,41 @@ def components_of_layers(model: Model, layers: Sequence[int], count: int) -> Ite
     last = model.cfg.n_layers - 1
     for layer in layers:
         beside = [near for near in (layer - 1, layer + 1) if 0 <= near <= last] or [layer]
-        own = {near: own[near] if near in own else _own_part(model, near) for near in (layer, *beside)}
+        own = {near: own[near] if near in own else _own_gram(model, near) for near in (layer, *beside)}
         yield _components(model, layer, own[layer], [own[near] for near in beside])[:count]
 
 
-def _own_part(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-    """The output matrix without what it shares with the input matrix, by least squares, scaled to entries of size 1."""
-    weight = output_matrix(model, layer).float().cpu()
+def _own_gram(model: Model, layer: int) -> Float[Tensor, "d_model d_model"]:
+    """W^T W of the output matrix without what it shares with the input matrix, by least squares; its mean is 1 on the
+    diagonal.
+    """
+    weight = finite_matrix(model, layer).float().cpu()
     try:
         read = find_matrix(model, layer, "in").values.float().cpu().T
     except ValueError:  # folded norms, or one matrix for input and gate: then nothing is taken out
-        return weight / weight.square().mean().sqrt()
-    if len(read) >= (1 + _SPARE) * read.shape[1]:  # else too little would be left to compare
+        read = weight.new_zeros(len(weight), 0)
+    if read.shape[1] and len(read) >= (1 + _SPARE) * read.shape[1]:  # else too little would be left to compare
         basis = torch.linalg.qr(read).Q
         weight = weight - basis @ (basis.T @ weight)
-    return weight / weight.square().mean().sqrt()
+    gram = (weight.T @ weight).double()
+    return gram / gram.diagonal().mean()
 
 
 def _components(
-    model: Model, layer: int, own: Float[Tensor, "d_mlp d_model"], beside: Sequence[Float[Tensor, "d_mlp d_model"]]
+    model: Model,
+    layer: int,
+    own: Float[Tensor, "d_model d_model"],
+    beside: Sequence[Float[Tensor, "d_model d_model"]],
 ) -> list[Component]:
-    d_mlp, d_model = own.shape
-    grams = [(each.T @ each / len(each)).double() for each in (own, *beside)]
-    usual = sum(grams[1:], torch.zeros_like(grams[0])) / len(beside)
+    d_model = len(own)
+    usual = sum(beside, torch.zeros_like(own)) / len(beside)
     root = torch.linalg.cholesky(usual + _RIDGE * torch.eye(d_model, dtype=usual.dtype))
-    half = torch.linalg.solve_triangular(root, grams[0], upper=False)
+    half = torch.linalg.solve_triangular(root, own, upper=False)
     values, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(root, half.T, upper=False))
     values, vectors = values.flip(0), vectors.flip(1)
     edge = values[min(max(3, d_model // _EDGE), d_model - 1)]
     weight = output_matrix(model, layer).float().cpu()
+    d_mlp = len(weight)
     found = []
     for value, vector in list(zip(values, vectors.T, strict=True))[:_LOOKED_AT]:
         reader = torch.linalg.solve_triangular(root.T, vector[:, None], upper=True)[:, 0].float()

@@ -40,6 +40,7 @@ def detect_edits(
         score, suspicious (whether the score is above 3), strength (norm of the part: that of the update, if it is one).
 
     Raises:
+        EditError: a weight is NaN or infinite.
         ValueError: no such layer, a layer without a single MLP output matrix, or `candidates` is below 1.
     """
     check_whole(candidates=candidates)
