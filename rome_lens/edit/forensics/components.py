@@ -7,7 +7,7 @@ alone does not show it. Three things tell the two apart:
   with that of its neighbours, by a generalised eigenvalue problem: a large eigenvalue is a direction (on the right)
   into which this layer alone writes much. It is counted in units of a lower eigenvalue, the edge of the bulk.
 - Neurons tend to write along what they read. What W_out shares with W_in, by least squares, is taken out beforehand.
-- The left vector of ROME is C^-1 k*, a key of one token, and has the heavy tails of keys (kurtosis 7 to 14 in
+- The left vector of ROME is C^-1 k*, a key of one token, and has the heavy tails of keys (kurtosis 10 to 14 in
   SmolLM2). Components of training either have all neurons alike (kurtosis 3), or consist of a handful of neurons.
 
 That spectra give edits away is in "Trace and reverse" (arXiv 2505.20819). The comparison is this package's own, found
