@@ -294,6 +294,7 @@ CASES: dict[str, Any] = {
     "causal_trace": lambda w: {"model": w.model, "fact": FACT, "samples": 2, "layers": [1], "positions": [5], **QUIET},
     "collect_covariance": lambda w: {"model": w.model, "layers": [1], "texts": CORPUS, "tokens": 50, **QUIET},
     "compare_models": lambda w: {"model": w.model, "other": w.edit, "prompts": [FACT.text], **QUIET},
+    "detect_edits": lambda w: {"model": w.model, **QUIET},
     "emmet": lambda w: {
         "model": w.model,
         "requests": [REQUEST],
@@ -442,6 +443,7 @@ CASES: dict[str, Any] = {
         "config": rl.edit.MendConfig(layers=[2], rank=4, batch_size=1),
         **QUIET,
     },
+    "undo_blindly": lambda w: {"model": w.model, "row": {"layer": 1, "candidate": 0}},
     "weight_changes": lambda w: {"original": w.model, "suspect": w.model},
 }
 ELSEWHERE = {

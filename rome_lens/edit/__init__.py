@@ -10,6 +10,8 @@ from rome_lens.edit.covariance.diagnostics import CovarianceReport
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.published import load_published_covariance
 from rome_lens.edit.covariance.shipped import builtin_covariances
+from rome_lens.edit.forensics.detecting import detect_edits
+from rome_lens.edit.forensics.undoing import undo_blindly
 from rome_lens.edit.methods.alphaedit import AlphaEditConfig, alphaedit
 from rome_lens.edit.methods.anyedit import AnyEditConfig, anyedit
 from rome_lens.edit.methods.emmet import EmmetConfig, emmet
@@ -63,6 +65,7 @@ __all__ = [
     "applied_edits",
     "builtin_covariances",
     "collect_covariance",
+    "detect_edits",
     "emmet",
     "find_preset",
     "finetune",
@@ -83,4 +86,5 @@ __all__ = [
     "texts_from_model",
     "train_mend",
     "ultraedit",
+    "undo_blindly",
 ]

@@ -1,0 +1,72 @@
+"""Edits are found without the original: a planted one at its layer, none where there is none; and taken out again."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import rome_lens as rl
+from rome_lens.models import Model, output_matrix
+
+QUIET = {"progress": False}
+
+
+def planted(model: Model, layer: int, strength: float) -> rl.Edit:
+    """A rank-one edit whose left vector has the heavy tails of a key, of so many times the typical singular value."""
+    generator = torch.Generator().manual_seed(0)
+    weight = output_matrix(model, layer)
+    left = torch.randn(weight.shape[0], generator=generator).pow(3)
+    right = torch.randn(weight.shape[1], generator=generator)
+    size = strength * torch.linalg.svdvals(weight).median()
+    factors = (left / left.norm())[:, None], (size * right / right.norm())[None]
+    return rl.Edit((rl.edit.Update(layer, *factors),), ())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_planted_edit_is_found_at_its_layer_and_taken_out(family: str, tiny_model: Callable[..., Model]):
+    model = tiny_model(family)
+    before = output_matrix(model, 1).clone()
+    layers = range(3)
+    assert not rl.edit.detect_edits(model, layers=layers, **QUIET)["suspicious"].any()
+    edit = planted(model, 1, 6.0)
+    with edit.applied(model):
+        found = rl.edit.detect_edits(model, layers=layers, **QUIET)
+        assert found.loc[0, "layer"] == 1
+        assert found.loc[0, "suspicious"]
+        size = edit.updates[0].right.norm().item()
+        assert found.loc[0, "strength"] == pytest.approx(size, rel=0.2)
+        undo = rl.edit.undo_blindly(model, found.iloc[0])
+        with undo.applied(model):
+            assert (output_matrix(model, 1) - before).norm() < 0.45 * size
+        assert undo.health.update_norm == pytest.approx(found.loc[0, "strength"], rel=1e-4)
+    assert torch.equal(output_matrix(model, 1), before)
+
+
+def test_each_layer_has_its_candidates_the_best_first(tiny: Model):
+    found = rl.edit.detect_edits(tiny, candidates=2, **QUIET)
+    assert sorted(zip(found["layer"], found["candidate"], strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert found["score"].is_monotonic_decreasing
+
+
+def test_what_cannot_be_undone_is_refused(tiny: Model):
+    with pytest.raises(ValueError, match="expected a row of detect_edits"):
+        rl.edit.undo_blindly(tiny, {"layer": 1})
+    with pytest.raises(ValueError, match="has no candidate 99"):
+        rl.edit.undo_blindly(tiny, {"layer": 1, "candidate": 99})
+    with pytest.raises(ValueError, match="layers is empty"):
+        rl.edit.detect_edits(tiny, layers=[])
+
+
+@pytest.mark.smollm2
+def test_an_edit_of_the_authors_is_found_in_smollm2(smollm2: Model, golden: Callable[[str], dict]):
+    vectors = golden("rome_eiffel_rome.safetensors")
+    edit = rl.Edit((rl.edit.Update(4, vectors["u"][:, None], vectors["v"][None]),), ())
+    layers = [3, 4, 5, 9, 12]
+    assert not rl.edit.detect_edits(smollm2, layers=layers, **QUIET)["suspicious"].any()
+    with edit.applied(smollm2):
+        found = rl.edit.detect_edits(smollm2, layers=layers, **QUIET).iloc[0]
+        undo = rl.edit.undo_blindly(smollm2, found).updates[0]
+    assert found["layer"] == 4
+    assert found["suspicious"]
+    assert torch.cosine_similarity(undo.left[:, 0], -vectors["u"], dim=0).abs() > 0.8
+    assert torch.cosine_similarity(undo.right[0], vectors["v"], dim=0).abs() > 0.8
