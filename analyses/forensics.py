@@ -5,7 +5,8 @@ each edit: the share of the unedited model's layers that score below the edited 
 the area under the ROC curve of layers), whether the edited layer comes first (`layer_right`), whether it is suspicious
 (`detected`), how near the estimate comes to the update (`cosine`), whether the prompt's top token is the unedited
 model's again once the part is taken out (`undone`; `rewritten` tells whether it ever was another), and the share of
-neighbourhood prompts whose top token is then the unedited model's (`neighbours`). Beside each: the highest score of the
+neighbourhood prompts whose top token is then the unedited model's (`neighbours`); and whether the new object's first
+token is named first, or among five (`object_first`, `object_in_five`). Beside each: the highest score of the
 unedited model (`control.csv`).
 """
 
@@ -19,7 +20,9 @@ from tqdm.auto import tqdm
 
 import rome_lens as rl
 from rome_lens.models import Model, model_identity
+from rome_lens.models.labels import token_text
 from rome_lens.models.prediction import next_token_log_probabilities
+from rome_lens.models.tokens import tokenize_continuation
 from rome_lens.storage import open_journal, plain
 
 from .common.kept_edits import kept_edits
@@ -27,7 +30,17 @@ from .common.manifest import write_manifest
 from .common.methods import PRESETS, add_method_arguments
 from .common.options import add_record_arguments, chosen_records, parsed, parser, rome_covariance, write_csv
 
-METRICS = ("auc", "layer_right", "detected", "cosine", "rewritten", "undone", "neighbours")
+METRICS = (
+    "auc",
+    "layer_right",
+    "detected",
+    "object_first",
+    "object_in_five",
+    "cosine",
+    "rewritten",
+    "undone",
+    "neighbours",
+)
 
 
 def measured(model: Model, record: rl.EditRecord, edit: rl.Edit, control: pd.DataFrame) -> dict[str, Any]:
@@ -41,6 +54,8 @@ def measured(model: Model, record: rl.EditRecord, edit: rl.Edit, control: pd.Dat
         rewritten = _top(model, asked) != before
         with undo.applied(model):
             same = (_top(model, asked) == before).float()
+    text, start = tokenize_continuation(model, record.request.text, record.request.target)
+    new, named = token_text(model, text.ids[start]), found.iloc[0]["objects"]
     change = edit.updates[0].left @ edit.updates[0].right
     taken = -undo.updates[0].left @ undo.updates[0].right if undo.updates[0].layer == layer else torch.zeros(1)
     cosine = (change * taken).sum() / (change.norm() * taken.norm()).clamp(min=1e-9)
@@ -51,6 +66,8 @@ def measured(model: Model, record: rl.EditRecord, edit: rl.Edit, control: pd.Dat
         "auc": float((others < row["score"]).mean()),
         "layer_right": float(found.iloc[0]["layer"] == layer),
         "detected": float(row["suspicious"]),
+        "object_first": float(new in named[:1]),
+        "object_in_five": float(new in named),
         "cosine": cosine.item(),
         "rewritten": float(rewritten[0]),
         "undone": same[0].item(),

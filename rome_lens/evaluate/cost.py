@@ -111,7 +111,7 @@ def search_operations(shape: Shape, prompts: Sequence[Prompt], layer: int, *, st
 
 
 def product_speed(
-    shape: Shape, *, rows: int = 256, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    shape: Shape, *, rows: int = 256, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> float:
     """Operations a second of products of the MLP's size, measured now: the best of some, after one to warm up."""
     states = torch.randn(rows, shape.d_model, device=device).to(dtype)

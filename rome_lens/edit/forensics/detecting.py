@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 
 from rome_lens.checking import check_whole, checked
 from rome_lens.edit.forensics.components import Component, components_of_layers
+from rome_lens.edit.forensics.naming import raised_tokens
 from rome_lens.models import Model, check_layer
 
 SUSPICIOUS = 3.0
@@ -29,7 +30,7 @@ def detect_edits(
     found and what was not.
 
     Args:
-        model: Model to look into; left unchanged. Nothing is run.
+        model: Model to look into; left unchanged. It is run only to name the objects of suspicious parts.
         layers: blocks to look into; None: all but the last, which writes for the unembedding alone and is unlike the
             others without any edit. Each is compared with the others among them.
         candidates: parts of each layer, at most.
@@ -37,7 +38,9 @@ def detect_edits(
 
     Returns:
         A row for each layer and candidate, the highest score first: layer, candidate (number within the layer, from 0),
-        score, suspicious (whether the score is above 3), strength (norm of the part: that of the update, if it is one).
+        score, suspicious (whether the score is above 3), strength (norm of the part: that of the update, if it is one);
+        and of suspicious parts `objects`, the five tokens that the part makes the model say most, and `object`, the
+        first of them without its space ("" and none for the others).
 
     Raises:
         EditError: a weight is NaN or infinite.
@@ -45,11 +48,23 @@ def detect_edits(
     """
     check_whole(candidates=candidates)
     found = find_components(model, layers, candidates, progress=progress)
+    suspected = [component for component, _, score in found if score > SUSPICIOUS]
+    named = tqdm(suspected, desc="name the objects", unit="part", disable=not progress or not suspected)
+    objects = [raised_tokens(model, component) for component in named]
+    objects += [()] * (len(found) - len(objects))
     rows = [
-        (component.layer, number, score, score > SUSPICIOUS, component.right.norm().item())
-        for component, number, score in found
+        {
+            "layer": component.layer,
+            "candidate": number,
+            "score": score,
+            "suspicious": score > SUSPICIOUS,
+            "strength": component.right.norm().item(),
+            "object": "".join(said[:1]).strip(),
+            "objects": said,
+        }
+        for (component, number, score), said in zip(found, objects, strict=True)
     ]
-    return pd.DataFrame(rows, columns=["layer", "candidate", "score", "suspicious", "strength"])
+    return pd.DataFrame(rows)
 
 
 def find_components(

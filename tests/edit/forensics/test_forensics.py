@@ -33,6 +33,9 @@ def test_a_planted_edit_is_found_at_its_layer_and_taken_out(family: str, tiny_mo
         found = rl.edit.detect_edits(model, layers=layers, **QUIET)
         assert found.loc[0, "layer"] == 1
         assert found.loc[0, "suspicious"]
+        assert len(found.loc[0, "objects"]) == 5
+        assert found.loc[0, "object"] == found.loc[0, "objects"][0].strip()
+        assert set(found.loc[1:, "object"]) == {""}
         size = edit.updates[0].right.norm().item()
         assert found.loc[0, "strength"] == pytest.approx(size, rel=0.2)
         undo = rl.edit.undo_blindly(model, found.iloc[0])
@@ -68,5 +71,6 @@ def test_an_edit_of_the_authors_is_found_in_smollm2(smollm2: Model, golden: Call
         undo = rl.edit.undo_blindly(smollm2, found).updates[0]
     assert found["layer"] == 4
     assert found["suspicious"]
+    assert found["object"] == "Rome"
     assert torch.cosine_similarity(undo.left[:, 0], -vectors["u"], dim=0).abs() > 0.8
     assert torch.cosine_similarity(undo.right[0], vectors["v"], dim=0).abs() > 0.8
