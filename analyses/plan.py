@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = forecast(shape, layer=layer, prompt=prompt, samples=options.samples, itemsize=dtype.itemsize, speed=speed)
     print(
         f"{options.model}: {shape.parameters / 1e9:.2f}e9 numbers, {shape.parameters * dtype.itemsize / 2**30:.1f} GiB "
-        f"in {options.dtype}. Products of this size run at {speed / 1e9:.0f} GFLOP/s now; the layer is {layer}.\n"
+        f"in {options.dtype}. Products of this size run at {speed / 1e9:.3g} GFLOP/s now; the layer is {layer}.\n"
     )
     print(table.to_string(index=False, na_rep="", float_format=lambda number: f"{number:.3g}"))
 

@@ -16,6 +16,7 @@ from rome_lens.models import Kind
 from rome_lens.models.shape import Shape
 
 _ROWS_OF_LOGITS = 64  # of a trace, computed at once
+_LONG_ENOUGH = 0.05  # seconds of a product that is timed
 _COPIES = 6  # of each state that a block holds at a time, in float32
 
 
@@ -113,15 +114,22 @@ def search_operations(shape: Shape, prompts: Sequence[Prompt], layer: int, *, st
 def product_speed(
     shape: Shape, *, rows: int = 256, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> float:
-    """Operations a second of products of the MLP's size, measured now: the best of some, after one to warm up."""
+    """Operations a second of products of the MLP's size, measured now: the best of some, after one to warm up.
+
+    There are `rows` rows, or as few as take a twentieth of a second: some CPUs multiply half precision very slowly.
+    """
     states = torch.randn(rows, shape.d_model, device=device).to(dtype)
     weight = torch.randn(shape.d_model, shape.d_mlp, device=device).to(dtype)
-    seconds = []
-    for _ in range(4):
+
+    def seconds(rows: int) -> float:
         start = perf_counter()
-        (states @ weight)[0, 0].item()  # which waits for a GPU
-        seconds.append(perf_counter() - start)
-    return 2.0 * weight.numel() * rows / min(seconds[1:])
+        (states[:rows] @ weight)[0, 0].item()  # which waits for a GPU
+        return perf_counter() - start
+
+    used = 1
+    while seconds(used) < _LONG_ENOUGH and used < rows:
+        used = min(rows, 2 * used)
+    return 2.0 * weight.numel() * used / min(seconds(used) for _ in range(3))
 
 
 def loading_bytes(shape: Shape, itemsize: int) -> float:
