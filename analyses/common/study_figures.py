@@ -236,19 +236,20 @@ def plot_near_subjects(frame: pd.DataFrame) -> go.Figure:
     """
     check_columns(frame, ["case_id", "method", "near_kl", "edited"], "`rome-lens near_subjects`")
     figure = go.Figure()
-    for i, (method, part) in enumerate(frame.groupby("method", sort=False)):
+    for method, part in frame.groupby("method", sort=False):
+        colour = METHOD_COLOURS[str(method).count(" +") + str(method).count(" +auto")]  # as it is, +list, +auto
         edits = part.groupby("case_id").agg(near_kl=("near_kl", "mean"), edited=("edited", "first"))
         figure.add_trace(
             go.Box(
                 y=edits["near_kl"],
                 name=str(method),
                 boxpoints="all",
-                marker={"color": METHOD_COLOURS[i % len(METHOD_COLOURS)], "size": 5},
+                marker={"color": colour, "size": 5},
                 text=[plain(name) for name in edits["edited"]],
                 hovertemplate="%{text}: %{y:.3g}<extra></extra>",
             )
         )
     means = frame.groupby(["method", "case_id"])["near_kl"].mean()
-    axis = {"title": "KL(before || after) at near subjects, nats", **log_axis(means[means > 0])}
-    figure.update_layout(**LAYOUT, height=360, showlegend=False, yaxis=axis)
+    axis = {"title": "KL at near subjects, nats", **log_axis(means[means > 0])}
+    figure.update_layout(**LAYOUT, height=420, showlegend=False, yaxis=axis)
     return figure
