@@ -18,7 +18,7 @@ from transformers import AutoConfig, PretrainedConfig
 from rome_lens import RomeConfig
 from rome_lens.evaluate import cost
 from rome_lens.models import Kind
-from rome_lens.models.shape import Shape, shape_of_config
+from rome_lens.models.loading.shape import Shape, shape_of_config
 
 from .common.options import program
 

@@ -81,9 +81,16 @@ def _check(name: str, value: object, hint: Any) -> None:
     beartype checks one item of a list, tuple or dict; here it gets each item in turn.
     """
     for shown in (value, *(_items(value) if _has_any_length(hint) else ())):
-        if not is_bearable(shown, hint, conf=_CONF) or (isinstance(value, bool) and hint in (int, float)):
+        if not _fits(shown, hint) or (isinstance(value, bool) and hint in (int, float)):
             error = ValueError if "Literal" in str(hint) and isinstance(value, str | list | tuple) else TypeError
             raise error(f"{name} is {_received(value)}, expected {_expected(hint)}.")
+
+
+def _fits(value: object, hint: Any) -> bool:
+    try:
+        return bool(is_bearable(value, hint, conf=_CONF))
+    except TypeError:  # beartype asks for the length of a tensor, and one of no dimensions has none
+        return False
 
 
 def _items(value: object) -> Iterator[object]:

@@ -13,7 +13,7 @@ import torch
 from rome_lens.edit.search.settings import SearchConfig
 from rome_lens.locate.grid import restored_layers
 from rome_lens.models import Kind
-from rome_lens.models.shape import Shape
+from rome_lens.models.loading.shape import Shape
 
 _ROWS_OF_LOGITS = 64  # of a trace, computed at once
 _LONG_ENOUGH = 0.05  # seconds of a product that is timed

@@ -9,7 +9,7 @@ from rome_lens.edit.search.key import subject_keys
 from rome_lens.edit.search.suffix import tokenize_prompts
 from rome_lens.edit.search.value import optimise_value
 from rome_lens.evaluate import cost
-from rome_lens.models.shape import shape_of, shape_of_config
+from rome_lens.models.loading.shape import shape_of, shape_of_config
 from tests.tiny import CONFIGS
 
 FACT = rl.Fact("{} is located in the city of", "The Space Needle")

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from reprlib import repr as shortened
 from typing import Any, TypeAlias
 
 from rome_lens.checking import checked
@@ -130,7 +131,8 @@ def _recognized(raw: Any, place: str) -> Schema:
         if first and 2 * sum(schema.fields <= row.keys() for row in first) > len(first):
             return schema
     if not first:
-        raise FormatError(f"{place} holds no records, expected a list of objects with named fields.")
+        found = shortened(raw)
+        raise FormatError(f"{place} holds no records but {found}, expected a list of objects with named fields.")
     fields = list(first[0])
     near = max(SCHEMAS, key=lambda schema: len(schema.fields & set(fields)) / len(schema.fields))
     missing = sorted(near.fields - set(fields))

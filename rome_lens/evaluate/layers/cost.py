@@ -17,7 +17,7 @@ from rome_lens.evaluate.cost import (
 )
 from rome_lens.evaluate.layers.halving import rounds
 from rome_lens.models import Model, run
-from rome_lens.models.shape import shape_of
+from rome_lens.models.loading.shape import shape_of
 from rome_lens.models.tokens import tokenize_continuation
 
 _ROWS, _LENGTH = 8, 32
