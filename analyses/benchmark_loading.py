@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -55,16 +56,20 @@ weights = sum({p.data_ptr(): p.nbytes for p in model.parameters()}.values())
 print(json.dumps({"seconds": seconds, "weights_mb": weights / 1e6, "peak": (peak - held) / weights}))
 """
 
+
+def llama(**sizes: Any) -> transformers.LlamaConfig:
+    shared = {
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_attention_heads": 16,
+        "max_position_embeddings": 1024,
+    }
+    return transformers.LlamaConfig(**shared, **sizes)
+
+
 FAMILIES = {
     "gpt2": lambda: transformers.GPT2Config(vocab_size=8000, n_embd=1024, n_layer=9, n_head=16, n_positions=512),
-    "llama": lambda: transformers.LlamaConfig(
-        vocab_size=8000,
-        hidden_size=1024,
-        intermediate_size=2816,
-        num_hidden_layers=9,
-        num_attention_heads=16,
-        max_position_embeddings=1024,
-    ),
+    "llama": lambda: llama(vocab_size=8000, num_hidden_layers=9),
     "gemma2": lambda: transformers.Gemma2Config(
         vocab_size=8000,
         hidden_size=1024,
@@ -74,15 +79,7 @@ FAMILIES = {
         num_key_value_heads=8,
         head_dim=64,
     ),
-    "vocabulary": lambda: transformers.LlamaConfig(
-        vocab_size=256_000,
-        hidden_size=1024,
-        intermediate_size=2816,
-        num_hidden_layers=4,
-        num_attention_heads=16,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-    ),
+    "vocabulary": lambda: llama(vocab_size=256_000, num_hidden_layers=4, tie_word_embeddings=True),
 }
 """Models of more than 400 MB in float32; the last has most of its weights in the vocabulary; TransformerLens has no
 HookedTransformer for gemma2, out of a folder."""

@@ -1,5 +1,6 @@
 """Keeps torch's global settings, and the models' training mode, from changing what the package computes."""
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -39,6 +40,16 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
             stack.callback(setattr, module, "training", True)
             module.training = False
         yield
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Keeps Python's random numbers from those libraries that draw some while they are imported."""
+    drawn = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(drawn)
 
 
 def undisturbed_call(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -81,7 +81,7 @@ def _check(name: str, value: object, hint: Any) -> None:
     beartype checks one item of a list, tuple or dict; here it gets each item in turn.
     """
     for shown in (value, *(_items(value) if _has_any_length(hint) else ())):
-        if not _fits(shown, hint) or (isinstance(value, bool) and hint in (int, float)):
+        if not _fits(shown, hint) or (_takes_numbers(hint) and _has_bool(shown)):
             error = ValueError if "Literal" in str(hint) and isinstance(value, str | list | tuple) else TypeError
             raise error(f"{name} is {_received(value)}, expected {_expected(hint)}.")
 
@@ -91,6 +91,29 @@ def _fits(value: object, hint: Any) -> bool:
         return bool(is_bearable(value, hint, conf=_CONF))
     except TypeError:  # beartype asks for the length of a tensor, and one of no dimensions has none
         return False
+
+
+@cache
+def _takes_numbers(hint: Any) -> bool:
+    """Whether an annotation is of numbers and of no truth values, which beartype takes for whole numbers."""
+    leaves = set(_leaves(hint))
+    return bool(leaves & {int, float}) and not leaves & {bool, object, Any}
+
+
+def _leaves(hint: Any) -> Iterator[Any]:
+    if get_origin(hint) in (None, Literal, Callable):
+        yield hint
+    else:
+        for inner in get_args(hint):
+            yield from _leaves(inner)
+
+
+def _has_bool(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_has_bool, value))
+    if isinstance(value, dict):
+        return any(_has_bool(each) for pair in value.items() for each in pair)
+    return isinstance(value, bool)
 
 
 def _items(value: object) -> Iterator[object]:

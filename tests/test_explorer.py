@@ -10,6 +10,7 @@ import torch
 import rome_lens as rl
 from rome_lens.data.readers.subjects import load_subjects
 from rome_lens.edit.methods import near
+from rome_lens.explorer.tables import table
 from tests.edit.methods.test_rome import CONTEXTS, covariance_of
 
 FACT = rl.Fact("{} is located in the city of", "The Eiffel Tower")
@@ -154,6 +155,13 @@ def test_a_button_shows_the_error_where_the_user_looks(explorer, weights_of, tin
         assert "ValueError" in shown(explorer)
         assert not any(button.disabled for button in explorer._view._buttons)
     assert same(tiny, before)
+
+
+def test_what_a_prompt_says_is_no_markup():
+    shown = table(pd.DataFrame({"prompt": ["<b>"], "token": ["<i>"], "kl": [0.5]}))
+    assert "<b>" not in shown
+    assert "<i>" not in shown
+    assert "0.500" in shown
 
 
 def test_what_is_not_there_is_refused(explorer, tiny):

@@ -24,7 +24,7 @@ from rome_lens.evaluate.side_effects.forecast import forecast_bleed_over, strong
 from rome_lens.evaluate.side_effects.forensics import recover_updates, weight_changes
 from rome_lens.evaluate.side_effects.perplexity import perplexity
 from rome_lens.evaluate.summary import by_protocol, summarize
-from rome_lens.models.running.sentences import sentence_encoder
+from rome_lens.models.loading.sentences import sentence_encoder
 
 __all__ = [
     "PROTOCOLS",

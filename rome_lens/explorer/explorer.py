@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,7 +204,7 @@ class Explorer:
         problems = "; ".join(edit.health.problems) if edit.health else ""
         self._view.predictions.value = (
             "The model is edited. "
-            + (f"Health: {problems}." if problems else "")
+            + (f"Health: {escape(problems)}." if problems else "")
             + changes(compared.tokens)
             + "KL(before || after) by prompt, nats:"
             + table(compared.divergence)

@@ -12,7 +12,11 @@ def token(text: str) -> str:
 
 def table(frame: pd.DataFrame) -> str:
     """A frame; numbers with three places."""
-    return _html(frame.assign(**{name: frame[name].map(token) for name in ("token",) if name in frame}))
+    shown = frame.copy()
+    for name, write in (("prompt", escape), ("token", token)):
+        if name in shown:
+            shown[name] = [write(text) for text in shown[name]]
+    return _html(shown)
 
 
 def changes(frame: pd.DataFrame) -> str:

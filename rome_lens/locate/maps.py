@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens.checking import check_whole, checked
+from rome_lens.checking import checked
 from rome_lens.data.records import Fact, subject_range
 from rome_lens.locate.config import TraceConfig, with_options
 from rome_lens.locate.own import name_of
@@ -135,7 +135,6 @@ def trace_heads(
         ValueError: the position does not exist; and as `causal_trace`.
         TypeError: an option that `TraceConfig` does not have.
     """
-    check_whole(least=0, position=position)
     place = len(subject_range(model, fact)[0].ids) - 1 if position is None else position
     shared = replace(with_options(config, options), kind="head", head=0, positions=(place,))
     configs = [replace(shared, head=head) for head in range(model.cfg.n_heads)]

@@ -49,8 +49,8 @@ def detect_edits(
     check_whole(candidates=candidates)
     found = find_components(model, layers, candidates, progress=progress)
     suspected = [component for component, _, score in found if score > SUSPICIOUS]
-    named = tqdm(suspected, desc="name the objects", unit="part", disable=not progress or not suspected)
-    objects = [raised_tokens(model, component) for component in named]
+    named = raised_tokens(model, suspected)
+    objects = list(tqdm(named, "name the objects", len(suspected), unit="part", disable=not progress or not suspected))
     objects += [()] * (len(found) - len(objects))
     rows = [
         {

@@ -6,8 +6,9 @@ how much more probable it becomes than without a push and than under others: by 
 the same matrix, and by random ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import log
 
 import torch
 from jaxtyping import Float, Int
@@ -73,17 +74,22 @@ class Asked:
 
 
 @torch.no_grad()
-def raised_tokens(model: Model, component: Component) -> tuple[str, ...]:
-    """The tokens that a component raises most, the first one first. The model is run, and left unchanged."""
+def raised_tokens(model: Model, components: Sequence[Component]) -> Iterator[tuple[str, ...]]:
+    """For each component the tokens that it raises most, the first one first. The model is run, and left unchanged."""
+    if not components:
+        return
     asked = Asked.of(model)
-    others = [asked.pushed(model, component.layer, direction) for direction in _others(model, component.layer)]
-    usual = torch.stack(others).logsumexp(0) - torch.tensor(float(len(others))).log()
-    usual = torch.maximum(usual, asked.answers(model))
-    gains = torch.zeros_like(usual[0])
-    for sign in (1, -1):
-        after = asked.pushed(model, component.layer, sign * nn.functional.normalize(component.right, dim=0))
-        gains = torch.maximum(gains, ((_PROBABLE * after).exp() * (after - usual).clamp(min=0)).mean(0))
-    return tuple(token_text(model, token) for token in gains.topk(NAMED).indices.tolist())
+    before, usual = asked.answers(model), dict[int, Tensor]()
+    for component in components:
+        layer = component.layer
+        if layer not in usual:
+            others = torch.stack([asked.pushed(model, layer, direction) for direction in _others(model, layer)])
+            usual[layer] = torch.maximum(others.logsumexp(0) - log(len(others)), before)
+        gains = torch.zeros_like(before[0])
+        for sign in (1, -1):
+            after = asked.pushed(model, layer, sign * nn.functional.normalize(component.right, dim=0))
+            gains = torch.maximum(gains, ((_PROBABLE * after).exp() * (after - usual[layer]).clamp(min=0)).mean(0))
+        yield tuple(token_text(model, token) for token in gains.topk(NAMED).indices.tolist())
 
 
 def _others(model: Model, layer: int) -> Iterator[Float[Tensor, " d_model"]]:

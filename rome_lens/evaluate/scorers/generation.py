@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rome_lens.calling import undrawn
 from rome_lens.checking import check_seed, check_whole, checked
 from rome_lens.data.readers.snippets import AttributeSnippets
 from rome_lens.data.records import EditRecord, check_prompts
@@ -51,7 +52,8 @@ class ReferenceTexts:
             UnavailableError: scikit-learn is not installed.
         """
         try:
-            from sklearn.feature_extraction.text import TfidfVectorizer
+            with undrawn():
+                from sklearn.feature_extraction.text import TfidfVectorizer
         except ImportError as error:
             raise UnavailableError(
                 "The consistency score needs scikit-learn: pip install 'rome-lens[evaluation]'."

@@ -1,16 +1,16 @@
 """Scores of answers as long as a passage: words shared with the passage, and nearness of meaning (UnKE, AnyEdit)."""
 
-import random
 import warnings
 from statistics import fmean
 
+from rome_lens.calling import undrawn
 from rome_lens.checking import check_whole, checked
 from rome_lens.data.records import QuestionRecord
 from rome_lens.errors import UnavailableError
 from rome_lens.evaluate.answers import generate_answers
 from rome_lens.evaluate.protocols import record_questions
 from rome_lens.models import Model
-from rome_lens.models.running.sentences import Encoder
+from rome_lens.models.loading.sentences import Encoder
 
 NEW_TOKENS = 512
 
@@ -66,15 +66,13 @@ def text_overlap(passage: str, written: str) -> dict[str, float]:
     Raises:
         UnavailableError: rouge-score or sacrebleu are not installed.
     """
-    drawn = random.getstate()
     try:
-        import sacrebleu
-        from nltk.translate.bleu_score import sentence_bleu
-        from rouge_score.rouge_scorer import RougeScorer
+        with undrawn():
+            import sacrebleu
+            from nltk.translate.bleu_score import sentence_bleu
+            from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise UnavailableError(f"{error}. Scores of long answers need: pip install 'rome-lens[long]'.") from error
-    finally:
-        random.setstate(drawn)  # importing nltk draws from it
     kinds = ["rouge1", "rouge2", "rougeL"]
     recalls = RougeScorer(kinds).score(passage, written)
     with warnings.catch_warnings():

@@ -39,7 +39,7 @@ def read_folder(folder: Path, dtype: Dtype) -> tuple[PreTrainedModel, PreTrained
     Raises:
         FormatError: the folder does not hold a complete model that can be read without running its code.
     """
-    weights = _checked_folder(folder)
+    weights = checked_folder(folder)
     with foreign(folder, *NOT_A_MODEL):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model = _built(config, weights, dtype, str(folder))
@@ -94,7 +94,7 @@ def quantized(source: str, method: str) -> FormatError:
     )
 
 
-def _checked_folder(folder: Path) -> list[Path]:
+def checked_folder(folder: Path) -> list[Path]:
     """The files of weights in a folder. Raises FormatError unless the folder may be read."""
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():

