@@ -27,15 +27,15 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses=2 --dist=loadgroup
+	$(BIN)/pytest --numprocesses=2
 
 # The property tests at full size (damaged files, interrupted edits, ...); each prints what it counted.
 torture: install
-	ROME_LENS_TORTURE=1 $(BIN)/pytest -m torture -rP --numprocesses=2 --dist=loadgroup
+	ROME_LENS_TORTURE=1 $(BIN)/pytest -m torture -rP --numprocesses=2
 
 # Watching lines makes most tests nearly twice as slow, so it is not part of `test`.
 coverage: install
-	$(BIN)/pytest --numprocesses=2 --dist=loadgroup --cov --cov-report=term-missing
+	$(BIN)/pytest --numprocesses=2 --cov --cov-report=term-missing
 
 # The conformance tests with each TransformerLens that is supported, and beside SAELens; see docs/models.md.
 test-matrix: install

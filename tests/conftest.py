@@ -20,12 +20,16 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # of notebooks' kernels too
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object):
     """Each process takes whole files, whose tests share models; but notebooks, which share nothing, one by one."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            alone = item.name.startswith("test_notebook_runs")
-            item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else item.nodeid.split("::")[0]))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if "::test_notebook_runs" in nodeid else nodeid.split("::")[0]
+
+    return ByFile(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -14,7 +14,7 @@ VERSIONS = {"3.9": "transformer-lens>=3.9,<4", "4": "transformer-lens>=4,<5"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--transformer-lens", nargs="+", choices=VERSIONS, default=list(VERSIONS))
-    parser.add_argument("options", nargs="*", default=["--numprocesses=2", "--dist=loadgroup"])
+    parser.add_argument("options", nargs="*", default=["--numprocesses=2"])
     arguments = parser.parse_args()
     failed = []
     for each in arguments.transformer_lens:
