@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rome_lens.errors import DataWarning, warn
-from rome_lens.models.kinds import Model
+from rome_lens.models.kinds import Model, is_bridge
 from rome_lens.models.parameters import bos_token, check_model
 from rome_lens.models.spacing import separator
 
@@ -92,12 +92,13 @@ def _tokenizer(model: Model) -> Any:
     """The model's tokenizer. Raises ValueError if it has none, or one without character offsets."""
     check_model(model)
     tokenizer = model.tokenizer
+    way = "model.tokenizer = ..." if is_bridge(model) else "model.set_tokenizer(...)"
     if tokenizer is None:
-        raise ValueError("The model has no tokenizer, expected one that fits it. Set it with model.set_tokenizer(...).")
+        raise ValueError(f"The model has no tokenizer, expected one that fits it. Set it with {way}.")
     if not tokenizer.is_fast:
         raise ValueError(
             f"The tokenizer {type(tokenizer).__name__} does not tell which characters a token covers, expected a "
-            "'fast' one. Load it with AutoTokenizer.from_pretrained(..., use_fast=True) and use model.set_tokenizer."
+            f"'fast' one. Load it with AutoTokenizer.from_pretrained(..., use_fast=True) and set it with {way}."
         )
     return tokenizer
 

@@ -8,6 +8,7 @@ import transformers
 from tokenizers import normalizers
 
 from rome_lens.data.records import EditRecord, EditRequest, Fact, check_template, check_text, fill, subject_range
+from tests.tiny import with_tokenizer
 
 PROMPT = "{} is located in the city of"
 
@@ -183,7 +184,7 @@ def test_tokens_are_the_ones_the_model_reads(tiny_model):
 def test_a_subject_that_the_tokenizer_drops_is_refused(tiny, monkeypatch):
     tokenizer = copy.deepcopy(tiny.tokenizer)
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("☃", "")
-    monkeypatch.setattr(tiny, "tokenizer", tokenizer)
+    with_tokenizer(monkeypatch, tiny, tokenizer)
     with pytest.raises(ValueError, match=r"The subject '☃' has no tokens in 'In ☃ it rains'.*Choose a subject"):
         subject_range(tiny, Fact("In {} it rains", "☃"))
 
@@ -191,7 +192,7 @@ def test_a_subject_that_the_tokenizer_drops_is_refused(tiny, monkeypatch):
 def test_a_normaliser_that_drops_characters_before_the_subject_does_not_move_it(tiny, monkeypatch):
     tokenizer = copy.deepcopy(tiny.tokenizer)
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("☃", "")
-    monkeypatch.setattr(tiny, "tokenizer", tokenizer)
+    with_tokenizer(monkeypatch, tiny, tokenizer)
     text, positions = subject_range(tiny, Fact("☃☃ In {} it rains", "Victor Hugo"))
     assert tokenizer.decode(text.ids[positions.start : positions.stop]) == " Victor Hugo"
 
@@ -202,14 +203,14 @@ def test_a_prompt_longer_than_the_context_is_refused(tiny):
 
 
 def test_a_slow_tokenizer_is_refused(tiny, monkeypatch):
-    monkeypatch.setattr(tiny, "tokenizer", transformers.ByT5Tokenizer())
+    with_tokenizer(monkeypatch, tiny, transformers.ByT5Tokenizer())
     with pytest.raises(ValueError, match="ByT5Tokenizer does not tell which characters a token covers.*use_fast=True"):
         subject_range(tiny, Fact(PROMPT, "Paris"))
 
 
 def test_a_model_without_a_tokenizer_is_refused(tiny, monkeypatch):
-    monkeypatch.setattr(tiny, "tokenizer", None)
-    with pytest.raises(ValueError, match=r"The model has no tokenizer.*model\.set_tokenizer"):
+    with_tokenizer(monkeypatch, tiny, None)
+    with pytest.raises(ValueError, match=r"The model has no tokenizer.*Set it with model\.(set_)?tokenizer"):
         subject_range(tiny, Fact(PROMPT, "Paris"))
 
 

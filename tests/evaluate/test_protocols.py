@@ -42,6 +42,7 @@ def chatting(tiny_model):
     return model
 
 
+@torch.no_grad()
 def greedy(model, prompt: str, new_tokens: int = 50, stops=(".", "\n")) -> tuple[str, list[int]]:
     """What `generate_answers` does, in a loop of whole passes."""
     ids = list(tokenize(model, prompt).ids)

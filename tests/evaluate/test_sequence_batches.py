@@ -1,11 +1,14 @@
 """Sequences in batches, by methods that remember their earlier batches."""
 
+from itertools import product
+
 import pandas as pd
 import pytest
 import torch
 
 import rome_lens as rl
 from rome_lens.evaluate import sequence as sequence_module
+from rome_lens.models import find_matrix
 from tests.edit.artifact.test_edit import same
 from tests.evaluate.test_sequence import CASES, RECORDS
 
@@ -25,6 +28,7 @@ def remembering(model, requests, *, memory) -> rl.Edit:
 def test_batches_go_on_with_one_memory_and_all_edits_are_one(tiny, weights_of, tmp_path):
     """Against a plain loop: each batch on the model as edited so far, with the memory of those before it."""
     before, memory, handles = weights_of(tiny), rl.edit.EditMemory(), []
+    originals = {place: find_matrix(tiny, *place).values.clone() for place in product((0, 2), ("in", "out"))}
     run = rl.edit_sequence(tiny, FIVE, remembering, out=tmp_path, **OPTIONS)
     assert same(tiny, before)
     assert list(run.edits["edit"]) == [1, 2, 3, 4, 5]
@@ -37,14 +41,8 @@ def test_batches_go_on_with_one_memory_and_all_edits_are_one(tiny, weights_of, t
         row = run.edits.iloc[min(start + 1, 4)]
         assert row["EM"] == rl.evaluate.score_record(tiny, FIVE[min(start + 1, 4)])["EM"]
         grown = max(
-            (
-                (
-                    tiny.blocks[u.layer].mlp.get_parameter(f"W_{u.matrix}")
-                    - before[f"blocks.{u.layer}.mlp.W_{u.matrix}"]
-                ).norm()
-                / before[f"blocks.{u.layer}.mlp.W_{u.matrix}"].norm()
-            ).item()
-            for u in edit.updates
+            ((find_matrix(tiny, *place).values - original).norm() / original.norm()).item()
+            for place, original in originals.items()
         )
         assert row["norm_growth"] == pytest.approx(grown, rel=1e-5)
     edited = weights_of(tiny)

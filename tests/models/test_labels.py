@@ -5,6 +5,7 @@ import pytest
 import rome_lens as rl
 from rome_lens.models.labels import token_text, token_texts
 from rome_lens.models.tokens import tokenize
+from tests.tiny import with_tokenizer
 
 
 def test_whole_tokens_are_labelled_as_they_are_written(tiny):
@@ -40,7 +41,7 @@ def test_byte_tokens_of_sentencepiece_are_read(tiny_model, monkeypatch):
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     model = tiny_model("llama")
-    monkeypatch.setattr(model, "tokenizer", PreTrainedTokenizerFast(tokenizer_object=made))
+    with_tokenizer(monkeypatch, model, PreTrainedTokenizerFast(tokenizer_object=made))
     assert token_texts(model, [257, 258, 0xE6 + 1, 0x97 + 1, 0xA5 + 1]) == [
         " Rome",
         " ",

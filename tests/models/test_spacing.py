@@ -11,6 +11,7 @@ from rome_lens.evaluate.likelihood import mean_log_probabilities
 from rome_lens.locate.prompt import prepare_prompt
 from rome_lens.models.spacing import separator
 from rome_lens.models.tokens import tokenize, tokenize_continuation
+from tests.tiny import with_tokenizer
 
 JOINED = """
 法国的首都是|巴黎   法国的首都是|Paris   法国的首都是：|Paris   答案:|巴黎   成立于1998|年
@@ -70,7 +71,7 @@ def merging(model, monkeypatch):
     made = Tokenizer(models.BPE(vocabulary, [("-", "S")]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = decoders.ByteLevel()
-    monkeypatch.setattr(model, "tokenizer", PreTrainedTokenizerFast(tokenizer_object=made))
+    with_tokenizer(monkeypatch, model, PreTrainedTokenizerFast(tokenizer_object=made))
     return model
 
 

@@ -1,6 +1,7 @@
 """Edits found in the difference of two models: exactly, through rounding, and never for what they are not."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -105,16 +106,21 @@ def test_fine_tuning_is_reported_with_its_high_rank(tiny, dtype):
 
 def test_changes_elsewhere_are_not_hidden(tiny):
     suspect = with_updates(tiny, made_up(tiny).updates)
+    embedding, changed = next(suspect.named_parameters())
     with torch.no_grad():
-        suspect.unembed.W_U[3, 5] += 1
-    with pytest.warns(UserWarning, match=r"1 parameters differ that are no MLP output matrix \(unembed.W_U"):
+        changed[3, 5] += 1
+    match = rf"1 parameters differ that are no MLP output matrix \({re.escape(embedding)}"
+    with pytest.warns(UserWarning, match=match):
         (found,) = rl.evaluate.recover_updates(tiny, suspect, progress=False)
     assert found.layer == 1
     changes = rl.evaluate.weight_changes(tiny, suspect).set_index("parameter")
-    assert set(changes.index) == {"unembed.W_U", "blocks.1.mlp.W_out"}
-    assert changes["changed"]["unembed.W_U"] == pytest.approx(1 / tiny.unembed.W_U.numel())
+    matrix = find_output_matrix(suspect, 1).parameter
+    edited = next(name for name, parameter in suspect.named_parameters() if parameter is matrix)
+    assert set(changes.index) == {embedding, edited}
+    assert changes["changed"][embedding] == pytest.approx(1 / changed.numel())
 
 
+@torch.no_grad()
 def test_the_negated_update_undoes_the_edit(tiny):
     suspect = with_updates(tiny, made_up(tiny, layers=(0, 1)).updates)
     tokens = tiny.to_tokens("The Eiffel Tower is located in")
