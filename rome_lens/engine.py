@@ -48,7 +48,8 @@ def open_workers(
         gpus_per_worker: For "ray": GPUs that each worker reserves, and sees; a fraction lets workers share one.
 
     Raises:
-        ValueError: no such engine, fewer than one worker, or more than the cluster has room for.
+        ValueError: no such engine, fewer than one worker, more than the cluster has room for, or a model that cannot be
+            copied.
         UnavailableError: Ray is not installed.
     """
     if engine == "local":
@@ -110,7 +111,7 @@ class _RayMap:
 
     def __init__(self, ray: Any, model: ModelSource, workers: int, gpus: float):
         self._ray = ray
-        self._model = model if isinstance(model, str | os.PathLike) else ray.put(model)
+        self._model = model if isinstance(model, str | os.PathLike) else _put(ray, model)
         actor = ray.remote(_Worker).options(
             num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=_RETRIES, max_concurrency=1
         )
@@ -145,6 +146,17 @@ class _RayMap:
     def stop(self) -> None:
         for worker in self._workers:
             self._ray.kill(worker)
+
+
+def _put(ray: Any, model: Model) -> Any:
+    """A model's place on the cluster. Raises ValueError if it cannot be copied to other processes."""
+    try:
+        return ray.put(model)
+    except TypeError as error:
+        raise ValueError(
+            f"This {type(model).__name__} cannot be copied to other processes, as a Bridge of TransformerLens 4 often "
+            "cannot. Give the name or the folder that it was loaded from: each of Ray's workers then loads it."
+        ) from error
 
 
 class _Worker:

@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from rome_lens.models.kinds import HAS_HOOKED
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -85,6 +87,8 @@ def test_notebook_is_kept_with_its_outputs(path):
 @pytest.mark.smollm2
 @every_notebook
 def test_notebook_runs(path):
+    if path.stem == "compose" and not HAS_HOOKED:
+        pytest.skip("SAELens, which it composes with, needs TransformerLens 3")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(path.parent)}}).execute()
     outputs_of(notebook, path.stem)

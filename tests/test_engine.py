@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import warnings
+from contextvars import ContextVar
 from functools import partial
 
 import pandas as pd
@@ -13,6 +14,7 @@ import torch
 
 import rome_lens as rl
 from rome_lens.engine import open_workers
+from rome_lens.models.kinds import HAS_HOOKED
 from rome_lens.storage import checkpoint
 from tests import ray_cases
 from tests.edit.covariance.test_collect import TEXTS, stopped_after
@@ -40,6 +42,21 @@ def cluster():
         finally:
             ray.shutdown()
             gc.collect()
+
+
+@pytest.fixture
+def sent(tiny, tiny_folder):
+    """What a worker is given: the model itself, where it can be copied."""
+    return tiny if HAS_HOOKED else tiny_folder("gpt2")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_model_that_cannot_be_copied_is_refused(tiny, monkeypatch):
+    """As TransformerLens 4 can leave a Bridge."""
+    monkeypatch.setattr(tiny, "held", ContextVar("held"), raising=False)
+    message = "cannot be copied to other processes.*Give the name or the folder"
+    with pytest.raises(ValueError, match=message), on_ray(tiny):
+        pass
 
 
 @pytest.fixture
@@ -78,8 +95,8 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(tiny, cluster):
             pass
 
 
-def test_a_worker_has_its_own_model_and_one_thread_and_what_it_raises_is_raised_here(tiny, cluster):
-    with on_ray(tiny, workers=1) as spread:
+def test_a_worker_has_its_own_model_and_one_thread_and_what_it_raises_is_raised_here(sent, cluster):
+    with on_ray(sent, workers=1) as spread:
         found = list(spread(ray_cases.name_and_threads, "abc"))
         with pytest.raises(ValueError, match="no a"):
             list(spread(ray_cases.refuse, ["a"]))
@@ -100,12 +117,12 @@ def test_an_evaluation_on_two_workers_of_which_one_dies_equals_one_in_this_proce
 
 
 @pytest.mark.usefixtures("cluster", "one_thread")
-def test_facts_traced_on_two_workers_are_those_traced_in_this_process(tiny, tmp_path):
+def test_facts_traced_on_two_workers_are_those_traced_in_this_process(tiny, sent, tmp_path):
     """The same traces in the same order, kept in the folder; with a fact that the model gets wrong."""
     wrong = rl.Fact("The capital of {} is", "Italy", answer="Apple")
     facts, options = [FACTS[0], wrong, *FACTS[1:]], {"kinds": ["resid", "mlp"], **OPTIONS}
     here = rl.trace_facts(tiny, facts, **options)
-    there = rl.trace_facts(tiny, facts, out=tmp_path / "traces", engine="ray", workers=2, **options)
+    there = rl.trace_facts(sent, facts, out=tmp_path / "traces", engine="ray", workers=2, **options)
     assert [trace.to_dict() for trace in there.traces] == [trace.to_dict() for trace in here.traces]
     pd.testing.assert_frame_equal(there.not_predicted, here.not_predicted)
     assert len(there.not_predicted) == 1
@@ -113,7 +130,7 @@ def test_facts_traced_on_two_workers_are_those_traced_in_this_process(tiny, tmp_
 
 
 @pytest.mark.usefixtures("cluster", "one_thread")
-def test_covariances_collected_on_two_workers_are_those_collected_in_this_process(tiny, tmp_path, monkeypatch):
+def test_covariances_collected_on_two_workers_are_those_collected_in_this_process(tiny, sent, tmp_path, monkeypatch):
     """Also where the one begins and the other goes on: shards are whole pieces, in the order of the text."""
     monkeypatch.setattr(checkpoint, "_SECONDS_BETWEEN_SAVES", 0)
     options = {"layers": [2, 0], "tokens": 700, "sequence_length": 16, "tokens_per_batch": 64, "progress": False}
@@ -123,7 +140,7 @@ def test_covariances_collected_on_two_workers_are_those_collected_in_this_proces
         rl.collect_covariance(tiny, texts=stopped_after(TEXTS * 9, 2, KeyboardInterrupt()), out=path, **options)
     assert (path / "checkpoint.safetensors").is_file()
     for out in (None, path):
-        there = rl.collect_covariance(tiny, texts=TEXTS * 9, out=out, engine="ray", workers=2, **options)
+        there = rl.collect_covariance(sent, texts=TEXTS * 9, out=out, engine="ray", workers=2, **options)
         for layer, found in there.items():
             assert torch.allclose(found.second_moment, here[layer].second_moment, rtol=1e-6, atol=1e-6)
             assert found.half_difference == pytest.approx(here[layer].half_difference)

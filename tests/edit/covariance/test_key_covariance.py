@@ -8,6 +8,8 @@ import torch
 from jaxtyping import TypeCheckError
 
 import rome_lens as rl
+from rome_lens.models import fingerprint_cosine
+from tests.edit.artifact.test_edit import made_up
 from tests.tiny import CORPUS
 
 TEXTS = [CORPUS, CORPUS.upper(), CORPUS[::-1]]
@@ -60,6 +62,16 @@ def test_an_edit_of_the_layer_or_another_dtype_does_not_make_it_another_model(ti
     other.blocks[1].mlp.W_out.data.mul_(3)
     assert covariance.check(other, 1) is None
     assert covariance.check(copy.deepcopy(tiny).to(torch.bfloat16), 1) is None
+
+
+def test_edits_of_earlier_layers_do_not_make_it_another_model(tiny, tiny_model):
+    covariance = rl.collect_covariance(tiny, [2], texts=CORPUS, tokens=50, progress=False)[2]
+    with made_up(tiny, layers=(0, 1), scale=0.15).applied(tiny):
+        assert fingerprint_cosine(tiny, 2, covariance.fingerprint) < 0.98
+        covariance.check(tiny, 2)
+    other = tiny_model("gpt2", seed=1)
+    with made_up(other).applied(other), pytest.raises(rl.errors.CovarianceError, match="collected on another model"):
+        covariance.check(other, 2)
 
 
 def test_saved_and_loaded_covariances_are_alike(tiny, tmp_path):
