@@ -7,7 +7,8 @@ held at most: for loading all of it, for all else what comes on top of the loade
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -27,6 +28,7 @@ KINDS: tuple[Kind, ...] = ("resid", "mlp", "attn")
 DTYPES = ("float32", "bfloat16", "float16")
 _BATCH = 4096  # tokens of a covariance that are run at once
 _KEYS_A_NEURON = 10  # as `recommend_layers` collects
+_MOST_ROWS = 512  # of a product that is timed: more are hardly faster
 
 
 def configuration(name: str) -> PretrainedConfig:
@@ -54,29 +56,46 @@ def configuration(name: str) -> PretrainedConfig:
 
 
 def forecast(
-    shape: Shape, *, layer: int, prompt: cost.Prompt, samples: int, itemsize: int, speed: float
+    shape: Shape,
+    *,
+    layer: int,
+    prompt: cost.Prompt,
+    samples: int,
+    itemsize: int,
+    speed: Callable[[int], float],
+    tokens: int | None = None,
 ) -> pd.DataFrame:
-    """A row for each piece of work: work, teraflops, seconds, gib."""
-    config, tokens = RomeConfig(), _KEYS_A_NEURON * shape.d_mlp
+    """A row for each piece of work: work, teraflops, seconds, gib.
+
+    `speed` gives the operations a second of products of so many rows; `tokens` are the covariance's, 10 d_mlp if None.
+    """
+    config, tokens = RomeConfig(), tokens or _KEYS_A_NEURON * shape.d_mlp
     contexts = cost.in_contexts(prompt, 1, config)
-    rows: list[tuple[str, float | None, float]] = [("loading", None, cost.loading_bytes(shape, itemsize))]
+    rows: list[tuple[str, list[tuple[float, int]], float]] = [("loading", [], cost.loading_bytes(shape, itemsize))]
     for kind in KINDS:
         operations = cost.trace_operations(shape, prompt, kind=kind, samples=samples)
         held = cost.trace_bytes(shape, prompt, itemsize=itemsize, samples=samples)
-        rows.append((f"a trace ({kind}, {samples} samples)", operations, held))
+        work = [(operations, cost.trace_rows(shape, prompt, samples=samples))]
+        rows.append((f"a trace ({kind}, {samples} samples)", work, held))
     operations = cost.covariance_operations(shape, [layer], tokens, length=256)
     held = cost.covariance_bytes(shape, 1, itemsize=itemsize, batch=_BATCH)
-    rows.append((f"a covariance ({tokens} tokens)", operations, held))
+    rows.append((f"a covariance ({tokens} tokens)", [(operations, min(tokens, _BATCH))], held))
     operations = cost.search_operations(shape, contexts, layer, steps=config.steps)
-    rows.append(("an edit (rome)", operations, cost.search_bytes(shape, contexts, layer, itemsize=itemsize)))
-    frame = pd.DataFrame(rows, columns=["work", "operations", "bytes"])
+    work = [(operations, cost.search_rows(contexts)), (cost.solving_operations(shape), _MOST_ROWS)]
+    held = cost.search_bytes(shape, contexts, layer, itemsize=itemsize)
+    rows.append(("an edit (rome)", [*work, *cost.sampling_work(shape, config)], held))
+    used = {min(number, _MOST_ROWS) for _, work, _ in rows for _, number in work}
+    speeds = {number: speed(number) for number in used}
     return pd.DataFrame(
-        {
-            "work": frame["work"],
-            "teraflops": frame["operations"].astype(float) / 1e12,
-            "seconds": frame["operations"].astype(float) / speed,
-            "gib": frame["bytes"] / 2**30,
-        }
+        [
+            {
+                "work": name,
+                "teraflops": sum(operations for operations, _ in work) / 1e12 if work else None,
+                "seconds": sum(each / speeds[min(number, _MOST_ROWS)] for each, number in work) if work else None,
+                "gib": held / 2**30,
+            }
+            for name, work, held in rows
+        ]
     )
 
 
@@ -100,12 +119,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not 0 <= layer < shape.n_layers:
         arguments.error(f"--layer is {layer}, but {options.model} has layers 0 to {shape.n_layers - 1}.")
     dtype = getattr(torch, options.dtype)
-    speed = cost.product_speed(shape, dtype=dtype, device=options.device)
+    speed = partial(cost.product_speed, shape, dtype=dtype, device=options.device)
     prompt = cost.Prompt(options.tokens, range(4))
     table = forecast(shape, layer=layer, prompt=prompt, samples=options.samples, itemsize=dtype.itemsize, speed=speed)
     print(
         f"{options.model}: {shape.parameters / 1e9:.2f}e9 numbers, {shape.parameters * dtype.itemsize / 2**30:.1f} GiB "
-        f"in {options.dtype}. Products of this size run at {speed / 1e9:.3g} GFLOP/s now; the layer is {layer}.\n"
+        f"in {options.dtype}. Large products run at {speed(_MOST_ROWS) / 1e9:.3g} GFLOP/s now; the layer is {layer}.\n"
     )
     print(table.to_string(index=False, na_rep="", float_format=lambda number: f"{number:.3g}"))
 

@@ -4,7 +4,7 @@ Operations are floating-point ones in products of matrices, two for each multipl
 those of HookedTransformer; a Bridge runs the other positions of its last block as well.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -16,7 +16,7 @@ from rome_lens.models import Kind
 from rome_lens.models.loading.shape import Shape
 
 _ROWS_OF_LOGITS = 64  # of a trace, computed at once
-_LONG_ENOUGH = 0.05  # seconds of a product that is timed
+_LONG_ENOUGH = 0.2  # seconds of a product that is timed
 _COPIES = 6  # of each state that a block holds at a time, in float32
 
 
@@ -111,25 +111,58 @@ def search_operations(shape: Shape, prompts: Sequence[Prompt], layer: int, *, st
     return once + steps * (above * forward + needed) + (steps - 1) * (above * (forward + attention) + needed)
 
 
-def product_speed(
-    shape: Shape, *, rows: int = 256, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> float:
-    """Operations a second of products of the MLP's size, measured now: the best of some, after one to warm up.
+def trace_rows(shape: Shape, prompt: Prompt, *, samples: int = 10) -> int:
+    """Rows of a trace's products, as an average over its operations: batches grow with the layers and the positions
+    that are left, and the large ones are most of the work.
+    """
+    return max(1, 4 * shape.n_layers * samples * (prompt.length - prompt.subject.start) // 9)
 
-    There are `rows` rows, or as few as take a twentieth of a second: some CPUs multiply half precision very slowly.
+
+def search_rows(prompts: Sequence[Prompt]) -> int:
+    """Rows of the products of a step of the search: the longest suffix, in each context."""
+    return len(prompts) * max(prompt.length - prompt.subject.stop + 1 for prompt in prompts)
+
+
+def sampling_work(shape: Shape, config: SearchConfig) -> list[tuple[float, int]]:
+    """Of the contexts that are sampled from the model, a token at a time: operations, and rows of the products."""
+    if config.contexts is not None:
+        return []
+    each = shape.n_layers * block_operations(shape, 1, 1) + logit_operations(shape, 1)
+    return [(length * count * each, count) for length, count in config.context_lengths if count]
+
+
+def solving_operations(shape: Shape) -> float:
+    """Of C^-1 k: C's Cholesky factor, in float64, of which each counts as two."""
+    return 2.0 * shape.d_mlp**3 / 3
+
+
+def product_speed(
+    shape: Shape,
+    rows: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    clock: Callable[[], float] = perf_counter,
+) -> float:
+    """Operations a second of products of `rows` rows with an MLP's matrix, measured now: the best of some.
+
+    There are as few rows as take a fifth of a second: some CPUs multiply half precision very slowly.
     """
     states = torch.randn(rows, shape.d_model, device=device).to(dtype)
     weight = torch.randn(shape.d_model, shape.d_mlp, device=device).to(dtype)
 
     def seconds(rows: int) -> float:
-        start = perf_counter()
-        (states[:rows] @ weight)[0, 0].item()  # which waits for a GPU
-        return perf_counter() - start
+        found = []
+        for _ in range(2):
+            start = clock()
+            (states[:rows] @ weight)[0, 0].item()  # which waits for a GPU
+            found.append(clock() - start)
+        return min(found)
 
     used = 1
-    while seconds(used) < _LONG_ENOUGH and used < rows:
+    while used < rows and seconds(used) < _LONG_ENOUGH:
         used = min(rows, 2 * used)
-    return 2.0 * weight.numel() * used / min(seconds(used) for _ in range(3))
+    return 2.0 * weight.numel() * used / max(1e-9, min(seconds(used) for _ in range(2)))
 
 
 def loading_bytes(shape: Shape, itemsize: int) -> float:
@@ -158,8 +191,6 @@ def covariance_bytes(shape: Shape, layers: int, *, itemsize: int, batch: int) ->
 
 
 def search_bytes(shape: Shape, prompts: Sequence[Prompt], layer: int, *, itemsize: int) -> float:
-    """What an edit holds on top: what each block keeps to go back through it, the logits, and C as it is solved."""
-    width = max(prompt.length - prompt.subject.stop + 1 for prompt in prompts)
-    tokens = len(prompts) * width
-    graph = tokens * (shape.n_layers - 1 - layer) * (_COPIES * shape.d_model + 5 * shape.d_mlp)
-    return itemsize * graph + 16.0 * len(prompts) * shape.d_vocab + 16.0 * shape.d_mlp**2
+    """What an edit holds on top: what each block keeps to go back through it, the logits, and C's factor."""
+    graph = search_rows(prompts) * (shape.n_layers - 1 - layer) * (_COPIES * shape.d_model + 5 * shape.d_mlp)
+    return itemsize * graph + 16.0 * len(prompts) * shape.d_vocab + 8.0 * shape.d_mlp**2

@@ -28,7 +28,9 @@ def test_a_plan_is_printed_and_grows_with_the_work(tiny_folder, capsys):
         assert f"a trace (mlp, {samples} samples)" in table[samples]
     shape = shape_of_config(CONFIGS["gpt2"]())
     one, two = (
-        plan.forecast(shape, layer=1, prompt=plan.cost.Prompt(10, range(4)), samples=n, itemsize=4, speed=1e9)
+        plan.forecast(
+            shape, layer=1, prompt=plan.cost.Prompt(10, range(4)), samples=n, itemsize=4, speed=lambda rows: 1e9
+        )
         for n in (2, 4)
     )
     assert 1.8 < two["seconds"][1] / one["seconds"][1] < 2
