@@ -95,18 +95,17 @@ def edit(model: Model, request: rl.EditRequest, options: argparse.Namespace) -> 
     return on_top(model, lambda: rl.rome(model, request, covariance=known, config=config, on_unhealthy="ignore"))
 
 
-def measure(options: argparse.Namespace, shape: Shape, folder: Path) -> pd.DataFrame:
+def measure(options: argparse.Namespace, shape: Shape, folder: Path, speed: Callable[[], cost.Speed]) -> pd.DataFrame:
     """A row for each piece of work, in `plan`'s order; the model is loaded once one needs it."""
     layer, dtype = shape.n_layers // 3, getattr(torch, options.dtype)
     said = words(options.tokens, shape.d_vocab, seed=1)
     subject, prompt = " ".join(said[:SUBJECT]), " ".join(["{}", *said[SUBJECT:]])
     fact, request = rl.Fact(prompt, subject), rl.EditRequest(prompt, subject, target="w7")
-    speed = partial(cost.product_speed, shape, dtype=dtype, clock=process_time)
 
     def planned() -> pd.DataFrame:
         about = cost.Prompt(options.tokens, range(SUBJECT))
         given: dict[str, Any] = {"samples": options.samples, "tokens": options.covariance_tokens}
-        return plan.forecast(shape, layer=layer, prompt=about, itemsize=dtype.itemsize, speed=speed, **given)
+        return plan.forecast(shape, layer=layer, prompt=about, itemsize=dtype.itemsize, speed=speed(), **given)
 
     work: list[tuple[str, Callable[[Model], dict[str, float]] | None]] = [
         ("loading", None),
@@ -150,7 +149,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         shutil.rmtree(made, ignore_errors=True)
         save_made_up(made, config, getattr(torch, options.dtype))
         made.rename(folder)
-    table = measure(options, shape_of_config(config), folder)
+    shape, dtype = shape_of_config(config), getattr(torch, options.dtype)
+    speed = plan.block_speed(config, shape, dtype=dtype, clock=process_time)
+    table = measure(options, shape, folder, speed)
     write_csv(table, options.out / "sizes.csv")
     write_manifest(options, None)
     shutil.rmtree(folder)

@@ -4,11 +4,9 @@ Operations are floating-point ones in products of matrices, two for each multipl
 those of HookedTransformer; a Bridge runs the other positions of its last block as well.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
-
-import torch
+from math import ceil
 
 from rome_lens.edit.search.settings import SearchConfig
 from rome_lens.locate.grid import restored_layers
@@ -16,7 +14,6 @@ from rome_lens.models import Kind
 from rome_lens.models.loading.shape import Shape
 
 _ROWS_OF_LOGITS = 64  # of a trace, computed at once
-_LONG_ENOUGH = 0.2  # seconds of a product that is timed
 _COPIES = 6  # of each state that a block holds at a time, in float32
 
 
@@ -111,24 +108,28 @@ def search_operations(shape: Shape, prompts: Sequence[Prompt], layer: int, *, st
     return once + steps * (above * forward + needed) + (steps - 1) * (above * (forward + attention) + needed)
 
 
-def trace_rows(shape: Shape, prompt: Prompt, *, samples: int = 10) -> int:
-    """Rows of a trace's products, as an average over its operations: batches grow with the layers and the positions
-    that are left, and the large ones are most of the work.
-    """
-    return max(1, 4 * shape.n_layers * samples * (prompt.length - prompt.subject.start) // 9)
+def trace_weights(shape: Shape, prompt: Prompt, *, kind: Kind = "resid", samples: int = 10) -> float:
+    """How many numbers of the weights an exact trace multiplies with, each pass through a block counted."""
+    places, runs = prompt.length - prompt.subject.start, 2 if kind == "resid" else 3
+    blocks = runs * shape.n_layers + places * (shape.n_layers - 1)
+    logits = 2 + places * ceil(shape.n_layers * samples * prompt.answer / _ROWS_OF_LOGITS)
+    return float(blocks * shape.in_block + logits * shape.d_model * shape.d_vocab)
 
 
-def search_rows(prompts: Sequence[Prompt]) -> int:
-    """Rows of the products of a step of the search: the longest suffix, in each context."""
-    return len(prompts) * max(prompt.length - prompt.subject.stop + 1 for prompt in prompts)
+def search_weights(shape: Shape, layer: int, *, steps: int) -> float:
+    """The same of ROME's k* and v*."""
+    above, passes = shape.n_layers - 1 - layer, 2 * steps - 1
+    blocks = 4 * (layer + 1) + shape.n_layers + passes * above
+    return float(blocks * shape.in_block + passes * shape.d_model * shape.d_vocab)
 
 
-def sampling_work(shape: Shape, config: SearchConfig) -> list[tuple[float, int]]:
-    """Of the contexts that are sampled from the model, a token at a time: operations, and rows of the products."""
-    if config.contexts is not None:
-        return []
+def sampling_work(shape: Shape, config: SearchConfig) -> tuple[float, float]:
+    """Of the contexts that are sampled from the model, a token at a time: operations, and weights as above."""
+    lengths = () if config.contexts is not None else config.context_lengths
+    tokens = sum(length * count for length, count in lengths)
     each = shape.n_layers * block_operations(shape, 1, 1) + logit_operations(shape, 1)
-    return [(length * count * each, count) for length, count in config.context_lengths if count]
+    passes = sum(length for length, _ in lengths)
+    return tokens * each, float(passes * (shape.n_layers * shape.in_block + shape.d_model * shape.d_vocab))
 
 
 def solving_operations(shape: Shape) -> float:
@@ -136,33 +137,23 @@ def solving_operations(shape: Shape) -> float:
     return 2.0 * shape.d_mlp**3 / 3
 
 
-def product_speed(
-    shape: Shape,
-    rows: int,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    clock: Callable[[], float] = perf_counter,
-) -> float:
-    """Operations a second of products of `rows` rows with an MLP's matrix, measured now: the best of some.
+@dataclass(frozen=True)
+class Speed:
+    """How fast blocks run.
 
-    There are as few rows as take a fifth of a second: some CPUs multiply half precision very slowly.
+    Attributes:
+        operations: a second, where there are many rows, with all that lies between the products.
+        rows: how many rows more a pass through a block seems to have, by its time: matrices are read first.
+        long: operations a second in pieces of text; None: as above.
     """
-    states = torch.randn(rows, shape.d_model, device=device).to(dtype)
-    weight = torch.randn(shape.d_model, shape.d_mlp, device=device).to(dtype)
 
-    def seconds(rows: int) -> float:
-        found = []
-        for _ in range(2):
-            start = clock()
-            (states[:rows] @ weight)[0, 0].item()  # which waits for a GPU
-            found.append(clock() - start)
-        return min(found)
+    operations: float
+    rows: float = 0.0
+    long: float | None = None
 
-    used = 1
-    while used < rows and seconds(used) < _LONG_ENOUGH:
-        used = min(rows, 2 * used)
-    return 2.0 * weight.numel() * used / max(1e-9, min(seconds(used) for _ in range(2)))
+    def seconds(self, operations: float, weights: float = 0.0) -> float:
+        """What so many operations take, with matrices of so many numbers."""
+        return (operations + 2.0 * self.rows * weights) / self.operations
 
 
 def loading_bytes(shape: Shape, itemsize: int) -> float:
@@ -192,5 +183,6 @@ def covariance_bytes(shape: Shape, layers: int, *, itemsize: int, batch: int) ->
 
 def search_bytes(shape: Shape, prompts: Sequence[Prompt], layer: int, *, itemsize: int) -> float:
     """What an edit holds on top: what each block keeps to go back through it, the logits, and C's factor."""
-    graph = search_rows(prompts) * (shape.n_layers - 1 - layer) * (_COPIES * shape.d_model + 5 * shape.d_mlp)
+    width = max(prompt.length - prompt.subject.stop + 1 for prompt in prompts)
+    graph = len(prompts) * width * (shape.n_layers - 1 - layer) * (_COPIES * shape.d_model + 5 * shape.d_mlp)
     return itemsize * graph + 16.0 * len(prompts) * shape.d_vocab + 8.0 * shape.d_mlp**2
