@@ -18,9 +18,8 @@ from typing import Any
 import pandas as pd
 import torch
 import transformers
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 
+from .common.made_up import save_made_up
 from .common.manifest import write_manifest
 from .common.options import parser, write_csv
 
@@ -86,12 +85,10 @@ HookedTransformer for gemma2, out of a folder."""
 
 
 def save(folder: Path, family: str, stored: torch.dtype) -> None:
-    """Saves a random model and a tokenizer that knows one word."""
+    """Saves a random model and a tokenizer."""
     config = FAMILIES[family]()
     config.n_ctx = config.max_position_embeddings  # TransformerLens asks for GPT-2's old name
-    transformers.AutoModelForCausalLM.from_config(config).to(stored).save_pretrained(folder)
-    words = Tokenizer(WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(folder)
+    save_made_up(folder, config, stored)
 
 
 def measure(folder: Path, dtype: str, way: str) -> dict[str, float]:

@@ -14,12 +14,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import rome_lens as rl
 from rome_lens.locate.grid import restored_layers
 from rome_lens.locate.prompt import prepare_prompt
-from rome_lens.models import Kind, Model, embed
+from rome_lens.models import Kind, Model
 
 from .common.manifest import write_manifest
 from .common.measuring import matrix_product_speed, measured, operations_per_token
 from .common.options import parser, write_csv
-from .plain.tracing import plain_grid
+from .plain.tracing import plain_trace
 
 FACT = rl.Fact("{} is located in the city of", "The Eiffel Tower")
 KINDS: tuple[Kind, ...] = ("resid", "mlp", "attn")
@@ -52,15 +52,11 @@ def compare(model: Model, kind: Kind, samples: int, speed: float) -> dict[str, o
     """The library's grid and the plain loop's on the same fact."""
     prompt = prepare_prompt(model, FACT)
     noise = rl.GaussianNoise(std=0.35)
-    subject = prompt.subject
-    clean = embed(model, prompt.tokens).detach()[subject.start : subject.stop]
-    embedded = noise.corrupted(model, FACT, clean, samples)
     trace, ours = measured(
         lambda: rl.causal_trace(model, FACT, kind=kind, window=WINDOW, samples=samples, corruption=noise)
     )
-    given = (prompt.tokens, prompt.answer, subject, embedded, kind, WINDOW // 2, prompt.length)
-    grid, plain = measured(lambda: plain_grid(model, *given, progress=True))
-    floor = necessary_operations(model, prompt.length, subject, samples, kind) / speed
+    grid, plain = measured(lambda: plain_trace(model, FACT, noise, kind=kind, window=WINDOW, samples=samples))
+    floor = necessary_operations(model, prompt.length, prompt.subject, samples, kind) / speed
     return {
         "model": model.cfg.model_name,
         "kind": kind,

@@ -6,9 +6,7 @@ those of HookedTransformer; a Bridge runs the other positions of its last block 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
-
-import torch
+from math import ceil
 
 from rome_lens.edit.search.settings import SearchConfig
 from rome_lens.locate.grid import restored_layers
@@ -16,7 +14,6 @@ from rome_lens.models import Kind
 from rome_lens.models.loading.shape import Shape
 
 _ROWS_OF_LOGITS = 64  # of a trace, computed at once
-_LONG_ENOUGH = 0.05  # seconds of a product that is timed
 _COPIES = 6  # of each state that a block holds at a time, in float32
 
 
@@ -111,25 +108,52 @@ def search_operations(shape: Shape, prompts: Sequence[Prompt], layer: int, *, st
     return once + steps * (above * forward + needed) + (steps - 1) * (above * (forward + attention) + needed)
 
 
-def product_speed(
-    shape: Shape, *, rows: int = 256, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> float:
-    """Operations a second of products of the MLP's size, measured now: the best of some, after one to warm up.
+def trace_weights(shape: Shape, prompt: Prompt, *, kind: Kind = "resid", samples: int = 10) -> float:
+    """How many numbers of the weights an exact trace multiplies with, each pass through a block counted."""
+    places, runs = prompt.length - prompt.subject.start, 2 if kind == "resid" else 3
+    blocks = runs * shape.n_layers + places * (shape.n_layers - 1)
+    logits = 2 + places * ceil(shape.n_layers * samples * prompt.answer / _ROWS_OF_LOGITS)
+    return float(blocks * shape.in_block + logits * shape.d_model * shape.d_vocab)
 
-    There are `rows` rows, or as few as take a twentieth of a second: some CPUs multiply half precision very slowly.
+
+def search_weights(shape: Shape, layer: int, *, steps: int) -> float:
+    """The same of ROME's k* and v*."""
+    above, passes = shape.n_layers - 1 - layer, 2 * steps - 1
+    blocks = 4 * (layer + 1) + shape.n_layers + passes * above
+    return float(blocks * shape.in_block + passes * shape.d_model * shape.d_vocab)
+
+
+def sampling_work(shape: Shape, config: SearchConfig) -> tuple[float, float]:
+    """Of the contexts that are sampled from the model, a token at a time: operations, and weights as above."""
+    lengths = () if config.contexts is not None else config.context_lengths
+    tokens = sum(length * count for length, count in lengths)
+    each = shape.n_layers * block_operations(shape, 1, 1) + logit_operations(shape, 1)
+    passes = sum(length for length, _ in lengths)
+    return tokens * each, float(passes * (shape.n_layers * shape.in_block + shape.d_model * shape.d_vocab))
+
+
+def solving_operations(shape: Shape) -> float:
+    """Of C^-1 k: C's Cholesky factor, in float64, of which each counts as two."""
+    return 2.0 * shape.d_mlp**3 / 3
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast blocks run.
+
+    Attributes:
+        operations: a second, where there are many rows, with all that lies between the products.
+        rows: how many rows more a pass through a block seems to have, by its time: matrices are read first.
+        long: operations a second in pieces of text; None: as above.
     """
-    states = torch.randn(rows, shape.d_model, device=device).to(dtype)
-    weight = torch.randn(shape.d_model, shape.d_mlp, device=device).to(dtype)
 
-    def seconds(rows: int) -> float:
-        start = perf_counter()
-        (states[:rows] @ weight)[0, 0].item()  # which waits for a GPU
-        return perf_counter() - start
+    operations: float
+    rows: float = 0.0
+    long: float | None = None
 
-    used = 1
-    while seconds(used) < _LONG_ENOUGH and used < rows:
-        used = min(rows, 2 * used)
-    return 2.0 * weight.numel() * used / min(seconds(used) for _ in range(3))
+    def seconds(self, operations: float, weights: float = 0.0) -> float:
+        """What so many operations take, with matrices of so many numbers."""
+        return (operations + 2.0 * self.rows * weights) / self.operations
 
 
 def loading_bytes(shape: Shape, itemsize: int) -> float:
@@ -158,8 +182,7 @@ def covariance_bytes(shape: Shape, layers: int, *, itemsize: int, batch: int) ->
 
 
 def search_bytes(shape: Shape, prompts: Sequence[Prompt], layer: int, *, itemsize: int) -> float:
-    """What an edit holds on top: what each block keeps to go back through it, the logits, and C as it is solved."""
+    """What an edit holds on top: what each block keeps to go back through it, the logits, and C's factor."""
     width = max(prompt.length - prompt.subject.stop + 1 for prompt in prompts)
-    tokens = len(prompts) * width
-    graph = tokens * (shape.n_layers - 1 - layer) * (_COPIES * shape.d_model + 5 * shape.d_mlp)
-    return itemsize * graph + 16.0 * len(prompts) * shape.d_vocab + 16.0 * shape.d_mlp**2
+    graph = len(prompts) * width * (shape.n_layers - 1 - layer) * (_COPIES * shape.d_model + 5 * shape.d_mlp)
+    return itemsize * graph + 16.0 * len(prompts) * shape.d_vocab + 8.0 * shape.d_mlp**2

@@ -27,9 +27,9 @@ def test_a_plan_is_printed_and_grows_with_the_work(tiny_folder, capsys):
         assert "loading" in table[samples]
         assert f"a trace (mlp, {samples} samples)" in table[samples]
     shape = shape_of_config(CONFIGS["gpt2"]())
+    prompt = plan.cost.Prompt(10, range(4))
     one, two = (
-        plan.forecast(shape, layer=1, prompt=plan.cost.Prompt(10, range(4)), samples=n, itemsize=4, speed=1e9)
-        for n in (2, 4)
+        plan.forecast(shape, layer=1, prompt=prompt, samples=n, itemsize=4, speed=plan.cost.Speed(1e9)) for n in (2, 4)
     )
     assert 1.8 < two["seconds"][1] / one["seconds"][1] < 2
     assert two["seconds"][5] == one["seconds"][5]

@@ -1,5 +1,6 @@
 """Diagnostics of a key covariance: how well it is estimated, and how far to shrink it where keys are few."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.checking import checked
+
+_LANCZOS_STEPS, _LANCZOS_TOLERANCE = 300, 1e-6  # the most; how far a product may be from a multiple
 
 
 @checked
@@ -47,9 +50,20 @@ class CovarianceReport:
 
 
 def factor(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"] | None:
-    """Cholesky factor in float64; None if the matrix is singular."""
-    lower, failed = torch.linalg.cholesky_ex(matrix.double())
+    """Cholesky factor in float64; None if the matrix is singular.
+
+    It is made in place, and stored by columns, which LAPACK takes as it is: a copy of a large one takes gigabytes.
+    """
+    lower = matrix.to(torch.float64, copy=True).T
+    failed = torch.empty((), dtype=torch.int32)
+    torch.linalg.cholesky_ex(lower, out=(lower, failed))
     return None if failed or not lower.isfinite().all() else lower
+
+
+def solved(lower: Float[Tensor, "d d"], columns: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
+    """C^-1 times some columns, by C's Cholesky factor."""
+    below = torch.linalg.solve_triangular(lower, columns, upper=False)
+    return torch.linalg.solve_triangular(lower.T, below, upper=True)
 
 
 def effective_rank(eigenvalues: Float[Tensor, " d"]) -> float:
@@ -58,10 +72,39 @@ def effective_rank(eigenvalues: Float[Tensor, " d"]) -> float:
     return torch.special.entr(shares).sum().exp().item()
 
 
-def condition_number(eigenvalues: Float[Tensor, " d"]) -> float:
-    """Largest over smallest of ascending eigenvalues, at most 1 / epsilon of float64 (4.5e15)."""
-    epsilon = torch.finfo(torch.float64).eps
-    return (eigenvalues[-1] / eigenvalues[0]).item() if eigenvalues[0] > epsilon * eigenvalues[-1] else 1 / epsilon
+def condition_number(lower: Float[Tensor, "d d"] | None) -> float:
+    """Largest over smallest eigenvalue of a matrix, from its Cholesky factor; at most 1 / epsilon of float64 (4.5e15),
+    which it is if there is no factor.
+    """
+    most = 1 / torch.finfo(torch.float64).eps
+    if lower is None:
+        return most
+    largest = largest_eigenvalue(lambda vector: lower @ (vector @ lower), len(lower))
+    inverse = largest_eigenvalue(lambda vector: solved(lower, vector[:, None])[:, 0], len(lower))
+    return min(most, largest * inverse)
+
+
+def largest_eigenvalue(apply: Callable[[Tensor], Tensor], width: int) -> float:
+    """Of a symmetric matrix that is known by its products with vectors: Lanczos' method, each vector made orthogonal to
+    all before it. All eigenvalues would take d^3 operations, which are minutes for the widest models.
+    """
+    steps = min(width, _LANCZOS_STEPS)
+    vectors, small = torch.zeros(steps, width, dtype=torch.float64), torch.zeros(steps, steps, dtype=torch.float64)
+    following = torch.randn(width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = 0.0
+    for step in range(steps):
+        vectors[step] = following / following.norm()
+        following = apply(vectors[step])
+        small[step, step] = following @ vectors[step]
+        for _ in range(2):  # once is not orthogonal enough in rounded numbers
+            following = following - (vectors[: step + 1] @ following) @ vectors[: step + 1]
+        values, turned = torch.linalg.eigh(small[: step + 1, : step + 1])
+        found, left = values[-1].item(), following.norm()
+        if left * turned[-1, -1].abs() <= _LANCZOS_TOLERANCE * found:
+            break
+        if step + 1 < steps:
+            small[step, step + 1] = small[step + 1, step] = left
+    return found
 
 
 def halves_difference(first: Float[Tensor, "d d"], second: Float[Tensor, "d d"]) -> float:
@@ -77,7 +120,7 @@ def median_cosine(
     if one is None or other is None:
         return None
     columns = keys.T.double()
-    solutions = torch.cholesky_solve(columns, one), torch.cholesky_solve(columns, other)
+    solutions = solved(one, columns), solved(other, columns)
     return torch.cosine_similarity(solutions[0], solutions[1], dim=0).median().item()
 
 

@@ -16,6 +16,7 @@ from rome_lens.edit.covariance.diagnostics import (
     effective_rank,
     factor,
     oas_intensity,
+    solved,
 )
 from rome_lens.errors import CovarianceError, FormatError
 from rome_lens.models import Model, fingerprint_cosine, output_matrix
@@ -83,19 +84,8 @@ class KeyCovariance:
         return cls(matrix, layer, tokens, model, corpus, str(second_moment.dtype).removeprefix("torch."))
 
     @cached_property
-    def _factor(self) -> Float[Tensor, "d_mlp d_mlp"]:
-        lower = factor(self.second_moment)
-        if lower is None:
-            width = len(self.second_moment)
-            raise CovarianceError(
-                f"The covariance of layer {self.layer} is singular: {self.tokens} tokens for {width} dimensions. "
-                f"Collect it from more text (at least {10 * width} tokens), or make it invertible: covariance.shrunk()."
-            )
-        return lower
-
-    @cached_property
-    def _eigenvalues(self) -> Float[Tensor, " d_mlp"]:
-        return torch.linalg.eigvalsh(self.second_moment.double())
+    def _factor(self) -> Float[Tensor, "d_mlp d_mlp"] | None:
+        return factor(self.second_moment)
 
     @cached_property
     def _eigen(self) -> tuple[Float[Tensor, " d_mlp"], Float[Tensor, "d_mlp d_mlp"]]:
@@ -107,13 +97,13 @@ class KeyCovariance:
         values, vectors = self._eigen
         return vectors[:, values < threshold]
 
-    @property
+    @cached_property
     def condition_number(self) -> float:
         """Largest over smallest eigenvalue; 4.5e15, the most, means singular.
 
         Entries are stored in float32, so beyond 8e6 the smallest eigenvalues are rounding.
         """
-        return condition_number(self._eigenvalues)
+        return condition_number(self._factor)
 
     def solve(self, key: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "*n d_mlp"]:
         """C^-1 k for one key or several (Cholesky in float64), in the keys' dtype and on their device.
@@ -121,15 +111,21 @@ class KeyCovariance:
         Raises:
             CovarianceError: the covariance is singular.
         """
+        if self._factor is None:
+            width = len(self.second_moment)
+            raise CovarianceError(
+                f"The covariance of layer {self.layer} is singular: {self.tokens} tokens for {width} dimensions. "
+                f"Collect it from more text (at least {10 * width} tokens), or make it invertible: covariance.shrunk()."
+            )
         columns = key.detach().cpu().double().reshape(-1, key.shape[-1]).T
-        return torch.cholesky_solve(columns, self._factor).T.reshape(key.shape).to(key)
+        return solved(self._factor, columns).T.reshape(key.shape).to(key)
 
     def report(self) -> CovarianceReport:
         """Diagnostics: effective rank, condition number, and agreement of two halves of the text."""
         return CovarianceReport(
             self.tokens,
             len(self.second_moment),
-            effective_rank(self._eigenvalues),
+            effective_rank(torch.linalg.eigvalsh(self.second_moment.double())),
             self.condition_number,
             self.half_difference,
             self.half_cosine,

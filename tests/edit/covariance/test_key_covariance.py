@@ -131,6 +131,14 @@ def test_effective_rank_of_equal_directions_is_their_number():
     assert uneven.condition_number == pytest.approx(4)
 
 
+@pytest.mark.parametrize("tokens", [201, 2_000])
+def test_the_condition_number_is_that_of_all_eigenvalues(tokens):
+    """It is found without them, from the Cholesky factor."""
+    covariance = drawn(200, tokens)
+    values = torch.linalg.eigvalsh(covariance.second_moment.double())
+    assert covariance.condition_number == pytest.approx((values[-1] / values[0]).item(), rel=1e-6)
+
+
 def test_halves_agree_better_with_more_tokens(tiny):
     """The halves' difference falls as tokens grow, and their directions come together."""
     generator = torch.Generator().manual_seed(0)
