@@ -6,15 +6,17 @@ edit layer of SmolLM2-135M was chosen this way.
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import get_args
 
 import pandas as pd
+import plotly.graph_objects as go
 
 import rome_lens as rl
 from rome_lens.edit.search.contexts import EditedToken
 from rome_lens.evaluate.measuring import BASE, Method
 
-from .common.figures import write_figure
+from .common.figures import write_figures
 from .common.manifest import write_manifest
 from .common.methods import QUIET
 from .common.options import (
@@ -24,6 +26,7 @@ from .common.options import (
     kept_covariances,
     parsed,
     parser,
+    read_csv,
     write_csv,
 )
 from .common.study_figures import plot_layers_and_tokens
@@ -54,6 +57,12 @@ def with_cells(summary: pd.DataFrame) -> pd.DataFrame:
     return summary.assign(token=token, layer=[int(each) for each in layer])
 
 
+def figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures, of the tables in a folder."""
+    summary = read_csv(folder / "scores.csv").fillna({"token": ""})
+    return {"figure5": plot_layers_and_tokens(summary)}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__, out="results/figure5")
     arguments.add_argument("--layers", type=int, nargs="+", default=[2, 4, 6, 8])
@@ -71,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = methods_of_cells(covariances, options.edited, rl.edit.sample_contexts(model))
     summary = with_cells(rl.summarize(rl.score_edits(model, records, methods, out=options.out / "records")))
     write_csv(summary, options.out / "scores.csv")
-    write_figure(plot_layers_and_tokens(summary), options.out / "figure5")
+    write_figures(figures(options.out), options.out)
     write_manifest(options, model)
     print(summary[["token", "layer", "n", "S", "ES", "PS", "NS"]].round(3).to_string(index=False))
 
