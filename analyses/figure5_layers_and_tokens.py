@@ -57,10 +57,21 @@ def with_cells(summary: pd.DataFrame) -> pd.DataFrame:
     return summary.assign(token=token, layer=[int(each) for each in layer])
 
 
+def beside_effects(summary: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
+    """The scores of edits at the subject's last token beside what its MLPs do, by layer: see `plot_layers`."""
+    traced = effects[(effects["kind"] == "mlp") & (effects["role"] == "last subject token")]
+    names = {"mean": "effect", "ci_low": "effect_low", "ci_high": "effect_high"}
+    edited = summary[summary["token"] == "subject_last"].drop(columns=["token", "method"])
+    return traced.rename(columns=names)[["layer", *names.values()]].merge(edited, on="layer", how="left")
+
+
 def figures(folder: Path) -> dict[str, go.Figure]:
     """The figures, of the tables in a folder."""
     summary = read_csv(folder / "scores.csv").fillna({"token": ""})
-    return {"figure5": plot_layers_and_tokens(summary)}
+    drawn = {"figure5": plot_layers_and_tokens(summary)}
+    if (folder / "layers.csv").is_file():
+        drawn["layers"] = rl.plots.plot_layers(read_csv(folder / "layers.csv"))
+    return drawn
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_collecting_arguments(arguments)
     arguments.add_argument("--edited", choices=get_args(EditedToken), nargs="+", default=TOKENS, help="which tokens")
     add_record_arguments(arguments, count=12)
+    arguments.add_argument("--effects", type=Path, help="average_effects.csv of figure 2, to show beside")
     options = parsed(arguments, argv, full={"layers": None, "count": 100})
 
     model = rl.load_model(options.model)
@@ -80,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = methods_of_cells(covariances, options.edited, rl.edit.sample_contexts(model))
     summary = with_cells(rl.summarize(rl.score_edits(model, records, methods, out=options.out / "records")))
     write_csv(summary, options.out / "scores.csv")
+    if options.effects:
+        write_csv(beside_effects(summary, read_csv(options.effects)), options.out / "layers.csv")
     write_figures(figures(options.out), options.out)
     write_manifest(options, model)
     print(summary[["token", "layer", "n", "S", "ES", "PS", "NS"]].round(3).to_string(index=False))

@@ -10,7 +10,7 @@ from typing import get_args
 
 from rome_lens.plots.saving import Suffix
 
-from .common.figures import FORMS, kept_figures, write_figures
+from .common.figures import kept_figures, write_figures
 from .common.options import parser
 
 
@@ -18,16 +18,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("folders", type=Path, nargs="+", help="what analyses have written")
     arguments.add_argument("--columns", type=int, choices=(1, 2), help="of a paper, to fill; if absent, as at first")
-    arguments.add_argument("--forms", nargs="+", choices=get_args(Suffix), default=FORMS, help="which files to write")
+    forms = [suffix[1:] for suffix in get_args(Suffix)]
+    arguments.add_argument("--forms", nargs="+", choices=forms, default=["html", "pdf", "svg", "png"], help="of files")
     arguments.add_argument("--out", type=Path, help="where each has a folder of its name; beside the tables if absent")
     options = arguments.parse_args(argv)
+    suffixes: list[Suffix] = [suffix for suffix in get_args(Suffix) if suffix[1:] in options.forms]
     for folder in options.folders:
         try:
             drawn = kept_figures(folder)
         except ValueError as error:
             arguments.error(str(error))
         out = options.out / folder.name if options.out else folder
-        write_figures(drawn, out, columns=options.columns, forms=options.forms)
+        write_figures(drawn, out, columns=options.columns, forms=suffixes)
         print("\n".join(str(out / name) for name in drawn))
 
 

@@ -14,7 +14,6 @@ from rome_lens.plots.saving import Suffix
 
 from .manifest import NAME
 
-FORMS: tuple[Suffix, ...] = (".html", ".pdf", ".svg", ".png")
 ONE_COLUMN = ("bleed_over", "near_subjects", "trace", "heads", "robustness")  # they have one panel
 
 _ANALYSIS = re.compile(r"(?:analyses\.|rome-lens )(\w+)")
@@ -25,7 +24,7 @@ def write_figures(
     folder: Path,
     *,
     columns: Literal[1, 2] | None = None,
-    forms: Sequence[Suffix] = FORMS,
+    forms: Sequence[Suffix] = (".html", ".pdf", ".svg", ".png"),
 ) -> None:
     """Writes figures as interactive HTML that stands alone, and as PDF, SVG and PNG for print.
 

@@ -42,8 +42,8 @@ def save(
         figure: what any `plot_*` function gives, or another figure of plotly's; left unchanged.
         path: where, without a suffix: "figures/trace" gives figures/trace.pdf and so on.
         columns: the width, of one column (3.3 inches: panels stand one below the other) or of two (6.8 inches).
-        suffixes: the forms; ".html" is an interactive page that stands alone, and ".json" what `plotly.io.read_json` makes
-            the figure of again, both with the panels side by side.
+        suffixes: the forms; ".html" is an interactive page that stands alone, ".json" is for `plotly.io.read_json`;
+            both have the panels side by side.
         overwrite: whether files that are there are replaced.
 
     Returns:
