@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 
 import rome_lens as rl
 from rome_lens.models import Model
 
-from .common.figures import write_figure
+from .common.figures import write_figures
 from .common.manifest import write_manifest
 from .common.measuring import measured
-from .common.options import parser, write_csv
+from .common.options import parser, read_csv, write_csv
 from .common.study_figures import plot_convergence
 from .plain.covariance import plain_second_moment
 
@@ -100,6 +101,11 @@ def agreement(covariance: rl.KeyCovariance, best: rl.KeyCovariance) -> float | N
     return torch.stack([torch.cosine_similarity(one, other, dim=0) for one, other in pairs]).median().item()
 
 
+def figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures, of the tables in a folder."""
+    return {"convergence": plot_convergence(read_csv(folder / "convergence.csv"))}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__, out="results/benchmark_covariance")
     arguments.add_argument("--layers", type=int, nargs="+", default=[2, 3, 4, 5, 6])
@@ -118,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = sorted(count for count in options.counts if count <= available)
     frame = convergence(model, options.layers, text, counts)
     write_csv(frame, options.out / "convergence.csv")
-    write_figure(plot_convergence(frame), options.out / "convergence")
+    write_figures(figures(options.out), options.out)
     write_manifest(options, model)
     print(frame.to_string(index=False))
 

@@ -8,8 +8,10 @@ can use the edits.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 from tqdm.auto import tqdm
 
 import rome_lens as rl
@@ -19,7 +21,7 @@ from rome_lens.models import Model
 from rome_lens.models.prediction import divergence, next_token_log_probabilities
 from rome_lens.storage import open_journal, plain
 
-from .common.figures import write_figure
+from .common.figures import write_figures
 from .common.kept_edits import kept_edits, made_with
 from .common.manifest import write_manifest
 from .common.options import (
@@ -28,6 +30,7 @@ from .common.options import (
     chosen_records,
     parsed,
     parser,
+    read_csv,
     rome_covariance,
     write_csv,
 )
@@ -77,6 +80,11 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["forecast", "change", "n", "spearman", "mean_within_record"])
 
 
+def figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures, of the tables in a folder."""
+    return {"bleed_over": plot_bleed_over(read_csv(folder / "bleed_over.csv"))}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__, out="results/bleed_over")
     add_covariance_arguments(arguments)
@@ -103,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = correlations(frame)
     write_csv(frame, options.out / "bleed_over.csv")
     write_csv(table, options.out / "correlations.csv")
-    write_figure(plot_bleed_over(frame), options.out / "bleed_over", columns=1)
+    write_figures(figures(options.out), options.out)
     write_manifest(options, model)
     print(table.round(3).to_string(index=False))
 

@@ -8,12 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 
 import rome_lens as rl
 
-from .common.figures import write_figure
+from .common.figures import write_figures
 from .common.manifest import write_manifest
-from .common.options import facts_of, parser, write_csv
+from .common.options import facts_of, parser, read_csv, write_csv
+
+
+def figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures, of the tables in a folder."""
+    traces, heads = read_csv(folder / "traces.csv"), read_csv(folder / "heads.csv")
+    told = traces[["answer", "clean"]].iloc[0].to_dict()
+    return {
+        "figure1": rl.plots.plot_traces(traces, **told),
+        "trace": rl.plots.plot_trace(traces[traces["kind"] == "mlp"], **told),
+        "heads": rl.plots.plot_heads(heads, **told),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,9 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         samples=options.samples,
         corruption=rl.GaussianNoise(seed=options.seed),
     ).traces
+    heads = rl.locate.trace_heads(model, fact, config=traces[0].config)
     frame = pd.concat([trace.to_frame() for trace in traces])
-    write_csv(frame, options.out / "traces.csv")
-    write_figure(rl.plots.plot_traces(traces), options.out / "figure1")
+    told = {"answer": heads.answer, "clean": heads.clean}
+    write_csv(frame.assign(**told), options.out / "traces.csv")
+    write_csv(heads.to_frame().assign(**told), options.out / "heads.csv")
+    write_figures(figures(options.out), options.out)
     write_manifest(options, model, prompt=fact.text, corruption=repr(traces[0].config.corruption))
     for trace in traces:
         best = trace.to_frame().nlargest(1, "prob").iloc[0]

@@ -7,19 +7,27 @@ goes on where it was.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 
 import rome_lens as rl
 
-from .common.figures import write_figure
+from .common.figures import write_figures
 from .common.manifest import write_manifest
-from .common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
+from .common.options import add_fact_arguments, chosen_facts, parsed, parser, read_csv, write_csv
 
 
 def peaks(effects: pd.DataFrame) -> pd.DataFrame:
     """The layer of the largest average effect, for each kind and role."""
     return effects.loc[effects.groupby(["kind", "role"], sort=False)["mean"].idxmax()]
+
+
+def figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures, of the tables in a folder."""
+    effects = read_csv(folder / "average_effects.csv")
+    return {"figure2": rl.plots.plot_effect_maps(effects), "lines": rl.plots.plot_average_effects(effects)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     effects, total = rl.average_effects(made.traces), rl.locate.average_total_effect(made.traces)
     write_csv(effects, options.out / "average_effects.csv")
     write_csv(total, options.out / "average_total_effect.csv")
-    write_figure(rl.plots.plot_effect_maps(effects), options.out / "figure2")
-    write_figure(rl.plots.plot_average_effects(effects), options.out / "lines")
+    write_figures(figures(options.out), options.out)
     write_manifest(options, model, corruption=repr(made.traces[0].config.corruption))
     print(total.to_string(index=False), end="\n\n")
     print(peaks(effects).to_string(index=False))

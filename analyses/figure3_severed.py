@@ -6,17 +6,24 @@ Traces are kept as they are made, so a run that was stopped goes on where it was
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import plotly.graph_objects as go
 from tqdm.auto import tqdm
 
 import rome_lens as rl
 from rome_lens.data.records import subject_range
 
-from .common.figures import write_figure
+from .common.figures import write_figures
 from .common.manifest import write_manifest
-from .common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
+from .common.options import add_fact_arguments, chosen_facts, parsed, parser, read_csv, write_csv
 
 SEVERED = ((), ("mlp",), ("attn",))
+
+
+def figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures, of the tables in a folder."""
+    return {"figure3": rl.plots.plot_severed(read_csv(folder / "severed.csv"))}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ).traces
     effects = rl.average_effects(traces)
     write_csv(effects, options.out / "severed.csv")
-    write_figure(rl.plots.plot_severed(effects), options.out / "figure3")
+    write_figures(figures(options.out), options.out)
     write_manifest(options, model, corruption=repr(traces[0].config.corruption))
     print(effects.loc[effects.groupby("kind", sort=False)["mean"].idxmax()].to_string(index=False))
 

@@ -8,8 +8,10 @@ its answers (`outcome.csv`). `numbers.csv` has the sizes of all vectors. The edi
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 
 import rome_lens as rl
@@ -18,7 +20,7 @@ from rome_lens.evaluate.likelihood import mean_log_probabilities
 from rome_lens.models import Model, mlp_keys, mlp_output, pad
 from rome_lens.models.tokens import tokenize
 
-from .common.figures import write_figure
+from .common.figures import write_figures
 from .common.kept_edits import kept_edits
 from .common.manifest import write_manifest
 from .common.options import (
@@ -26,6 +28,7 @@ from .common.options import (
     add_record_arguments,
     chosen_records,
     parser,
+    read_csv,
     rome_covariance,
     write_csv,
 )
@@ -100,6 +103,16 @@ def numbers(model: Model, edit: rl.Edit) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["name", "value", "meaning"])
 
 
+def figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures, of the tables in a folder."""
+    names = ("keys", "steps", "lens", "outcome", "contributions")
+    keys, steps, lens, outcome, contributions = (read_csv(folder / f"{name}.csv") for name in names)
+    return {
+        "figure4": plot_rewrite(keys, steps, lens, outcome),
+        "comparison": rl.plots.plot_comparison(lens, contributions),
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__, out="results/figure4")
     add_record_arguments(arguments, count=1)
@@ -115,17 +128,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     before = outcome(model, record, "before")
     with edit.applied(model):
         after = outcome(model, record, "after")
+    compared = rl.compare_models(model, edit, [record.request.text], progress=False)
     frames = {
         "keys": keys(model, record, edit),
         "steps": steps(model, record, edit),
-        "lens": rl.compare_models(model, edit, [record.request.text], progress=False).lens,
+        "lens": compared.lens,
+        "contributions": compared.contributions,
         "outcome": pd.concat([before, after]),
     }
     for name, frame in frames.items():
         write_csv(frame, options.out / f"{name}.csv")
     sizes = numbers(model, edit)
     write_csv(sizes, options.out / "numbers.csv")
-    write_figure(plot_rewrite(**frames), options.out / "figure4")
+    write_figures(figures(options.out), options.out)
     write_manifest(options, model, prompt=record.request.text, target=record.request.target)
     print(sizes.to_string(index=False))
 

@@ -6,15 +6,17 @@ edit layer of SmolLM2-135M was chosen this way.
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import get_args
 
 import pandas as pd
+import plotly.graph_objects as go
 
 import rome_lens as rl
 from rome_lens.edit.search.contexts import EditedToken
 from rome_lens.evaluate.measuring import BASE, Method
 
-from .common.figures import write_figure
+from .common.figures import write_figures
 from .common.manifest import write_manifest
 from .common.methods import QUIET
 from .common.options import (
@@ -24,6 +26,7 @@ from .common.options import (
     kept_covariances,
     parsed,
     parser,
+    read_csv,
     write_csv,
 )
 from .common.study_figures import plot_layers_and_tokens
@@ -54,12 +57,30 @@ def with_cells(summary: pd.DataFrame) -> pd.DataFrame:
     return summary.assign(token=token, layer=[int(each) for each in layer])
 
 
+def beside_effects(summary: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
+    """The scores of edits at the subject's last token beside what its MLPs do, by layer: see `plot_layers`."""
+    traced = effects[(effects["kind"] == "mlp") & (effects["role"] == "last subject token")]
+    names = {"mean": "effect", "ci_low": "effect_low", "ci_high": "effect_high"}
+    edited = summary[summary["token"] == "subject_last"].drop(columns=["token", "method"])
+    return traced.rename(columns=names)[["layer", *names.values()]].merge(edited, on="layer", how="left")
+
+
+def figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures, of the tables in a folder."""
+    summary = read_csv(folder / "scores.csv").fillna({"token": ""})
+    drawn = {"figure5": plot_layers_and_tokens(summary)}
+    if (folder / "layers.csv").is_file():
+        drawn["layers"] = rl.plots.plot_layers(read_csv(folder / "layers.csv"))
+    return drawn
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__, out="results/figure5")
     arguments.add_argument("--layers", type=int, nargs="+", default=[2, 4, 6, 8])
     add_collecting_arguments(arguments)
     arguments.add_argument("--edited", choices=get_args(EditedToken), nargs="+", default=TOKENS, help="which tokens")
     add_record_arguments(arguments, count=12)
+    arguments.add_argument("--effects", type=Path, help="average_effects.csv of figure 2, to show beside")
     options = parsed(arguments, argv, full={"layers": None, "count": 100})
 
     model = rl.load_model(options.model)
@@ -71,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = methods_of_cells(covariances, options.edited, rl.edit.sample_contexts(model))
     summary = with_cells(rl.summarize(rl.score_edits(model, records, methods, out=options.out / "records")))
     write_csv(summary, options.out / "scores.csv")
-    write_figure(plot_layers_and_tokens(summary), options.out / "figure5")
+    if options.effects:
+        write_csv(beside_effects(summary, read_csv(options.effects)), options.out / "layers.csv")
+    write_figures(figures(options.out), options.out)
     write_manifest(options, model)
     print(summary[["token", "layer", "n", "S", "ES", "PS", "NS"]].round(3).to_string(index=False))
 

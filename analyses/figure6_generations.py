@@ -4,13 +4,15 @@ The same seed is used for each state of the model. The edit is kept, so that a s
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 
 import rome_lens as rl
 from rome_lens.models import Model
 
-from .common.figures import write_figure
+from .common.figures import write_figures
 from .common.kept_edits import kept_edits
 from .common.manifest import write_manifest
 from .common.options import (
@@ -19,6 +21,7 @@ from .common.options import (
     chosen_records,
     parsed,
     parser,
+    read_csv,
     rome_covariance,
     write_csv,
 )
@@ -32,6 +35,13 @@ def texts(model: Model, prompts: Sequence[str], name: str, length: int, seed: in
     return pd.DataFrame(
         {"prompt": prompts, "model": name, "text": rl.evaluate.generate_texts(model, prompts, length=length, seed=seed)}
     )
+
+
+def figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures, of the tables in a folder."""
+    frame = read_csv(folder / "texts.csv")
+    words = {frame["new"].iloc[0]: "#0072b2", frame["true"].iloc[0]: "#d55e00"}
+    return {"figure6": plot_texts(frame, highlight=words)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,12 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     frames = [texts(model, prompts, BEFORE, options.length, options.seed)]
     with edit.applied(model):
         frames.append(texts(model, prompts, AFTER, options.length, options.seed))
-    frame = pd.concat(frames)
+    frame = pd.concat(frames).assign(new=record.request.target, true=record.target_true)
     write_csv(frame, options.out / "texts.csv")
-    words = {record.request.target: "#0072b2", record.target_true: "#d55e00"}
-    write_figure(plot_texts(frame, highlight=words), options.out / "figure6")
+    write_figures(figures(options.out), options.out)
     write_manifest(options, model, prompt=record.request.text, target=record.request.target)
-    print(frame.to_string(index=False))
+    print(frame[["prompt", "model", "text"]].to_string(index=False))
 
 
 if __name__ == "__main__":

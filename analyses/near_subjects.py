@@ -12,9 +12,11 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
+import plotly.graph_objects as go
 from tqdm.auto import tqdm
 
 import rome_lens as rl
@@ -28,10 +30,10 @@ from rome_lens.models.prediction import divergence, next_token_log_probabilities
 from rome_lens.models.tokens import tokenize_continuation
 from rome_lens.storage import open_journal, plain
 
-from .common.figures import write_figure
+from .common.figures import write_figures
 from .common.manifest import write_manifest
 from .common.methods import BATCH, FINETUNING, PRESETS, QUIET, add_method_arguments
-from .common.options import kept_covariances, parsed, parser, rome_covariance, write_csv
+from .common.options import kept_covariances, parsed, parser, read_csv, rome_covariance, write_csv
 from .common.study_figures import plot_near_subjects
 
 WORDS = {
@@ -156,6 +158,11 @@ def shortened(model: Model, options: argparse.Namespace, config: Config) -> Conf
     return replace(config, contexts=contexts, steps=config.steps if options.steps is None else options.steps)
 
 
+def figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures, of the tables in a folder."""
+    return {"near_subjects": plot_near_subjects(read_csv(folder / "near_subjects.csv"))}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__, out="results/near_subjects")
     add_method_arguments(arguments)
@@ -182,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = summary(frame)
     write_csv(frame, options.out / "near_subjects.csv")
     write_csv(table, options.out / "table.csv")
-    write_figure(plot_near_subjects(frame), options.out / "near_subjects", columns=1)
+    write_figures(figures(options.out), options.out)
     write_manifest(options, model)
     print(table.round(3).to_string(index=False))
 

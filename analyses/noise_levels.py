@@ -7,14 +7,16 @@ Traces are kept as they are made, so a run that was stopped goes on where it was
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 
 import rome_lens as rl
 
-from .common.figures import write_figure
+from .common.figures import write_figures
 from .common.manifest import write_manifest
-from .common.options import add_fact_arguments, chosen_facts, parsed, parser, write_csv
+from .common.options import add_fact_arguments, chosen_facts, parsed, parser, read_csv, write_csv
 
 PAPERS = 3.0
 ROLES = ("last subject token", "last token")
@@ -25,6 +27,15 @@ def corruptions(sigmas: Sequence[float]) -> dict[str, rl.GaussianNoise | rl.loca
     strengths = [PAPERS, *sorted(set(sigmas) - {PAPERS})]
     gaussian = {f"Gaussian, {strength:g} sigma": rl.GaussianNoise(sigmas=strength) for strength in strengths}
     return gaussian | {f"uniform, {PAPERS:g} sigma": rl.locate.UniformNoise(sigmas=PAPERS)}
+
+
+def figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures, of the tables in a folder."""
+    effects, report = read_csv(folder / "effects.csv"), read_csv(folder / "report.csv")
+    return {
+        "noise_levels": rl.plots.plot_noise_levels(effects[effects["role"].isin(ROLES)]),
+        "robustness": rl.plots.plot_robustness(report),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     effects = pd.concat(frames)
     write_csv(report, options.out / "report.csv")
     write_csv(effects, options.out / "effects.csv")
-    write_figure(rl.plots.plot_noise_levels(effects[effects["role"].isin(ROLES)]), options.out / "noise_levels")
+    write_figures(figures(options.out), options.out)
     write_manifest(options, model, corruptions={name: repr(corruption) for name, corruption in chosen.items()})
     print(report.drop(columns=["kind", "metric", "window"]).round(4).to_string(index=False))
 

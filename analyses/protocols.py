@@ -10,15 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 
 import rome_lens as rl
 
-from .common.figures import write_figure
+from .common.figures import write_figures
 from .common.manifest import write_manifest
 from .common.methods import add_method_arguments, chosen_methods
-from .common.options import add_run_arguments, parsed, parser, run_options, write_csv
+from .common.options import add_run_arguments, parsed, parser, read_csv, run_options, write_csv
 
 DEFAULT = ("probability", "teacher_forced", "generated", "generated_contains")
+
+
+def figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures, of the tables in a folder."""
+    scores = read_csv(folder / "scores.csv").groupby("data", sort=False)
+    return {str(name): rl.plots.plot_scores(rl.summarize(frame)) for name, frame in scores}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = table[["data", *table.columns.drop("data")]]
     write_csv(scores, options.out / "scores.csv")
     write_csv(table, options.out / "by_protocol.csv")
-    for name, frame in scores.groupby("data", sort=False):
-        write_figure(rl.plots.plot_scores(rl.summarize(frame)), options.out / f"{name}")
+    write_figures(figures(options.out), options.out)
     write_manifest(options, model)
     shown = table[table["metric"].isin(["efficacy", "paraphrase", "portability", "locality"])]
     print(shown[["data", "method", "metric", "n", *options.protocols]].round(3).to_string(index=False))

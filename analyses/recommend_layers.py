@@ -7,11 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
+import plotly.graph_objects as go
+
 import rome_lens as rl
 
-from .common.figures import write_figure
+from .common.figures import write_figures
 from .common.manifest import write_manifest
-from .common.options import TEXTS, parser, write_csv
+from .common.options import TEXTS, parser, read_csv, write_csv
+
+
+def figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures, of the tables in a folder."""
+    return {"layers": rl.plots.plot_layers(read_csv(folder / "layers.csv"))}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     seconds = round(perf_counter() - started, 1)
     write_csv(found.table, options.out / "layers.csv")
-    write_figure(found.plot(), options.out / "layers")
+    write_figures(figures(options.out), options.out)
     write_manifest(options, model, layer=found.layer, recommending_seconds=seconds)
     shown = found.table[["layer", "effect", "n", "S", "ES", "PS", "NS"]].round(3)
     print(f"{shown.to_string(index=False)}\nlayer {found.layer}, in {seconds} s")

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 
 import rome_lens as rl
 
-from .common.figures import write_figure
+from .common.figures import write_figures
 from .common.manifest import write_manifest
 from .common.methods import PRESETS, add_method_arguments
-from .common.options import add_record_arguments, chosen_records, listed_records, parsed, parser, write_csv
+from .common.options import add_record_arguments, chosen_records, listed_records, parsed, parser, read_csv, write_csv
 from .common.sequence_methods import SEQUENCE_CHOICES, sequence_methods
 
 
@@ -27,8 +28,13 @@ def write_results(out: Path) -> pd.DataFrame:
     }
     for name, frame in frames.items():
         write_csv(frame[["method", *frame.columns.drop("method")]], out / f"{name}.csv")
-    write_figure(rl.plots.plot_sequence(frames["checkpoints"]), out / "figure")
+    write_figures(figures(out), out)
     return frames["checkpoints"]
+
+
+def figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures, of the tables in a folder."""
+    return {"figure": rl.plots.plot_sequence(read_csv(folder / "checkpoints.csv"))}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

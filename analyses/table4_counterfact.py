@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import plotly.graph_objects as go
+
 import rome_lens as rl
 from rome_lens.models import Model
 
+from .common.figures import write_figures
 from .common.manifest import write_manifest
 from .common.methods import add_method_arguments, chosen_methods
 from .common.options import (
@@ -21,6 +24,7 @@ from .common.options import (
     chosen_records,
     parsed,
     parser,
+    read_csv,
     run_options,
     write_scores,
 )
@@ -34,6 +38,11 @@ def score_with_texts(
 ) -> dict[str, float]:
     """The scores of the prompts, and of what the model writes."""
     return rl.evaluate.score_record(model, record) | rl.evaluate.score_generation(model, record, references=references)
+
+
+def figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures, of the tables in a folder."""
+    return {"scores": rl.plots.plot_scores(read_csv(folder / "table.csv"))}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         **run_options(options),
     )
     write_scores(frame, options.out, paper=PAPER, source=SOURCE)
+    write_figures(figures(options.out), options.out)
     write_manifest(options, model)
 
 

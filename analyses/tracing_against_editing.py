@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 from tqdm.auto import tqdm
 
 import rome_lens as rl
@@ -21,7 +22,7 @@ from rome_lens.intervals import bootstrap_interval
 from rome_lens.models import Model
 from rome_lens.storage import open_journal, plain
 
-from .common.figures import write_figure
+from .common.figures import write_figures
 from .common.kept_edits import kept_edits, made_with
 from .common.manifest import write_manifest
 from .common.options import (
@@ -31,6 +32,7 @@ from .common.options import (
     parsed,
     parser,
     predicted,
+    read_csv,
     rome_covariance,
     write_csv,
 )
@@ -98,6 +100,12 @@ def _with_interval(name: str, pairs: np.ndarray, power: int) -> dict[str, float]
     return {name: correlation(products.mean(0)[None])[0, 0], f"{name}_low": low[0], f"{name}_high": high[0]}
 
 
+def figures(folder: Path) -> dict[str, go.Figure]:
+    """The figures, of the tables in a folder."""
+    frame, table = read_csv(folder / "facts.csv"), read_csv(folder / "correlations.csv")
+    return {"tracing_against_editing": plot_tracing_against_editing(frame, table)}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__, out="results/tracing_against_editing")
     add_record_arguments(arguments, count=30)
@@ -136,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = correlations(frame)
     write_csv(frame, options.out / "facts.csv")
     write_csv(table, options.out / "correlations.csv")
-    write_figure(plot_tracing_against_editing(frame, table), options.out / "tracing_against_editing")
+    write_figures(figures(options.out), options.out)
     write_manifest(options, model, contexts=list(config.contexts or ()))
     print(table.round(3).to_string(index=False))
 

@@ -23,6 +23,7 @@ COPIES = "repository"  # where files that a page links to, but that are no pages
 
 _INCLUDED = re.compile(r"^\{\{ (?P<path>\S+\.md) \}\}$", re.MULTILINE)
 _TABLE = re.compile(r"^\{\{ (?P<path>\S+\.csv): (?P<columns>.+) \}\}$", re.MULTILINE)
+_HEADING = re.compile(r"^(#+ )", re.MULTILINE)
 _LINK = re.compile(r"\]\((?!\w+:|#|/)(?P<path>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 _EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</\1>', re.DOTALL)
 
@@ -35,7 +36,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
     written = ROOT if page.file.generated_by else DOCS  # a notebook's page is in the site where the notebook is
     markdown = links(markdown, written / Path(page.file.src_uri).parent)
-    markdown = _INCLUDED.sub(lambda found: links(_read(found["path"]), (ROOT / found["path"]).parent), markdown)
+    markdown = _INCLUDED.sub(lambda found: links(_included(found), (ROOT / found["path"]).parent), markdown)
     return _TABLE.sub(lambda found: _table(found["path"], found["columns"].split()), markdown)
 
 
@@ -47,6 +48,11 @@ def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Fi
         ),
         content,
     )
+
+
+def _included(found: re.Match[str]) -> str:
+    """A file, its headings a level lower where it does not begin the page."""
+    return _HEADING.sub(r"#\1", _read(found["path"])) if found.start() else _read(found["path"])
 
 
 def _in_site(link: re.Match[str], folder: Path, page: Page, config: MkDocsConfig, files: Files) -> str:

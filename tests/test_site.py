@@ -16,6 +16,7 @@ import transformers
 import rome_lens as rl
 from tests import tiny
 from tests.public import DOCUMENTED
+from tests.test_explorer_browser import BROWSER
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = re.compile(r"^```python(?P<title>.*?)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -37,8 +38,7 @@ class Document(HTMLParser):
         self.ids |= {values[name] for name in ("id", "name") if name in values}
         if "href" in values:
             (self.loaded if tag == "link" else self.links).add(values["href"])
-        if "src" in values:
-            self.loaded.add(values["src"])
+        self.loaded |= {values[name] for name in ("src", "data-figure", "data-plotly") if name in values}
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,30 @@ def test_pages_load_nothing_from_elsewhere(documents):
     loaded = {link for document in documents.values() for link in document.loaded}
     assert loaded
     assert [link for link in loaded if urlsplit(link).netloc] == []
+
+
+def test_figures_are_interactive_and_fit_a_narrow_screen(site):
+    """From disk: each takes its picture's place when it comes into view, panels below each other if narrow."""
+    if BROWSER is None:
+        pytest.skip("needs Chromium on the PATH")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        for width, rows in ((1200, 1), (420, 3)):
+            page = browser.new_page(viewport={"width": width, "height": 900})
+            asked: list[str] = []
+            page.on("request", lambda request, asked=asked: asked.append(urlsplit(request.url).scheme))
+            page.goto((site / "gallery.html").as_uri())
+            page.evaluate("document.querySelector('img[alt^=Average]').scrollIntoView()")
+            page.locator(".figure[aria-label^=Average] .heatmaplayer image").first.wait_for()
+            shown = page.get_by_label("Average effects by role and layer")
+            tops = shown.evaluate("box => ['yaxis', 'yaxis2', 'yaxis3'].map(axis => box.layout[axis].domain[1])")
+            assert len(set(tops)) == rows
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert set(asked) <= {"file", "data", "blob"}
+            page.close()
+        browser.close()
 
 
 def test_equations_are_mathml_and_tables_hold_what_was_measured(site):

@@ -100,6 +100,11 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
         frame.to_csv(temporary, index=False, float_format="%.6g")
 
 
+def read_csv(path: Path) -> pd.DataFrame:
+    """A table that `write_csv` has written. Words such as "null" stay words, since tokens may be such."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
 TEXTS = ("Salesforce/wikitext", "wikitext-103-raw-v1")  # on the Hugging Face hub
 
 

@@ -90,7 +90,7 @@ def plot_rewrite(keys: pd.DataFrame, steps: pd.DataFrame, lens: pd.DataFrame, ou
 
 
 @checked
-def plot_texts(frame: pd.DataFrame, *, highlight: Mapping[str, str] | None = None, width: int = 56) -> go.Figure:
+def plot_texts(frame: pd.DataFrame, *, highlight: Mapping[str, str] | None = None, width: int = 52) -> go.Figure:
     """A table of texts: a row for each prompt, a column for each state of the model (the paper's figure 6).
 
     Args:

@@ -241,15 +241,16 @@ def plot_near_subjects(frame: pd.DataFrame) -> go.Figure:
         edits = part.groupby("case_id").agg(near_kl=("near_kl", "mean"), edited=("edited", "first"))
         figure.add_trace(
             go.Box(
-                y=edits["near_kl"],
-                name=str(method),
+                x=edits["near_kl"],
+                name=plain(str(method)),
                 boxpoints="all",
                 marker={"color": colour, "size": 5},
                 text=[plain(name) for name in edits["edited"]],
-                hovertemplate="%{text}: %{y:.3g}<extra></extra>",
+                hovertemplate="%{text}: %{x:.3g}<extra></extra>",
             )
         )
     means = frame.groupby(["method", "case_id"])["near_kl"].mean()
-    axis = {"title": "KL at near subjects, nats", **log_axis(means[means > 0])}
-    figure.update_layout(**LAYOUT, height=420, showlegend=False, yaxis=axis)
-    return figure
+    across = {"title": f"KL at near subjects, nats (n = {frame['case_id'].nunique()})", **log_axis(means[means > 0])}
+    down = {"autorange": "reversed", "ticks": ""}
+    height = 80 + 30 * frame["method"].nunique()
+    return figure.update_layout(**LAYOUT, height=height, showlegend=False, xaxis=across, yaxis=down)

@@ -17,6 +17,7 @@ from rome_lens.plots.style import (
     ROLE_COLOURS,
     WHISKERS,
     check_columns,
+    plain,
     with_n,
 )
 
@@ -154,7 +155,8 @@ def _lines(
 def plot_robustness(frame: pd.DataFrame) -> go.Figure:
     """Where the average effect peaks under each setting: the layer across, the settings down, a colour for each role.
 
-    The number beside a point is the rank agreement of its setting's effects with the first setting's.
+    The number beside a point is the rank agreement of its setting's effects with the first setting's. A metric or
+    window that all settings share is not named.
 
     Args:
         frame: what `robustness_report` gives.
@@ -164,14 +166,17 @@ def plot_robustness(frame: pd.DataFrame) -> go.Figure:
     """
     columns = ["corruption", "metric", "window", "peak_role", "peak_layer", "agreement"]
     check_columns(frame, columns, "robustness_report()")
-    settings = [f"{row.corruption}, {row.metric}, window {row.window}" for row in frame.itertuples()]
+    parts = frame.assign(window=[f"window {window}" for window in frame["window"]])
+    told = [name for name in ("corruption", "metric", "window") if name == "corruption" or frame[name].nunique() > 1]
+    settings = [plain(", ".join(map(str, row))) for row in parts[told].itertuples(index=False)]
     figure = go.Figure()
     for i, (role, part) in enumerate(frame.assign(setting=settings).groupby("peak_role", sort=False)):
         figure.add_scatter(
             x=part["peak_layer"],
             y=part["setting"],
             mode="markers+text",
-            name=role,
+            name=plain(str(role)),
+            showlegend=True,
             marker={"size": 11, "color": ROLE_COLOURS[i % len(ROLE_COLOURS)]},
             text=[f"{agreement:.2f}" for agreement in part["agreement"]],
             textposition="middle right",
@@ -179,8 +184,11 @@ def plot_robustness(frame: pd.DataFrame) -> go.Figure:
         )
     figure.update_layout(
         **LAYOUT,
-        height=130 + 24 * len(frame),
-        xaxis={"title": with_n("layer of the peak", frame), "range": [0, 1.2 * frame["peak_layer"].max() + 1]},
+        height=150 + 24 * len(frame),
+        xaxis={
+            "title": with_n("layer of the peak", frame) + "<br>beside it: agreement with the first",
+            "range": [0, 1.2 * frame["peak_layer"].max() + 1],
+        },
         yaxis={"categoryorder": "array", "categoryarray": settings[::-1]},
         legend=LEGEND_ABOVE,
     )

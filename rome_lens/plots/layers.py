@@ -40,22 +40,23 @@ def plot_layers(table: pd.DataFrame | Recommended) -> go.Figure:
     )
     figure.update_annotations(**PANEL_TITLE)
     edited = table[table["S"].notna()]
-    for score, colour in zip(scores, METHOD_COLOURS[1:], strict=False):
-        _points(figure, edited, score, colour, row=1)
-    _points(figure, table, "effect", METHOD_COLOURS[0], row=2)
+    for i, (score, colour) in enumerate(zip(scores, METHOD_COLOURS[1:], strict=False)):
+        _points(figure, edited, score, colour, row=1, width=7 - 1.5 * i)  # so that equal scores are all seen
+    _points(figure, table, "effect", METHOD_COLOURS[0], row=2, width=2)
     figure.update_xaxes(title="layer", row=2)
     figure.update_yaxes(range=[0, 1.05], title=with_n("score", edited), row=1)
     figure.update_yaxes(title="average indirect effect", row=2)
     return figure.update_layout(**LAYOUT, height=520, legend=LEGEND_ABOVE)
 
 
-def _points(figure: go.Figure, table: pd.DataFrame, column: str, colour: str, *, row: int) -> None:
+def _points(figure: go.Figure, table: pd.DataFrame, column: str, colour: str, *, row: int, width: float) -> None:
     figure.add_scatter(
         x=table["layer"],
         y=table[column],
         name=column,
         mode="lines+markers",
-        line={"color": colour, "width": 2},
+        line={"color": colour, "width": width},
+        marker={"size": 4 + width},
         showlegend=row == 1,
         error_y={
             "array": table[f"{column}_high"] - table[column],

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Literal, get_args
 
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -22,7 +22,7 @@ DOTS_PER_INCH = 180  # of the PNG
 SCALES = {".pdf": PRINTED_SIZE, ".svg": PRINTED_SIZE, ".png": PRINTED_SIZE * DOTS_PER_INCH / PIXELS_PER_INCH}
 HTML = {"displayModeBar": False, "responsive": True}
 
-Suffix = Literal[".html", ".pdf", ".svg", ".png"]
+Suffix = Literal[".html", ".json", ".pdf", ".svg", ".png"]
 
 
 @checked
@@ -42,7 +42,8 @@ def save(
         figure: what any `plot_*` function gives, or another figure of plotly's; left unchanged.
         path: where, without a suffix: "figures/trace" gives figures/trace.pdf and so on.
         columns: the width, of one column (3.3 inches: panels stand one below the other) or of two (6.8 inches).
-        suffixes: the forms; ".html" is an interactive page that stands alone, with the panels side by side.
+        suffixes: the forms; ".html" is an interactive page that stands alone, ".json" is for `plotly.io.read_json`;
+            both have the panels side by side.
         overwrite: whether files that are there are replaced.
 
     Returns:
@@ -51,11 +52,11 @@ def save(
     Raises:
         FileExistsError: a file is there and `overwrite` is false.
         ValueError: no suffixes, or a path that has one.
-        UnavailableError: kaleido or a browser is missing, and what to install. Nothing was written but the HTML.
+        UnavailableError: kaleido or a browser is missing, and what to install. Nothing was written but HTML and JSON.
     """
     if not suffixes:
-        raise ValueError("suffixes=[] names no form, expected at least one of .html, .pdf, .svg and .png.")
-    if Path(path).suffix.lower() in (".html", *SCALES):
+        raise ValueError(f"suffixes=[] names no form, expected at least one of {', '.join(get_args(Suffix))}.")
+    if Path(path).suffix.lower() in get_args(Suffix):
         raise ValueError(f"path is {os.fspath(path)!r}, expected a name without a suffix. Choose forms with suffixes=.")
     paths = {suffix: Path(f"{os.fspath(path)}{suffix}") for suffix in suffixes}
     for each in paths.values():
@@ -63,6 +64,9 @@ def save(
     if ".html" in paths:
         with new_file(paths[".html"], overwrite=overwrite) as temporary:
             figure.write_html(temporary, config=HTML)
+    if ".json" in paths:
+        with new_file(paths[".json"], overwrite=overwrite) as temporary:
+            figure.write_json(temporary)
     printed = [suffix for suffix in paths if suffix in SCALES]
     drawn = _drawn(stacked(figure) if columns == 1 else figure, printed, COLUMN_INCHES[columns]) if printed else {}
     for suffix, content in drawn.items():

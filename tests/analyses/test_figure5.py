@@ -27,3 +27,11 @@ def test_each_cell_is_edited_where_its_row_says_and_scored_once(tiny, tmp_path):
     expected = pd.MultiIndex.from_product([(0, 1), TOKENS])
     assert set(zip(cells["layer"], cells["token"], strict=True)) == set(expected)
     assert (summary["n"] == len(RECORDS)).all()
+    effects = pd.DataFrame(
+        [(kind, "last subject token", layer, 0.1 * layer, 0.0, 0.5) for kind in ("resid", "mlp") for layer in range(3)],
+        columns=["kind", "role", "layer", "mean", "ci_low", "ci_high"],
+    )
+    beside = figure5.beside_effects(summary.reset_index(), effects)
+    assert list(beside["effect"]) == [0.0, 0.1, 0.2]
+    assert beside.set_index("layer")["S"].notna().to_dict() == {0: True, 1: True, 2: False}
+    assert rl.plots.plot_layers(beside).data

@@ -29,7 +29,7 @@ from tests.analyses.cases import TRACE, known, refused, whole
 def test_figure1_is_the_trace_of_the_chosen_fact(given, tiny, tmp_path):
     figure1_causal_traces.main([*given["facts"], "--index", "1"])
     frame = pd.read_csv(tmp_path / "out" / "traces.csv")
-    made_by = whole(tmp_path / "out", "figure1")
+    made_by = whole(tmp_path / "out", "figure1", "trace", "heads")
     fact = known(tiny)[1]
     trace = rl.causal_trace(tiny, fact, kind="mlp", samples=1, progress=False)
     assert made_by["prompt"] == fact.text
@@ -60,7 +60,7 @@ def test_figure4_goes_from_the_old_answer_to_the_new_one(given, tiny, tmp_path, 
     before = weights_of(tiny)
     figure4_worked_rewrite.main(given["records"])
     out = tmp_path / "out"
-    whole(out, "figure4")
+    whole(out, "figure4", "comparison")
     assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
     keys, steps, outcome = (pd.read_csv(out / f"{name}.csv") for name in ("keys", "steps", "outcome"))
     assert np.isclose(keys.loc[keys["group"] == "prompt", "share"], 1, atol=1e-3).sum() == 1
@@ -83,7 +83,7 @@ def test_figure6_writes_each_prompt_before_and_after_and_reads_the_kept_edit(giv
 def test_noise_levels_compare_with_the_papers_noise(given, tmp_path):
     noise_levels.main([*given["facts"], "--count", "2", "--sigmas", "1", "--window", "1"])
     report = pd.read_csv(tmp_path / "out" / "report.csv")
-    whole(tmp_path / "out", "noise_levels")
+    whole(tmp_path / "out", "noise_levels", "robustness")
     assert list(report["corruption"]) == ["Gaussian, 3 sigma", "Gaussian, 1 sigma", "uniform, 3 sigma"]
     assert report["agreement"][0] == pytest.approx(1)
     lines = (tmp_path / "out" / "traces" / "rows.jsonl").read_text().splitlines()
@@ -180,6 +180,6 @@ def test_full_is_the_papers_size_unless_something_else_is_said():
 def test_without_kaleido_the_html_is_written_and_a_sentence_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(saving, "find_spec", lambda name: None)
     frame = pd.DataFrame([("base", 1, 0.5, 0.4, 0.6)], columns=["method", "n", "ES", "ES_low", "ES_high"])
-    figures.write_figure(rl.plots.plot_scores(frame), tmp_path / "figure")
+    figures.write_figures({"figure": rl.plots.plot_scores(frame)}, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["figure.html"]
     assert "pip install 'rome-lens[figures]'" in capsys.readouterr().out

@@ -49,12 +49,28 @@ def test_one_panel_stays_as_it_is():
 
 
 def test_any_figure_is_saved():
-    """Panels of a figure without a height are stacked; a table, which has no axes, stays as it is."""
+    """Panels of a figure without a height are stacked; a table, which has no axes, gets one column."""
     figure = make_subplots(cols=2).add_scatter(y=[1], row=1, col=1).add_scatter(y=[2], row=1, col=2)
     upper, lower = stacked(figure).select_yaxes()
     assert upper.domain[0] > lower.domain[1]
     table = go.Figure(go.Table(cells={"values": [["a"]]}))
     assert stacked(table) == table
+    table = go.Figure(go.Table(header={"values": ["before", "after"]}, cells={"values": [["a", "b"], ["c", "d"]]}))
+    (cells,) = stacked(table).data[0].cells.values
+    assert list(cells) == ["before<br>a", "after<br>c", "before<br>b", "after<br>d"]
+
+
+def test_a_legend_that_is_too_wide_for_a_column_is_a_column_and_many_panels_stand_in_pairs():
+    figure = rl.plots.plot_average_effects(EFFECTS)
+    assert stacked(figure).layout.legend.orientation == "h"
+    long = rl.plots.plot_average_effects(EFFECTS.replace({"role": {"a": "a" * 40, "b": "b" * 40}}))
+    assert stacked(long).layout.legend.orientation == "v"
+    assert stacked(long).layout.height == stacked(figure).layout.height + 20
+    many = make_subplots(rows=2, cols=4)
+    for place in range(8):
+        many.add_scatter(y=[1], row=1 + place // 4, col=1 + place % 4)
+    assert len({axis.domain for axis in stacked(many).select_xaxes()}) == 2
+    assert len({axis.domain for axis in stacked(many).select_yaxes()}) == 4
 
 
 @pytest.mark.parametrize(
