@@ -6,6 +6,7 @@ goes on where it was.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -20,7 +21,7 @@ from .common.options import facts_of, parser, read_csv, write_csv
 def figures(folder: Path) -> dict[str, go.Figure]:
     """The figures, of the tables in a folder."""
     traces, heads = read_csv(folder / "traces.csv"), read_csv(folder / "heads.csv")
-    told = traces[["answer", "clean"]].iloc[0].to_dict()
+    told: dict[str, Any] = {name: traces[name].iloc[0] for name in ("answer", "clean")}
     return {
         "figure1": rl.plots.plot_traces(traces, **told),
         "trace": rl.plots.plot_trace(traces[traces["kind"] == "mlp"], **told),
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ).traces
     heads = rl.locate.trace_heads(model, fact, config=traces[0].config)
     frame = pd.concat([trace.to_frame() for trace in traces])
-    told = {"answer": heads.answer, "clean": heads.clean}
+    told: dict[str, Any] = {"answer": heads.answer, "clean": heads.clean}
     write_csv(frame.assign(**told), options.out / "traces.csv")
     write_csv(heads.to_frame().assign(**told), options.out / "heads.csv")
     write_figures(figures(options.out), options.out)

@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.checking import checked
-
-_LANCZOS_STEPS, _LANCZOS_TOLERANCE = 300, 1e-6  # the most; how far a product may be from a multiple
 
 
 @checked
@@ -75,36 +74,28 @@ def effective_rank(eigenvalues: Float[Tensor, " d"]) -> float:
 def condition_number(lower: Float[Tensor, "d d"] | None) -> float:
     """Largest over smallest eigenvalue of a matrix, from its Cholesky factor; at most 1 / epsilon of float64 (4.5e15),
     which it is if there is no factor.
+
+    Only these two are sought (by ARPACK): all eigenvalues would take d^3 operations, minutes for the widest models.
     """
     most = 1 / torch.finfo(torch.float64).eps
     if lower is None:
         return most
-    largest = largest_eigenvalue(lambda vector: lower @ (vector @ lower), len(lower))
-    inverse = largest_eigenvalue(lambda vector: solved(lower, vector[:, None])[:, 0], len(lower))
+    largest = _largest_eigenvalue(lambda vector: lower @ (vector @ lower), len(lower))
+    inverse = _largest_eigenvalue(lambda vector: solved(lower, vector[:, None])[:, 0], len(lower))
     return min(most, largest * inverse)
 
 
-def largest_eigenvalue(apply: Callable[[Tensor], Tensor], width: int) -> float:
-    """Of a symmetric matrix that is known by its products with vectors: Lanczos' method, each vector made orthogonal to
-    all before it. All eigenvalues would take d^3 operations, which are minutes for the widest models.
-    """
-    steps = min(width, _LANCZOS_STEPS)
-    vectors, small = torch.zeros(steps, width, dtype=torch.float64), torch.zeros(steps, steps, dtype=torch.float64)
-    following = torch.randn(width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = 0.0
-    for step in range(steps):
-        vectors[step] = following / following.norm()
-        following = apply(vectors[step])
-        small[step, step] = following @ vectors[step]
-        for _ in range(2):  # once is not orthogonal enough in rounded numbers
-            following = following - (vectors[: step + 1] @ following) @ vectors[: step + 1]
-        values, turned = torch.linalg.eigh(small[: step + 1, : step + 1])
-        found, left = values[-1].item(), following.norm()
-        if left * turned[-1, -1].abs() <= _LANCZOS_TOLERANCE * found:
-            break
-        if step + 1 < steps:
-            small[step, step + 1] = small[step + 1, step] = left
-    return found
+def _largest_eigenvalue(product: Callable[[Tensor], Tensor], width: int) -> float:
+    """Of a symmetric matrix that is known by its products with vectors."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    if width == 1:
+        return product(torch.ones(1, dtype=torch.float64)).item()
+    operator = LinearOperator(
+        (width, width), lambda vector: product(torch.from_numpy(vector).flatten()).numpy(), dtype="d"
+    )
+    start = np.random.default_rng(0).standard_normal(width)
+    return float(eigsh(operator, k=1, which="LA", v0=start, tol=1e-6, return_eigenvectors=False)[0])
 
 
 def halves_difference(first: Float[Tensor, "d d"], second: Float[Tensor, "d d"]) -> float:
