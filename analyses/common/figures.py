@@ -55,8 +55,8 @@ def kept_figures(folder: Path) -> dict[str, go.Figure]:
         raise ValueError(f"{folder} holds no {NAME}, expected a folder that an analysis has written.")
     command = json.loads((folder / NAME).read_text(encoding="utf-8"))["command"]
     found = _ANALYSIS.search(command)
-    module = found and importlib.import_module(f"..{found[1]}", __package__)
-    if not hasattr(module, "figures"):
+    module = importlib.import_module(f"..{found[1]}", __package__) if found else None
+    if module is None or not hasattr(module, "figures"):
         raise ValueError(f"{folder} was made by `{command}`, which draws no figures.")
     drawn: dict[str, go.Figure] = module.figures(folder)
     return drawn
