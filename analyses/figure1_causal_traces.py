@@ -6,7 +6,6 @@ goes on where it was.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -21,11 +20,11 @@ from .common.options import facts_of, parser, read_csv, write_csv
 def figures(folder: Path) -> dict[str, go.Figure]:
     """The figures, of the tables in a folder."""
     traces, heads = read_csv(folder / "traces.csv"), read_csv(folder / "heads.csv")
-    told: dict[str, Any] = {name: traces[name].iloc[0] for name in ("answer", "clean")}
+    answer, clean = str(traces["answer"].iloc[0]), float(traces["clean"].iloc[0])
     return {
-        "figure1": rl.plots.plot_traces(traces, **told),
-        "trace": rl.plots.plot_trace(traces[traces["kind"] == "mlp"], **told),
-        "heads": rl.plots.plot_heads(heads, **told),
+        "figure1": rl.plots.plot_traces(traces, answer=answer, clean=clean),
+        "trace": rl.plots.plot_trace(traces[traces["kind"] == "mlp"], answer=answer, clean=clean),
+        "heads": rl.plots.plot_heads(heads, answer=answer, clean=clean),
     }
 
 
@@ -53,9 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ).traces
     heads = rl.locate.trace_heads(model, fact, config=traces[0].config)
     frame = pd.concat([trace.to_frame() for trace in traces])
-    told: dict[str, Any] = {"answer": heads.answer, "clean": heads.clean}
-    write_csv(frame.assign(**told), options.out / "traces.csv")
-    write_csv(heads.to_frame().assign(**told), options.out / "heads.csv")
+    write_csv(frame.assign(answer=heads.answer, clean=heads.clean), options.out / "traces.csv")
+    write_csv(heads.to_frame().assign(answer=heads.answer, clean=heads.clean), options.out / "heads.csv")
     write_figures(figures(options.out), options.out)
     write_manifest(options, model, prompt=fact.text, corruption=repr(traces[0].config.corruption))
     for trace in traces:

@@ -42,7 +42,7 @@ def plot_layers(table: pd.DataFrame | Recommended) -> go.Figure:
     edited = table[table["S"].notna()]
     for i, (score, colour) in enumerate(zip(scores, METHOD_COLOURS[1:], strict=False)):
         _points(figure, edited, score, colour, row=1, width=7 - 1.5 * i)  # so that equal scores are all seen
-    _points(figure, table, "effect", METHOD_COLOURS[0], row=2, width=2)
+    _points(figure, table, "effect", METHOD_COLOURS[0], row=2, width=2.0)
     figure.update_xaxes(title="layer", row=2)
     figure.update_yaxes(range=[0, 1.05], title=with_n("score", edited), row=1)
     figure.update_yaxes(title="average indirect effect", row=2)

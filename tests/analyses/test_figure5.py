@@ -33,5 +33,4 @@ def test_each_cell_is_edited_where_its_row_says_and_scored_once(tiny, tmp_path):
     )
     beside = figure5.beside_effects(summary.reset_index(), effects)
     assert list(beside["effect"]) == [0.0, 0.1, 0.2]
-    assert beside.set_index("layer")["S"].notna().to_dict() == {0: True, 1: True, 2: False}
-    assert rl.plots.plot_layers(beside).data
+    assert beside.set_index("layer")["ES"].notna().to_dict() == {0: True, 1: True, 2: False}
