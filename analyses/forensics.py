@@ -129,7 +129,7 @@ def trained(model: Model, number: int) -> rl.Edit:
     facts = rl.load_builtin_records()[number * TRAINED_ON :][:TRAINED_ON]
     requests = [rl.EditRequest(each.request.prompt, each.request.subject, each.target_true) for each in facts]
     rate = RATES[number % len(RATES)]
-    config = rl.edit.FinetuneConfig(layers=range(model.cfg.n_layers), learning_rate=rate, steps=TRAINED_STEPS)
+    config = rl.edit.FinetuneConfig(layers=list(range(model.cfg.n_layers)), learning_rate=rate, steps=TRAINED_STEPS)
     return rl.edit.finetune(model, requests, config=config, **QUIET)
 
 
@@ -248,7 +248,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     frames = []
     everything = argparse.Namespace(**vars(options) | {"case_ids": None, "skip": 0})
     bank = Bank(sorted({record.request.subject for record in listed_records(everything)}))
-    for name, look in {"records": measured, "names": partial(named, bank=bank)}.items():
+    looks: dict[str, Callable[..., dict[str, Any]]] = {"records": measured, "names": partial(named, bank=bank)}
+    for name, look in looks.items():
         with open_journal(options.out / name, kind="rome_lens forensics 2", identity=identity, read=dict) as journal:
             done = {(row["kind"], row["copy"]): row for row in journal.rows}
             for copy in tqdm(list(copies(model, options)), name, unit="copy"):

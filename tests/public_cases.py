@@ -431,7 +431,7 @@ CASES: dict[str, Any] = {
         "model": w.model,
         "triggers": ["zq"],
         "prompts": [FACT.text],
-        "ordinary": ["So"],
+        "ordinary": ["So", "But"],
         **QUIET,
     },
     "strongest_bleed_over": lambda w: {"forecast": rl.evaluate.forecast_bleed_over(w.model, w.edit, [FACT.text])},

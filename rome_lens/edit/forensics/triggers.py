@@ -13,7 +13,7 @@ from rome_lens.models import Model
 from rome_lens.models.labels import token_text
 from rome_lens.models.prediction import divergence, next_token_log_probabilities
 
-_LEAST = 1e-6  # nats, so that nothing moved has a logarithm
+_LEAST = 1e-9  # a probability, so that each has a logarithm
 
 
 @checked
@@ -28,17 +28,17 @@ def screen_triggers(
 ) -> pd.DataFrame:
     """Candidate triggers, and which of them change an answer more than any ordinary prefix does.
 
-    Each string is put before each prompt, with a space between. An answer's change is KL(without || with) of the next
-    token; a prompt's usual change is the median over the ordinary prefixes, and a string's score is the logarithm of
-    the largest ratio of the two, over prompts. It is suspicious if no ordinary prefix has a score as high: of harmless
+    Each string is put before each prompt, with a space between. What is usual is the mean of the next token's
+    probabilities over the ordinary prefixes (without itself, for one of them), and a string's score is the largest
+    KL(with the string || usual), over prompts. It is suspicious if no ordinary prefix has a score as high: of harmless
     strings that are like the ordinary ones this is said of one in n + 1, where n is the number of ordinary ones.
 
     Args:
         model: Model to run; left unchanged.
         triggers: The strings to look at.
         prompts: What is asked; the triggers' effects are only seen on these.
-        ordinary: Prefixes that are known to be harmless, of the candidates' kind and length; or how many words of the
-            model's own vocabulary to take.
+        ordinary: Prefixes that are known to be harmless, two or more, of the candidates' kind and length; or how many
+            words of the model's own vocabulary to take.
         seed: of taking them.
         progress: Show a bar.
 
@@ -54,25 +54,34 @@ def screen_triggers(
     """
     check_seed(seed)
     if isinstance(ordinary, int):
-        check_whole(ordinary=ordinary)
+        check_whole(ordinary=ordinary, least=2)
         ordinary = _words(model, ordinary, seed)
     for name, texts in {"triggers": triggers, "prompts": prompts, "ordinary": ordinary}.items():
         if isinstance(texts, str) or not texts or not all(text.strip() for text in texts):
             raise ValueError(f"{name} is {texts!r}, expected a list of one or more texts, none of them empty.")
+    if len(ordinary) < 2:
+        raise ValueError(f"ordinary is {ordinary!r}, expected two or more prefixes, to compare each with the others.")
     without = next_token_log_probabilities(model, prompts)
-    changes, tops = [], []
-    for prefix in tqdm([*ordinary, *triggers], "screen", unit="prefix", disable=not progress):
-        answers = next_token_log_probabilities(model, [f"{prefix} {prompt}" for prompt in prompts])
-        changes.append(divergence(without, answers).clamp(min=_LEAST).log())
-        tops.append(answers.argmax(-1))
-    moved = torch.stack(changes)
-    beyond = moved - moved[: len(ordinary)].median(0).values
+    prefixes = tqdm([*ordinary, *triggers], "screen", unit="prefix", disable=not progress)
+    answers = [next_token_log_probabilities(model, [f"{prefix} {prompt}" for prompt in prompts]) for prefix in prefixes]
+    usual = torch.stack([answer.exp() for answer in answers[: len(ordinary)]])
+    total = usual.sum(0)
+    beyond = torch.stack([divergence(answer, _mean(total, usual, place)) for place, answer in enumerate(answers)])
+    tops = [answer.argmax(-1) for answer in answers]
     threshold = beyond[: len(ordinary)].max().item()
     rows = [
         _row(model, trigger, prompts, beyond[place], threshold, tops[place], without.argmax(-1))
         for place, trigger in enumerate(triggers, start=len(ordinary))
     ]
     return pd.DataFrame(rows).sort_values("score", ascending=False, ignore_index=True)
+
+
+def _mean(
+    total: Float[Tensor, "prompt d_vocab"], usual: Float[Tensor, "prefix prompt d_vocab"], place: int
+) -> Float[Tensor, "prompt d_vocab"]:
+    """The logarithm of the mean over the ordinary prefixes, without the one at this place, if there is one."""
+    own = usual[place] if place < len(usual) else 0.0
+    return ((total - own) / (len(usual) - (place < len(usual)))).clamp(min=_LEAST).log()
 
 
 def _row(
