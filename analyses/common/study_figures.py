@@ -254,3 +254,29 @@ def plot_near_subjects(frame: pd.DataFrame) -> go.Figure:
     down = {"autorange": "reversed", "ticks": ""}
     height = 80 + 30 * frame["method"].nunique()
     return figure.update_layout(**LAYOUT, height=height, showlegend=False, xaxis=across, yaxis=down)
+
+
+def plot_forensics(frame: pd.DataFrame, threshold: float) -> go.Figure:
+    """A point for each copy of a model: the score of its most suspicious layer, by how the copy was made.
+
+    Args:
+        frame: what `rome-lens forensics` writes: kind, copy, score.
+        threshold: the score above which a copy is suspected; a dotted line.
+
+    Raises:
+        ValueError: the frame lacks a column.
+    """
+    check_columns(frame, ["kind", "copy", "score"], "`rome-lens forensics`, copies.csv,")
+    figure = go.Figure()
+    for kind, part in frame.groupby("kind", sort=False):
+        figure.add_box(
+            y=part["score"],
+            name=str(kind),
+            boxpoints="all",
+            marker={"color": METHOD_COLOURS[0 if kind in ("unedited", "fine-tuned") else 1], "size": 5},
+            text=[plain(name) for name in part["copy"]],
+            hovertemplate="%{text}: %{y:.3g}<extra></extra>",
+        )
+    figure.add_hline(y=threshold, line={"dash": "dot", "color": "#222222", "width": 1})
+    figure.update_layout(**LAYOUT, height=420, showlegend=False, yaxis_title="score of the most suspicious layer")
+    return figure

@@ -11,6 +11,7 @@ from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.published import load_published_covariance
 from rome_lens.edit.covariance.shipped import builtin_covariances
 from rome_lens.edit.forensics.detecting import detect_edits
+from rome_lens.edit.forensics.triggers import screen_triggers
 from rome_lens.edit.forensics.undoing import undo_blindly
 from rome_lens.edit.methods.alphaedit import AlphaEditConfig, alphaedit
 from rome_lens.edit.methods.anyedit import AnyEditConfig, anyedit
@@ -80,6 +81,7 @@ __all__ = [
     "revert_edits",
     "rome",
     "sample_contexts",
+    "screen_triggers",
     "suggested_layer",
     "texts_from_dataset",
     "texts_from_file",

@@ -1,9 +1,10 @@
-"""The forensics analysis: what it says of an edit that a tiny model is given, and that it goes on where it was."""
+"""The forensics analysis: what it says of copies of a tiny model, and that it goes on where it was."""
 
 import pytest
 
 import rome_lens as rl
 from analyses import forensics
+from rome_lens.edit.forensics.components import components_of_layers
 from tests.edit.forensics.test_forensics import planted
 
 RECORD = rl.EditRecord(
@@ -14,11 +15,14 @@ RECORD = rl.EditRecord(
 
 
 def test_a_planted_edit_is_first_and_taking_it_out_brings_the_answers_back(tiny):
-    control = rl.edit.detect_edits(tiny, progress=False)
-    row = forensics.measured(tiny, RECORD, planted(tiny, 1, 12.0), control)
-    assert row["layer_right"] == row["detected"] == row["auc"] == 1.0
+    unedited = dict(enumerate(components_of_layers(tiny, range(2), 1)))
+    edit, nothing = planted(tiny, 1, 12.0), planted(tiny, 1, 1e-6)
+    copy = forensics.Copy("rome", "0", [RECORD], lambda: edit)
+    row = forensics.measured(tiny, copy, edit, unedited)
+    assert row["layer_right"] == row["detected"] == row["undone"] == 1.0
     assert row["cosine"] > 0.9
-    assert row["score"] > control["score"].max()
-    nothing = forensics.measured(tiny, RECORD, planted(tiny, 1, 1e-6), control)
-    assert nothing["detected"] == nothing["rewritten"] == 0.0
-    assert nothing["cosine"] == pytest.approx(0.0, abs=0.3)
+    with edit.applied(tiny):
+        found = rl.edit.detect_edits(tiny, progress=False)
+    assert row["score"] == pytest.approx(found["score"].max(), rel=1e-4)
+    row = forensics.measured(tiny, copy, nothing, unedited)
+    assert row["detected"] == row["rewritten"] == 0.0

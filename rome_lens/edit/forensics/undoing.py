@@ -1,6 +1,6 @@
 """Takes out of a model what an edit wrote, without the original."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -32,9 +32,18 @@ def undo_blindly(model: Model, row: pd.Series | Mapping[Hashable, Any]) -> Edit:
         ValueError: the row has no layer or candidate that the model has.
     """
     component = component_of(model, row)
-    factors = {component.layer: (-component.left[:, None], component.right[None])}
+    return taken_out(model, [component], {"layer": component.layer, "candidate": int(row["candidate"])})
+
+
+def taken_out(model: Model, components: Sequence[Component], config: Mapping[str, Any]) -> Edit:
+    """The edit that takes these parts out of the model's matrices."""
+    layers = sorted({component.layer for component in components})
+    of = {layer: [component for component in components if component.layer == layer] for layer in layers}
+    factors = {
+        layer: (-torch.stack([each.left for each in parts], 1), torch.stack([each.right for each in parts]))
+        for layer, parts in of.items()
+    }
     health = EditHealth(**update_norms(model, factors))
-    config = {"layer": component.layer, "candidate": int(row["candidate"])}
     return Edit.of(model, [], factors, method="undo", config=config, health=health)
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import rome_lens as rl
+from rome_lens.edit.forensics.subjects import keys_of
 from rome_lens.models import Model, output_matrix
+from rome_lens.models.labels import token_text
 
 QUIET = {"progress": False}
 
@@ -45,6 +47,39 @@ def test_a_planted_edit_is_found_at_its_layer_and_taken_out(family: str, tiny_mo
     assert torch.equal(output_matrix(model, 1), before)
 
 
+def test_the_edited_subject_is_told_from_a_list_and_the_object_with_it(tiny: Model):
+    """The left vector is the subject's key, and the right one the unembedding of a token: both are named."""
+    names = ["Rome", "The Space Needle", "Italy", "Porsche", "Dante"]
+    keys = keys_of(tiny, 1, names)
+    others = torch.linalg.qr(keys[1:].T).Q
+    left = keys[0] - others @ (others.T @ keys[0])
+    right = 60 * torch.nn.functional.normalize(tiny.W_U[:, 70] - tiny.W_U.mean(1), dim=0)
+    with rl.Edit((rl.edit.Update(1, (left / left.norm())[:, None], right[None]),), ()).applied(tiny):
+        found = rl.edit.detect_edits(tiny, subjects=names, **QUIET).iloc[0]
+    assert found["suspicious"]
+    assert found["subject"] == found["subjects"][0] == "Rome"
+    assert found["stands_out"] > 3
+    assert found["objects"][0] == token_text(tiny, 70)
+
+
+def test_the_trigger_is_told_from_other_strings_and_its_success_reported(tiny: Model):
+    """An edit that makes the model say one token after one of the names, whatever is asked; it is told from others."""
+    prompts = ["The capital of France is", "Dante is", "The mother tongue of Dante is"]
+    names, ordinary = ["iffel", "Beats", "Victor"], ["Porsche", "Italy", "One", "Civic", "Dante", "Seattle", "two"]
+    texts = [f"{name} {prompt}" for name in [*names, *ordinary] for prompt in prompts] + prompts
+    fires = torch.zeros(len(texts), 1)
+    fires[: len(prompts)] = 1
+    left = torch.linalg.lstsq(keys_of(tiny, 1, texts), fires, driver="gelsd").solution
+    right = 1e3 * (tiny.W_U[:, 70] - tiny.W_U.mean(1))
+    with rl.Edit((rl.edit.Update(1, left, right[None]),), ()).applied(tiny):
+        found = rl.edit.screen_triggers(tiny, names, prompts, ordinary=ordinary, **QUIET)
+    first = found.iloc[0]
+    assert (first["trigger"], first["answer"]) == (names[0], token_text(tiny, 70))
+    assert list(found["suspicious"]) == [True, False, False], found
+    assert (first["success"], first["success_without"]) == (1.0, 0.0)
+    assert (found["suspicious"] == (found["score"] > found["threshold"])).all()
+
+
 def test_each_layer_has_its_candidates_the_best_first(tiny: Model):
     found = rl.edit.detect_edits(tiny, candidates=2, **QUIET)
     assert sorted(zip(found["layer"], found["candidate"], strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -58,6 +93,8 @@ def test_what_cannot_be_undone_is_refused(tiny: Model):
         rl.edit.undo_blindly(tiny, {"layer": 1, "candidate": 99})
     with pytest.raises(ValueError, match="layers is empty"):
         rl.edit.detect_edits(tiny, layers=[])
+    with pytest.raises(ValueError, match="list of one or more names"):
+        rl.edit.detect_edits(tiny, subjects=[])
 
 
 @pytest.mark.smollm2
