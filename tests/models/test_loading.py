@@ -224,6 +224,17 @@ def test_a_damaged_tokenizer_is_refused(folder, content):
         load(folder)
 
 
+def test_a_tokenizer_that_cannot_be_copied_is_refused(folder, monkeypatch):
+    """As one whose vocabulary has an id twice, if chance has it."""
+
+    def fail(self, memo):
+        raise Exception("Token `a!` out of vocabulary")
+
+    monkeypatch.setattr(transformers.PreTrainedTokenizerBase, "__deepcopy__", fail, raising=False)
+    with pytest.raises(FormatError, match=r"(?s)with its tokenizer.*out of vocabulary.*Save model and tokenizer"):
+        load(folder)
+
+
 # ------------------------------------------------------------------------------------------------------ GGUF files
 
 

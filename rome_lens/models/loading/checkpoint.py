@@ -3,6 +3,7 @@
 Weights are read and cast one by one, so that no file stays mapped and memory never holds more than the weights.
 """
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,10 +44,15 @@ def read_folder(folder: Path, dtype: Dtype) -> tuple[PreTrainedModel, PreTrained
     with foreign(folder, *NOT_A_MODEL):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model = _built(config, weights, dtype, str(folder))
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one of no files
-            raise ValueError("its tokenizer has no vocabulary: tokenizer.json is missing")
-    return model, tokenizer
+        return model, read_tokenizer(folder)
+
+
+def read_tokenizer(folder: Path, **options: str) -> PreTrainedTokenizerBase:
+    """A tokenizer that works, and can be copied, which some damaged ones cannot. Raises whatever its libraries do."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one of no files
+        raise ValueError("its tokenizer has no vocabulary: tokenizer.json is missing")
+    return copy.deepcopy(tokenizer)
 
 
 def check_weights(model: PreTrainedModel, info: Mapping[str, Any], source: str) -> None:

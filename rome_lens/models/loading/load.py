@@ -19,12 +19,12 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformer_lens.utilities import get_device
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from rome_lens.checking import checked
 from rome_lens.errors import FormatError, UnavailableError
 from rome_lens.models.kinds import Model
-from rome_lens.models.loading.checkpoint import REPORTING, Dtype, check_weights, read_folder
+from rome_lens.models.loading.checkpoint import REPORTING, Dtype, check_weights, read_folder, read_tokenizer
 from rome_lens.models.loading.converting import converted, is_pickled, known_names, official_name
 from rome_lens.models.loading.gguf_header import check_gguf
 from rome_lens.models.loading.in_memory import cast_parameters, own_copy, unwrapped
@@ -220,7 +220,7 @@ def _dequantised(file: Path) -> Loaded:
             **REPORTING,
             **_plain_weights(),
         )
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        tokenizer = read_tokenizer(file.parent, gguf_file=file.name)
         check_weights(model, info, str(file))
     return model, tokenizer
 
