@@ -234,7 +234,8 @@ def _top(model: Model, prompts: Sequence[str]) -> torch.Tensor:
 
 def figures(folder: Path) -> dict[str, go.Figure]:
     """The figures, of the tables in a folder."""
-    return {"forensics": plot_forensics(read_csv(folder / "copies.csv"), SUSPICIOUS)}
+    copies = read_csv(folder / "copies.csv").fillna({"copy": ""})  # the model itself is no copy
+    return {"forensics": plot_forensics(copies, SUSPICIOUS)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
