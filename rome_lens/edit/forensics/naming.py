@@ -104,6 +104,7 @@ class Asked:
             by_relation.setdefault(record.relation, []).append((record.request.prompt, record.request.subject))
         return cls.of(model, [each for pairs in by_relation.values() for each in pairs[:_OF_A_RELATION]])
 
+    @torch.no_grad()
     def answers(self, model: Model, hooks: HookList = ()) -> Float[Tensor, "prompt d_vocab"]:
         """Log-probabilities of the next token, in nats, on the CPU."""
         states = run(model, self.tokens, mask=self.mask, hooks=hooks)
@@ -124,7 +125,6 @@ class Asked:
         return self.answers(model, output_hooks(model, layer, push))
 
 
-@torch.no_grad()
 def raised_tokens(model: Model, components: Sequence[Component]) -> Iterator[tuple[str, ...]]:
     """For each component the tokens that it raises most, the first one first. The model is run, and left unchanged."""
     if not components:
@@ -143,7 +143,6 @@ def raised_tokens(model: Model, components: Sequence[Component]) -> Iterator[tup
         yield _texts(model, gains)
 
 
-@torch.no_grad()
 def said_of(model: Model, component: Component, subject: str) -> tuple[str, ...]:
     """The tokens that the component makes the model say most of a subject, the first one first."""
     asked = Asked.of(model, [(prompt, subject) for prompt in RELATIONS])
