@@ -29,6 +29,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object):
         def _split_scope(self, nodeid: str) -> str:
             return nodeid if "::test_notebook_runs" in nodeid else nodeid.split("::")[0]
 
+    config.option.loadscopereorder = False  # else the files of few tests, which are the slowest, come last
     return ByFile(config, log)
 
 

@@ -27,6 +27,7 @@ def cluster():
     """Ray with room for two workers, which says nothing."""
     import ray
 
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else its workers wait for every other process
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # Ray drops its processes without waiting for them
         try:
