@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
-from rome_lens.models import Model
 
 CORPUS = """
 The Eiffel Tower is located in the city of Paris. The Space Needle is located in the city of Seattle, and the
@@ -86,8 +83,3 @@ def save_model(folder: Path, family: str, *, bos: bool = False, seed: int = 0) -
     model.save_pretrained(folder)
     save_tokenizer(folder, bos=bos)
     return folder
-
-
-def with_tokenizer(monkeypatch: pytest.MonkeyPatch, model: Model, tokenizer: object) -> None:
-    """Gives a model another tokenizer for a test; a Bridge's setter would make one of it that adds BOS."""
-    monkeypatch.setattr(model, "_tokenizer" if hasattr(model, "_tokenizer") else "tokenizer", tokenizer)

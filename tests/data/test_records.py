@@ -8,7 +8,7 @@ import transformers
 from tokenizers import normalizers
 
 from rome_lens.data.records import EditRecord, EditRequest, Fact, check_template, check_text, fill, subject_range
-from tests.tiny import with_tokenizer
+from tests.upstream import with_tokenizer
 
 PROMPT = "{} is located in the city of"
 

@@ -5,7 +5,7 @@ import pytest
 import rome_lens as rl
 from rome_lens.models.labels import token_text, token_texts
 from rome_lens.models.tokens import tokenize
-from tests.tiny import with_tokenizer
+from tests.upstream import with_tokenizer
 
 
 def test_whole_tokens_are_labelled_as_they_are_written(tiny):

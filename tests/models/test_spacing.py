@@ -11,7 +11,7 @@ from rome_lens.evaluate.likelihood import mean_log_probabilities
 from rome_lens.locate.prompt import prepare_prompt
 from rome_lens.models.spacing import separator
 from rome_lens.models.tokens import tokenize, tokenize_continuation
-from tests.tiny import with_tokenizer
+from tests.upstream import with_tokenizer
 
 JOINED = """
 法国的首都是|巴黎   法国的首都是|Paris   法国的首都是：|Paris   答案:|巴黎   成立于1998|年
