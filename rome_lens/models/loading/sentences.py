@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from rome_lens.checking import checked
-from rome_lens.models.loading.checkpoint import REPORTING, check_weights, checked_folder
+from rome_lens.models.loading.checkpoint import REPORTING, check_weights, checked_folder, read_tokenizer
 from rome_lens.models.loading.folder import NOT_A_MODEL
 from rome_lens.storage import foreign
 
@@ -32,7 +32,7 @@ def sentence_encoder(folder: str | os.PathLike[str]) -> Encoder:
     folder = Path(folder)
     checked_folder(folder)
     with foreign(folder, *NOT_A_MODEL):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = read_tokenizer(folder)
         model, info = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, **REPORTING)
     check_weights(model.eval(), info | {"unexpected_keys": ()}, str(folder))  # a head on top is not used
 
