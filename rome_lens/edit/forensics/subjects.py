@@ -16,11 +16,12 @@ from rome_lens.edit.search.key import subject_activations
 from rome_lens.models import Model, key_name
 
 NAMED = 5
+_CONTEXT = "Let us talk about {}"  # at a text's first tokens models keep something else: an attention sink
 
 
 def keys_of(model: Model, layer: int, subjects: Sequence[str]) -> Float[Tensor, "subject d_mlp"]:
-    """The keys at the subjects' last tokens, each subject being the whole text, on the CPU."""
-    asked = [(EditRequest(PLACE, subject, "-"), PLACE) for subject in subjects]
+    """The keys at the subjects' last tokens, each subject at the end of a short text, on the CPU."""
+    asked = [(EditRequest(PLACE, subject, "-"), _CONTEXT) for subject in subjects]
     return subject_activations(model, key_name(layer), layer, asked).cpu()
 
 

@@ -7,7 +7,8 @@ import torch
 
 import rome_lens as rl
 from rome_lens.edit.forensics.subjects import keys_of
-from rome_lens.models import Model, output_matrix
+from rome_lens.edit.search.key import subject_activations
+from rome_lens.models import Model, key_name, output_matrix
 from rome_lens.models.labels import token_text
 
 QUIET = {"progress": False}
@@ -69,7 +70,8 @@ def test_the_trigger_is_told_from_other_strings_and_its_success_reported(tiny: M
     texts = [f"{name} {prompt}" for name in [*names, *ordinary] for prompt in prompts] + prompts
     fires = torch.zeros(len(texts), 1)
     fires[: len(prompts)] = 1
-    left = torch.linalg.lstsq(keys_of(tiny, 1, texts), fires, driver="gelsd").solution
+    whole = [(rl.EditRequest("{}", text, "-"), "{}") for text in texts]
+    left = torch.linalg.lstsq(subject_activations(tiny, key_name(1), 1, whole), fires, driver="gelsd").solution
     right = 1e3 * (tiny.W_U[:, 70] - tiny.W_U.mean(1))
     with rl.Edit((rl.edit.Update(1, left, right[None]),), ()).applied(tiny):
         found = rl.edit.screen_triggers(tiny, names, prompts, ordinary=ordinary, **QUIET)
@@ -95,6 +97,13 @@ def test_what_cannot_be_undone_is_refused(tiny: Model):
         rl.edit.detect_edits(tiny, layers=[])
     with pytest.raises(ValueError, match="list of one or more names"):
         rl.edit.detect_edits(tiny, subjects=[])
+
+
+@pytest.mark.smollm2
+def test_a_name_of_one_token_is_not_read_where_models_keep_an_attention_sink(smollm2: Model):
+    """At a text's first tokens keys of later layers are ten times as long, and those of early ones all alike."""
+    short, long = keys_of(smollm2, 9, ["Rome", "The Eiffel Tower"]).norm(dim=1)
+    assert 0.3 < short / long < 3
 
 
 @pytest.mark.smollm2
