@@ -20,7 +20,7 @@ def python(*options: str, script: str, arguments: tuple[str, ...] = ()) -> subpr
 
 
 def test_the_import_takes_less_than_a_second_more_than_transformer_lens():
-    """In seconds of this process' own work, which a busy machine does not stretch."""
+    """In seconds of this process' own work, at best of three times: what runs beside it takes the caches away."""
     script = """
         import time
         import transformer_lens.model_bridge
@@ -28,7 +28,8 @@ def test_the_import_takes_less_than_a_second_more_than_transformer_lens():
         import rome_lens
         print(time.process_time() - before)
     """
-    assert float(python(script=script).stdout.splitlines()[-1]) < 1.0
+    seconds = (float(python(script=script).stdout.splitlines()[-1]) for _ in range(3))
+    assert any(each < 1.0 for each in seconds)
 
 
 def test_what_only_some_calls_need_is_not_imported():
