@@ -166,7 +166,7 @@ class MultivariateGaussianNoise(_Noise):
             raise ValueError(f"The noise's scale is {self.scale}, expected a number above 0.")
 
     def _draw(self, random: np.random.RandomState, model: Model, shape: tuple[int, int, int]) -> np.ndarray:
-        samples = subject_embeddings(model, self.subjects).double().cpu().numpy()
+        samples = subject_embeddings(model, self.subjects).cpu().double().numpy()
         mean = samples.mean(0)
         # Random mixtures of the centred embeddings have exactly their covariance, also where there are fewer than d.
         mixture = random.randn(*shape[:2], len(samples)) / np.sqrt(len(samples) - 1)

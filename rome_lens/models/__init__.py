@@ -27,6 +27,7 @@ from rome_lens.models.parameters import (
     count_in_blocks,
     embeddings,
     frozen,
+    in_float64,
     requiring_grad,
 )
 from rome_lens.models.running.adding import check_added
@@ -44,7 +45,7 @@ from rome_lens.models.running.forward import (
     run_with_past,
 )
 from rome_lens.models.running.kv_cache import PastState
-from rome_lens.models.running.memory import tokens_that_fit
+from rome_lens.models.running.memory import device_for_sums, tokens_that_fit
 from rome_lens.models.running.prefix_tree import run_tree
 from rome_lens.models.running.sampling import sample_text, sample_texts, write_on
 
@@ -68,6 +69,7 @@ __all__ = [
     "check_top_k",
     "contribution_change",
     "count_in_blocks",
+    "device_for_sums",
     "embed",
     "embeddings",
     "find_matrix",
@@ -76,6 +78,7 @@ __all__ = [
     "fingerprint_keys",
     "frozen",
     "hooked",
+    "in_float64",
     "input_name",
     "key_name",
     "load_model",

@@ -48,6 +48,14 @@ def bos_token(model: Model) -> list[int]:
     return [model.tokenizer.bos_token_id] if model.cfg.default_prepend_bos else []
 
 
+def in_float64(values: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """The values in float64, on their own device, or on the CPU where that one has no float64 (Apple's GPUs)."""
+    try:
+        return values.double()
+    except TypeError:
+        return values.cpu().double()
+
+
 @contextmanager
 def requiring_grad(tensors: Iterable[Tensor], required: bool) -> Iterator[None]:
     """Inside, all tensors have this `requires_grad`; afterwards each has its own again."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import rome_lens as rl
+from analyses.common.methods import BATCH
 from rome_lens.models.kinds import HookedTransformer
 from tests.conformance.test_families import FACT, NOISE, covariance, edit
 
@@ -37,6 +38,34 @@ def same_numbers(one, other) -> None:
 @pytest.mark.skipif(gpus < 1, reason="needs a GPU")
 def test_a_model_on_a_gpu_gives_the_same_numbers(tiny_folder):
     same_numbers(*(rl.load_model(tiny_folder("gpt2"), device=device) for device in ("cpu", "cuda")))
+
+
+@pytest.mark.skipif(gpus < 1, reason="needs a GPU")
+def test_every_method_on_a_gpu_gives_the_same_edit(tiny_folder):
+    requests = [
+        rl.EditRequest("{} is in", subject, target) for subject, target in (("Rome", " red"), ("Paris", " blue"))
+    ]
+    deltas: dict[str, list[torch.Tensor]] = {}
+    for device in ("cpu", "cuda"):
+        model = rl.load_model(tiny_folder("gpt2"), device=device)
+        known = rl.collect_covariance(model, [0, 1], texts="The tower is in Rome. " * 90, tokens=400, progress=False)
+        known = {layer: each.shrunk() for layer, each in known.items()}
+        options = {"covariances": known, "preserve": ["The tower is in"], "on_unhealthy": "ignore", "progress": False}
+        found = {}
+        for name, (method, config) in BATCH.items():
+            everything = {"null_space_threshold": 1e9} if name == "alphaedit" else {}
+            used = config(contexts=("{}",), layers=[0, 1], **everything)
+            found[name] = method(model, requests, config=used, **options)
+        ledger = rl.edit.EditLedger(model, covariances={1: known[1]}, config=rl.RomeConfig(contexts=("{}",)))
+        with pytest.warns(rl.errors.EditWarning, match="nearly full"):
+            ledger.add(requests, preserve=["The tower is in"], progress=False)
+        found["ledger"] = ledger.edit(on_unhealthy="ignore")
+        assert (ledger.to_frame()["residual"] < 1e-4).all()
+        found["ultraedit"] = rl.edit.ultraedit(model, requests, on_unhealthy="ignore", progress=False)
+        for name, each in found.items():
+            deltas.setdefault(name, []).append(torch.cat([(u.left @ u.right).flatten() for u in each.updates]))
+    for name, (one, other) in deltas.items():
+        assert torch.cosine_similarity(one, other, dim=0) > 0.999, name
 
 
 @pytest.mark.hooked

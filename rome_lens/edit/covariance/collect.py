@@ -107,7 +107,7 @@ def collect_covariance(
     fingerprints = torch.stack([fingerprint_keys(model, layer) for layer in layers])
     width = fingerprints.shape[-1]
     pieces = token_pieces(model, [texts] if isinstance(texts, str) else texts, length, tokens)
-    partial = PartialSums.empty(len(layers), width)
+    partial = PartialSums.empty(model, len(layers), width)
     batch = max(1, tokens_per_batch // length)
     identity = model_identity(model) | settings if out is not None else {}
     with (
@@ -154,7 +154,7 @@ def _covariance(
     layer: int, sums: Tensor, tokens: list[int], fingerprint: Tensor, facts: Mapping[str, Any]
 ) -> KeyCovariance:
     """The mean over both halves, with their agreement."""
-    mean = (sums.sum(0) / sum(tokens)).float()
+    mean = (sums.sum(0) / sum(tokens)).float().cpu()
     covariance = KeyCovariance(mean, layer, sum(tokens), fingerprint=fingerprint, **facts)
     if not all(tokens):
         return covariance

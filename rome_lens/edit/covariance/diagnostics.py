@@ -54,7 +54,7 @@ def factor(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"] | None:
     It is made in place, and stored by columns, which LAPACK takes as it is: a copy of a large one takes gigabytes.
     """
     lower = matrix.to(torch.float64, copy=True).T
-    failed = torch.empty((), dtype=torch.int32)
+    failed = torch.empty((), dtype=torch.int32, device=matrix.device)
     torch.linalg.cholesky_ex(lower, out=(lower, failed))
     return None if failed or not lower.isfinite().all() else lower
 
@@ -80,8 +80,14 @@ def condition_number(lower: Float[Tensor, "d d"] | None) -> float:
     most = 1 / torch.finfo(torch.float64).eps
     if lower is None:
         return most
-    largest = _largest_eigenvalue(lambda vector: lower @ (vector @ lower), len(lower))
-    inverse = _largest_eigenvalue(lambda vector: solved(lower, vector[:, None])[:, 0], len(lower))
+
+    def multiplied(vector: Tensor) -> Tensor:
+        return lower @ (vector.to(lower.device) @ lower)
+
+    def divided(vector: Tensor) -> Tensor:
+        return solved(lower, vector.to(lower.device)[:, None])[:, 0]
+
+    largest, inverse = (_largest_eigenvalue(product, len(lower)) for product in (multiplied, divided))
     return min(most, largest * inverse)
 
 
@@ -91,9 +97,11 @@ def _largest_eigenvalue(product: Callable[[Tensor], Tensor], width: int) -> floa
 
     if width == 1:
         return product(torch.ones(1, dtype=torch.float64)).item()
-    operator = LinearOperator(
-        (width, width), lambda vector: product(torch.from_numpy(vector).flatten()).numpy(), dtype="d"
-    )
+
+    def multiplied(vector: np.ndarray) -> np.ndarray:
+        return product(torch.from_numpy(vector).flatten()).cpu().numpy()
+
+    operator = LinearOperator((width, width), multiplied, dtype="d")
     start = np.random.default_rng(0).standard_normal(width)
     return float(eigsh(operator, k=1, which="LA", v0=start, tol=1e-6, return_eigenvectors=False)[0])
 
@@ -110,7 +118,7 @@ def median_cosine(
     one, other = factor(first), factor(second)
     if one is None or other is None:
         return None
-    columns = keys.T.double()
+    columns = keys.T.to(one)
     solutions = solved(one, columns), solved(other, columns)
     return torch.cosine_similarity(solutions[0], solutions[1], dim=0).median().item()
 

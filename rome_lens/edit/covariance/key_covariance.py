@@ -19,7 +19,7 @@ from rome_lens.edit.covariance.diagnostics import (
     solved,
 )
 from rome_lens.errors import CovarianceError, FormatError
-from rome_lens.models import Model, fingerprint_cosine, output_matrix
+from rome_lens.models import Model, fingerprint_cosine, in_float64, output_matrix
 from rome_lens.storage import load_tensors, save_tensors
 
 _KIND = "rome_lens key covariance 3"
@@ -84,8 +84,17 @@ class KeyCovariance:
         return cls(matrix, layer, tokens, model, corpus, str(second_moment.dtype).removeprefix("torch."))
 
     @cached_property
-    def _factor(self) -> Float[Tensor, "d_mlp d_mlp"] | None:
-        return factor(self.second_moment)
+    def _factors(self) -> dict[torch.device, Float[Tensor, "d_mlp d_mlp"] | None]:
+        return {}
+
+    def _factor_on(self, device: torch.device) -> Float[Tensor, "d_mlp d_mlp"] | None:
+        """C's Cholesky factor, made once; on the CPU if the device has no room for it."""
+        if device not in self._factors:
+            try:
+                self._factors[device] = factor(self.second_moment.to(device))
+            except torch.OutOfMemoryError:
+                self._factors[device] = self._factor_on(self.second_moment.device)
+        return self._factors[device]
 
     @cached_property
     def _eigen(self) -> tuple[Float[Tensor, " d_mlp"], Float[Tensor, "d_mlp d_mlp"]]:
@@ -103,22 +112,24 @@ class KeyCovariance:
 
         Entries are stored in float32, so beyond 8e6 the smallest eigenvalues are rounding.
         """
-        return condition_number(self._factor)
+        made = next(iter(self._factors), self.second_moment.device)
+        return condition_number(self._factor_on(made))
 
     def solve(self, key: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "*n d_mlp"]:
-        """C^-1 k for one key or several (Cholesky in float64), in the keys' dtype and on their device.
+        """C^-1 k for one key or several (Cholesky in float64, on their device if it has room), in the keys' dtype.
 
         Raises:
             CovarianceError: the covariance is singular.
         """
-        if self._factor is None:
+        columns = in_float64(key.detach()).reshape(-1, key.shape[-1]).T
+        lower = self._factor_on(columns.device)
+        if lower is None:
             width = len(self.second_moment)
             raise CovarianceError(
                 f"The covariance of layer {self.layer} is singular: {self.tokens} tokens for {width} dimensions. "
                 f"Collect it from more text (at least {10 * width} tokens), or make it invertible: covariance.shrunk()."
             )
-        columns = key.detach().cpu().double().reshape(-1, key.shape[-1]).T
-        return solved(self._factor, columns).T.reshape(key.shape).to(key)
+        return solved(lower, columns.to(lower.device)).T.reshape(key.shape).to(key)
 
     def report(self) -> CovarianceReport:
         """Diagnostics: effective rank, condition number, and agreement of two halves of the text."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rome_lens.engine import ParallelMap
 from rome_lens.errors import CovarianceError, FormatError
-from rome_lens.models import Model, bos_token, mlp_keys, pad
+from rome_lens.models import Model, bos_token, device_for_sums, mlp_keys, pad
 from rome_lens.storage import Checkpoint
 
 Piece = list[int]
@@ -36,13 +36,14 @@ class PartialSums:
     _digest: Any = field(default_factory=hashlib.sha256)
 
     @classmethod
-    def empty(cls, layers: int, width: int, *, pieces: int = 0) -> "PartialSums":
-        """Zero sums that begin with piece number `pieces`."""
-        return cls(torch.zeros(layers, 2, width, width, dtype=torch.float64), [0, 0], pieces)
+    def empty(cls, model: Model, layers: int, width: int, *, pieces: int = 0) -> "PartialSums":
+        """Zero sums that begin with piece number `pieces`, on the model's device if they fit there."""
+        device = device_for_sums(model, 8 * layers * 2 * width**2)
+        return cls(torch.zeros(layers, 2, width, width, dtype=torch.float64, device=device), [0, 0], pieces)
 
     def add(self, sums: Float[Tensor, "layer half d_mlp d_mlp"], tokens: list[int]) -> None:
         """Adds the sums and key counts of further pieces."""
-        self.sums += sums
+        self.sums += sums.to(self.sums.device)
         self.tokens = [a + b for a, b in zip(self.tokens, tokens, strict=True)]
 
     def next_batch(self, pieces: Iterator[list[int]], size: int) -> tuple[list[list[int]], list[int]]:
@@ -57,7 +58,7 @@ class PartialSums:
     def save(self, checkpoint: Checkpoint) -> None:
         """Saves all of it in place of the last checkpoint."""
         facts = {"tokens": self.tokens, "pieces": self.pieces, "sha256": self._digest.hexdigest()}
-        checkpoint.save({"sums": self.sums}, facts)
+        checkpoint.save({"sums": self.sums.cpu()}, facts)
 
     def resume(self, checkpoint: Checkpoint, pieces: Iterator[list[int]]) -> None:
         """Continues from the checkpoint, if there is one, and skips the pieces that it includes.
@@ -70,7 +71,7 @@ class PartialSums:
         (sums, facts), place = (checkpoint.found[0].get("sums"), checkpoint.found[1]), checkpoint.path
         if sums is None or (sums.shape, sums.dtype) != (self.sums.shape, self.sums.dtype) or len(facts["tokens"]) != 2:
             raise FormatError(f"{place} does not hold sums of shape {list(self.sums.shape)}. Delete it to begin anew.")
-        self.sums, self.tokens = sums, list(facts["tokens"])
+        self.sums, self.tokens = sums.to(self.sums.device), list(facts["tokens"])
         self.next_batch(pieces, facts["pieces"])
         if self._digest.hexdigest() != facts["sha256"]:
             raise FormatError(
@@ -122,10 +123,10 @@ def _summed(
 ) -> tuple[Float[Tensor, "layer half d_mlp d_mlp"], list[int]]:
     """Sums and key counts of a shard, given as (number of its first piece, pieces)."""
     first, pieces = shard
-    partial = PartialSums.empty(len(layers), width, pieces=first)
+    partial = PartialSums.empty(model, len(layers), width, pieces=first)
     for _ in add_pieces(model, layers, iter(pieces), partial, batch=batch):
         pass
-    return partial.sums, partial.tokens
+    return partial.sums.cpu(), partial.tokens
 
 
 def _add_batch(
@@ -145,7 +146,7 @@ def _add_batch(
                 raise CovarianceError(
                     f"Keys of layer {layer} are not finite. Check the model's weights, or load it in float32."
                 )
-            sums[half] += (flat.T @ flat).cpu()
+            sums[half] += (flat.T @ flat).to(sums.device)
         partial.tokens[half] += int(chosen.sum())
 
 

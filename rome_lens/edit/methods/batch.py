@@ -34,7 +34,7 @@ from rome_lens.edit.search.settings import BatchConfig
 from rome_lens.edit.search.targets import MemitTargets, check_requests, memit_targets, subject_states
 from rome_lens.edit.search.value import search_figures
 from rome_lens.errors import CovarianceError, EditError
-from rome_lens.models import Model, key_name, norms_mlp_output
+from rome_lens.models import Model, in_float64, key_name, norms_mlp_output
 
 ClosedForm = Callable[..., Float[Tensor, "d_mlp request"]]
 """Maps keys, C, `preserved` keys and what is kept of `earlier` ones to an update's left factor; see closed_forms.py."""
@@ -82,7 +82,7 @@ def write_batch(
     found, token = targets, targets.search["token"]
 
     def measure(layer: int) -> Measured:
-        keys, kept = context_keys(model, layer, found).cpu().double(), preserved.keys(model, layer)
+        keys, kept = in_float64(context_keys(model, layer, found)), preserved.keys(model, layer)
         return Measured(keys, subject_states(model, layers[-1], requests, token=token), kept, earlier.get(layer))
 
     wanted = torch.stack([value.vector for value in targets.values]).to(model.cfg.device)
@@ -108,7 +108,7 @@ def _with_earlier(
     keys: Float[Tensor, "request d_mlp"], earlier: Float[Tensor, "d_mlp d_mlp"] | None
 ) -> Float[Tensor, "d_mlp d_mlp"]:
     """KT K of all keys so far, in float32."""
-    gram = (keys.T @ keys).float()
+    gram = (keys.T @ keys).float().cpu()
     return gram if earlier is None else earlier + gram
 
 
@@ -141,7 +141,7 @@ class Measured:
     """What a layer's update is computed from, in the model with the updates of earlier layers.
 
     Attributes:
-        keys: of what is written, in each context, the bare prompt first; float64, on the CPU.
+        keys: of what is written, in each context, the bare prompt first; float64.
         states: the residual stream after the last edited layer, where it is to be changed.
         preserved: keys whose answers have to stay.
         earlier: K_p^T K_p of keys whose answers should stay.
@@ -183,7 +183,7 @@ def spread_over_layers(
         so_far = Edit(tuple(Update(edited, *pair) for edited, pair in factors.items()), tuple(requests))
         with so_far.applied(model):
             found = measure(layer)
-        share = ((wanted - found.states) / (len(layers) - done)).cpu()
+        share = ((wanted - found.states) / (len(layers) - done)).to(found.keys.device)
         keys[layer] = found.keys.mean(1)
         given = {} if found.earlier is None else {"earlier": found.earlier}
         factor = form(keys[layer], covariances[layer], preserved=found.preserved, **given).float()

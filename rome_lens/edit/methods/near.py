@@ -20,7 +20,7 @@ from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.search.contexts import EditedToken
 from rome_lens.edit.search.key import subject_activations
 from rome_lens.errors import FormatError
-from rome_lens.models import Model, key_name, model_identity, output_matrix
+from rome_lens.models import Model, in_float64, key_name, model_identity, output_matrix
 from rome_lens.models.tokens import tokenize
 from rome_lens.storage import load_tensors, plain, save_tensors
 
@@ -101,10 +101,10 @@ def reached_most(
     shares = torch.zeros(len(requests), len(subjects), dtype=torch.float64)
     for layer, covariance in covariances.items():
         asked = [(request, PLACE) for request in requests]
-        keys = subject_activations(model, key_name(layer), layer, asked).cpu().double()
+        keys = in_float64(subject_activations(model, key_name(layer), layer, asked))
         left = form(keys, covariance)
-        here = kept_bank_keys(model, layer, subjects).double() @ left / (keys * left.T).sum(-1)
-        shares = torch.maximum(shares, here.T.abs())
+        here = kept_bank_keys(model, layer, subjects).to(left) @ left / (keys * left.T).sum(-1)
+        shares = torch.maximum(shares, here.T.abs().cpu())
     others = [*(request.subject for request in requests), *exclude]
     for i, fact in enumerate(subjects):
         if any(_same(fact.subject, other) for other in others):

@@ -20,7 +20,7 @@ from rome_lens.edit.search.gradients import inputs_and_gradients
 from rome_lens.edit.search.settings import check_ascending, check_positive
 from rome_lens.edit.search.targets import check_requests
 from rome_lens.errors import EditError
-from rome_lens.models import MlpMatrix, Model, logits
+from rome_lens.models import MlpMatrix, Model, in_float64, logits
 from rome_lens.models.teacher_forcing import run_until, target_log_probabilities
 
 _EPSILON = torch.finfo(torch.float32).eps
@@ -158,7 +158,7 @@ def _step(
     passes: Iterable[tuple[Tensor, Tensor]], statistics: "_Statistics", learning_rate: float
 ) -> tuple[Float[Tensor, "d_in rank"], Float[Tensor, "rank d_out"]]:
     """The factors of X = HT (H HT + I)^-1 V, which is (HT H + I)^-1 HT V."""
-    h, g = (torch.cat(each).double() for each in zip(*passes, strict=True))
+    h, g = (in_float64(torch.cat(each)) for each in zip(*passes, strict=True))
     h_hat, g_hat = statistics.normalised(torch.cat([h, g], dim=1)).split([h.shape[1], g.shape[1]], dim=1)
     v = -learning_rate * h_hat.square().sum(1, keepdim=True) * g_hat
     right = torch.linalg.solve(h @ h.T + torch.eye(len(h)).to(h), v)
@@ -183,7 +183,7 @@ class _Statistics:
 
     def update(self, rows: Float[Tensor, "token d"]) -> None:
         """Takes in the rows of a pass."""
-        rows = rows.double().cpu()
+        rows = in_float64(rows).cpu()
         more, total = len(rows), self.count + len(rows)
         step = rows.mean(0) - self.mean
         within = more * rows.var(0) if more > 1 else torch.zeros_like(step)

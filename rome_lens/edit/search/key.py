@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rome_lens.data.records import EditRequest
 from rome_lens.edit.search.contexts import EditedToken, in_context
-from rome_lens.models import Model, key_name, pad, run_and_read, tokens_that_fit
+from rome_lens.models import Model, in_float64, key_name, pad, run_and_read, tokens_that_fit
 from rome_lens.models.tokens import batches
 
 
@@ -38,13 +38,13 @@ def subject_activations(
 def prefix_activations(
     model: Model, name: str, layer: int, rows: Iterable[tuple[int, ...]]
 ) -> dict[tuple[int, ...], Float[Tensor, " width"]]:
-    """The activation at a hook point of a block at every position of token rows, in float64 on the CPU, by the tokens
-    up to and with that position.
+    """The activation at a hook point of a block at every position of token rows, in float64, by the tokens up to and
+    with that position.
     """
     found: dict[tuple[int, ...], Tensor] = {}
     for batch in batches(sorted(set(rows), key=len), tokens_that_fit(model)):
         tokens, mask = (each.to(model.cfg.device) for each in pad(batch))
-        read = run_and_read(model, tokens, [name], mask=mask, stop_at_layer=layer + 1)[name].double().cpu()
+        read = in_float64(run_and_read(model, tokens, [name], mask=mask, stop_at_layer=layer + 1)[name])
         found |= {ids[: i + 1]: read[row, i] for row, ids in enumerate(batch) for i in range(len(ids))}
     return found
 

@@ -21,6 +21,7 @@ is in the same column in all of them. Logits are computed only where a target to
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Literal
 
 import torch
@@ -102,6 +103,7 @@ class Suffixes:
         row, position: where a target token is predicted (counted in `residual`).
         token: the target token that is to be predicted there.
         essence: each request's row that predicts the essence, at its first position.
+        predictions: how many of them each request has.
     """
 
     residual: Float[Tensor, "row pos d_model"]
@@ -114,9 +116,11 @@ class Suffixes:
     position: Int[Tensor, " prediction"]
     token: Int[Tensor, " prediction"]
     essence: Int[Tensor, " request"]
+    predictions: tuple[int, ...]
 
-    def only(self, kept: Bool[Tensor, " request"]) -> "Suffixes":
+    def only(self, chosen: Sequence[bool]) -> "Suffixes":
         """The rows of some requests, which are renumbered in the same order."""
+        kept = torch.tensor(chosen, device=self.request.device)
         rows = kept[self.request]
         predictions = rows[self.row]
         new_request, new_row = kept.cumsum(0) - 1, rows.cumsum(0) - 1
@@ -131,6 +135,7 @@ class Suffixes:
             position=self.position[predictions],
             token=self.token[predictions],
             essence=new_row[self.essence[kept]],
+            predictions=tuple(compress(self.predictions, chosen)),
         )
 
 
@@ -183,6 +188,7 @@ def prepare_suffixes(
         position=where_predicted[:, 1],
         token=where_predicted[:, 2],
         essence=torch.tensor(essence, device=device),
+        predictions=tuple(prompt.contexts * len(prompt.target) for prompt in prompts),
     )
 
 
@@ -212,10 +218,9 @@ def run_suffixes(
     needed = torch.cat([residual[suffixes.row, suffixes.position], residual[suffixes.essence, 0]])
     predicted, essence = logits(model, needed).split([len(suffixes.row), len(suffixes.essence)])
     target = target_log_probabilities(predicted, suffixes.token)
-    of_request = suffixes.request[suffixes.row].bincount().tolist()
     on_top = predicted.argmax(-1) == suffixes.token
     return (
-        torch.stack([-part.mean() for part in target.split(of_request)]),
+        torch.stack([-part.mean() for part in target.split(suffixes.predictions)]),
         essence.log_softmax(-1),
-        torch.stack([part.all() for part in on_top.split(of_request)]),
+        torch.stack([part.all() for part in on_top.split(suffixes.predictions)]),
     )

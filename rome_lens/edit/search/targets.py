@@ -28,7 +28,7 @@ Parts = tuple[dict[str, Tensor], dict[str, Any]]
 _FACTS = {"layer": int, "contexts": list, "search": dict, "ends": list, "requests": list}
 _ADDED = {"steps_on_top": None, "anchor_norm": None}  # numbers that files of earlier versions lack
 _SEARCH = "rome_lens search of memit targets 1"
-_REQUESTS_AT_ONCE = 4
+_REQUESTS_AT_ONCE, _ON_A_CPU = 64, 4  # between two checkpoints; a CPU runs them one by one
 _MOST_DIFFERENCE = 0.02
 
 
@@ -174,7 +174,8 @@ def memit_targets(
         if kept.found is not None:
             found = MemitTargets._of_parts(kept.path, kept.found)
         missing = [request for request in requests if request not in found.requests]
-        parts = [missing[i : i + _REQUESTS_AT_ONCE] for i in range(0, len(missing), _REQUESTS_AT_ONCE)]
+        at_once = _ON_A_CPU if torch.device(model.cfg.device).type == "cpu" else _REQUESTS_AT_ONCE
+        parts = [missing[i : i + at_once] for i in range(0, len(missing), at_once)]
         with tqdm(total=len(missing), desc=f"targets, layer {layer}", unit="request", disable=not progress) as bar:
             for part in parts:
                 values = optimise_values(model, layer, part, contexts, config, at="resid", progress=False)

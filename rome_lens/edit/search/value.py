@@ -7,6 +7,8 @@ result as alone.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -135,43 +137,43 @@ def search_values(
     optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
     bound = config.clamp_norm_factor * initial.norm(dim=-1)
     clamped = torch.zeros_like(bound, dtype=torch.bool)
-    searched = torch.arange(len(prompts), device=delta.device)
-    steps_on_top = torch.zeros_like(searched)
+    searched = list(range(len(prompts)))
+    steps_on_top = [0] * len(prompts)
     ends: dict[int, Value] = {}
     essence: Tensor | None = None
     with frozen(model), torch.enable_grad():
         for step in range(config.steps):
-            nll, essence_log_probs, on_top = run_suffixes(model, layer, suffixes, delta[searched], at)
+            rows = torch.tensor(searched, device=delta.device)
+            nll, essence_log_probs, on_top = run_suffixes(model, layer, suffixes, delta[rows], at)
             essence = essence_log_probs.detach() if essence is None else essence
             kl = nn.functional.kl_div(essence, essence_log_probs, log_target=True, reduction="none").sum(-1)
-            decay = config.weight_decay * delta[searched].norm(dim=-1) / initial[searched].norm(dim=-1) ** 2
+            decay = config.weight_decay * delta[rows].norm(dim=-1) / initial[rows].norm(dim=-1) ** 2
             loss = nll + config.kl_factor * kl + decay  # Eq. 4, with the authors' weight decay
-            stops = loss.detach() < config.early_stop_loss
-            steps_on_top = torch.where(on_top, steps_on_top + 1, 0)
-            if config.steps_on_top is not None:
-                stops |= steps_on_top >= config.steps_on_top
-            if step == config.steps - 1:
-                stops[:] = True
-            _check(loss, [requests[i] for i in searched.tolist()], step)
-            bar.set_postfix(loss=f"{loss.mean().item():.3f}", target=f"{(-nll).exp().mean().item():.3f}")
-            bar.update(len(searched) + int(stops.sum()) * (config.steps - 1 - step))
-            for i, n in enumerate(searched.tolist()):
-                if stops[i]:
-                    parts = nll[i].item(), kl[i].item(), decay[i].item()
+            figures = torch.stack([loss, nll, kl, decay, on_top.to(loss), clamped[rows].to(loss)])
+            read = figures.detach().T.tolist()  # all that is read in a step, at once: a GPU is waited for
+            _check([each[0] for each in read], [requests[n] for n in searched], step)
+            goes_on = []
+            for n, (total, nll_now, kl_now, decay_now, on_top_now, clamped_now) in zip(searched, read, strict=True):
+                steps_on_top[n] = steps_on_top[n] + 1 if on_top_now else 0
+                enough = config.steps_on_top is not None and steps_on_top[n] >= config.steps_on_top
+                stops = step == config.steps - 1 or total < config.early_stop_loss or enough
+                goes_on.append(not stops)
+                if stops:
                     found = anchored((initial[n] + delta[n]).detach(), initial[n], config.anchor_norm)
-                    ends[n] = Value(found, initial[n], step, *parts, bool(clamped[n]))
-            if stops.all():
+                    ends[n] = Value(found, initial[n], step, nll_now, kl_now, decay_now, bool(clamped_now))
+            _show(bar, read, len(searched) + goes_on.count(False) * (config.steps - 1 - step))
+            if not any(goes_on):
                 break
+            left = torch.tensor([i for i, going in enumerate(goes_on) if going], device=delta.device)
             optimizer.zero_grad()
-            loss[~stops].sum().backward()
+            loss[left].sum().backward()
             optimizer.step()  # also moves vectors of requests that have stopped, which are not read again
             with torch.no_grad():
                 norm = delta.norm(dim=-1)
                 clamped = norm > bound
                 delta *= torch.where(clamped, bound / norm, 1.0)[:, None]
-            if stops.any():
-                suffixes, essence, searched = suffixes.only(~stops), essence[~stops], searched[~stops]
-                steps_on_top = steps_on_top[~stops]
+            if not all(goes_on):
+                suffixes, essence, searched = suffixes.only(goes_on), essence[left], list(compress(searched, goes_on))
     return [ends[n] for n in range(len(prompts))]
 
 
@@ -198,8 +200,15 @@ def search_figures(values: Sequence[Value]) -> dict[str, Any]:
     }
 
 
-def _check(loss: Float[Tensor, " request"], requests: Sequence[EditRequest], step: int) -> None:
-    for value, request in zip(loss.tolist(), requests, strict=True):
+def _show(bar: tqdm, figures: Sequence[Sequence[float]], steps: int) -> None:
+    """Moves the bar on, and shows the mean loss and the mean probability of a target."""
+    losses, nll = ([each[i] for each in figures] for i in (0, 1))
+    bar.set_postfix(loss=f"{fmean(losses):.3f}", target=f"{fmean(math.exp(-each) for each in nll):.3f}")
+    bar.update(steps)
+
+
+def _check(losses: Sequence[float], requests: Sequence[EditRequest], step: int) -> None:
+    for value, request in zip(losses, requests, strict=True):
         if not math.isfinite(value):
             raise EditError(
                 f"The search for v* of {request.target!r:.80} failed at step {step}: the loss is {value}. Check the "

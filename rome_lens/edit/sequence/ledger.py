@@ -44,7 +44,7 @@ from rome_lens.edit.search.value import optimise_values, search_figures
 from rome_lens.edit.sequence.ledger_checks import check_together
 from rome_lens.edit.sequence.ledger_fact import FACTS, LedgerFact, as_parts, from_parts
 from rome_lens.errors import EditError, EditWarning, warn
-from rome_lens.models import Model, mlp_output, model_identity
+from rome_lens.models import Model, in_float64, mlp_output, model_identity
 from rome_lens.storage import Checkpoint, digest, open_checkpoint, plain
 
 _KIND = "rome_lens ledger 1"
@@ -229,7 +229,7 @@ class EditLedger:
             return pd.DataFrame(columns=columns)
         update = self.edit(on_unhealthy="ignore").updates[0]
         keys, missing = self._keys_and_missing(self._facts)
-        off = keys @ update.left.double() @ update.right.double() - missing
+        off = keys @ update.left.to(keys) @ update.right.to(keys) - missing
         residuals = (off.norm(dim=-1) / missing.norm(dim=-1)).tolist()
         rows = [
             (f.request.text, f.request.subject, f.request.target, p["target_probability"], residual, len(f.preserve))
@@ -252,7 +252,8 @@ class EditLedger:
     ) -> tuple[Float[Tensor, "fact d_mlp"], Float[Tensor, "fact d_model"]]:
         """K, in float64, and V - K W, in float32."""
         keys, values = (torch.stack(each) for each in ([f.key for f in facts], [f.value.vector for f in facts]))
-        return keys.double(), values - mlp_output(self._model, self.layer, keys)
+        wide = in_float64(keys.to(self._model.cfg.device))
+        return wide, (values - mlp_output(self._model, self.layer, keys)).to(wide.device)
 
     def _texts(self, facts: Sequence[LedgerFact]) -> list[str]:
         return [text for fact in facts for text in fact.preserve]
@@ -271,7 +272,7 @@ class EditLedger:
             return {}
         keys, right = self._keys_and_missing(facts)
         without = emmet_factor(keys, self._covariance).float()
-        bare = torch.stack([fact.bare_key for fact in facts]).double()
+        bare = torch.stack([fact.bare_key for fact in facts])
         return preserve_figures((left, right), (without, right), keys, bare, kept)
 
     def _check_weights(self) -> None:

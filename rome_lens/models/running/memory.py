@@ -16,9 +16,22 @@ def tokens_that_fit(model: Model, *, blocks_kept: int = 1) -> int:
     keys and values; the token's logits come on top. For a gradient, `blocks_kept` blocks hold theirs at the same time.
     """
     cfg = model.cfg
-    device = torch.device(cfg.device)
-    of_device = getattr(torch.get_device_module(device), "mem_get_info", None)  # the CPU's module has none
-    free = of_device(device)[0] if of_device else psutil.virtual_memory().available
+    free = _free_bytes(torch.device(cfg.device))
     in_block = 8 * cfg.d_model + 4 * (cfg.d_mlp or 0) + 8 * cfg.n_heads * cfg.d_head
     per_token = torch.finfo(cfg.dtype).bits // 8 * in_block * blocks_kept + 12 * cfg.d_vocab
     return int(min(_MOST, max(_LEAST, _SHARE * free / per_token)))
+
+
+def device_for_sums(model: Model, nbytes: int) -> torch.device | None:
+    """The model's device, if it adds in float64 and half of its free memory holds so many bytes; else None."""
+    device = torch.device(model.cfg.device)
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except TypeError:  # Apple's GPUs have no float64
+        return None
+    return device if 2 * nbytes <= _free_bytes(device) else None
+
+
+def _free_bytes(device: torch.device) -> int:
+    of_device = getattr(torch.get_device_module(device), "mem_get_info", None)  # the CPU's module has none
+    return int(of_device(device)[0] if of_device else psutil.virtual_memory().available)

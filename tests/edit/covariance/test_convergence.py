@@ -38,7 +38,7 @@ def test_the_error_that_is_told_is_the_one_that_is_left():
 def test_it_stops_at_the_first_doubling_where_all_layers_agree():
     """Halves of ones agree at once, and of a random start only when the ones outweigh it."""
     width, step, seen = 4, 8, []
-    partial = PartialSums.empty(1, width)
+    partial = PartialSums(torch.zeros(1, 2, width, width, dtype=torch.float64), [0, 0])
 
     def steps():
         for number in range(100):

@@ -29,7 +29,7 @@ def test_saved_and_loaded_targets_are_the_same(tiny, tmp_path):
 
 def test_a_search_that_was_stopped_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
     """What was found before the stop is not searched again, and the result is that of an undisturbed search."""
-    monkeypatch.setattr(module, "_REQUESTS_AT_ONCE", 1)
+    monkeypatch.setattr(module, "_ON_A_CPU", 1)
     search, calls = module.optimise_values, []
 
     def stopped_at(limit: int):
