@@ -13,7 +13,10 @@ STOP = "."
 
 
 def save_made_up(folder: Path, config: transformers.PretrainedConfig, dtype: torch.dtype, *, seed: int = 0) -> None:
-    """Saves a random model and a tokenizer whose tokens are the words w0, w1, ... and the full stop."""
+    """Saves a random model and a tokenizer whose tokens are the words w0, w1, ... and the full stop.
+
+    The model is made on torch's default device: a GPU does it much faster.
+    """
     torch.manual_seed(seed)
     transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
     vocabulary = {STOP: 0} | {f"w{number}": number for number in range(1, config.vocab_size)}

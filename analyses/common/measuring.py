@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -18,7 +18,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Measured:
-    """Wall-clock seconds, and by how many MB the process grew at most meanwhile (sampled every 5 ms).
+    """Wall-clock seconds, and by how many MB the process grew at most meanwhile (sampled every 5 ms); on a GPU, by how
+    many its tensors did.
 
     `cpu_seconds` are the processor's, of all threads: on a machine that others use, they tell more.
     """
@@ -28,8 +29,10 @@ class Measured:
     cpu_seconds: float
 
 
-def measured(work: Callable[[], T]) -> tuple[T, Measured]:
-    """Does the work and measures it."""
+def measured(work: Callable[[], T], device: str | torch.device = "cpu") -> tuple[T, Measured]:
+    """Does the work and measures it; on a GPU, it waits for the end of it."""
+    if torch.device(device).type != "cpu":
+        return _measured_on(torch.get_device_module(device), work)
     process = psutil.Process()
     _give_back()
     before = peak = process.memory_info().rss
@@ -50,6 +53,16 @@ def measured(work: Callable[[], T]) -> tuple[T, Measured]:
         stop.set()
         watcher.join()
     return result, Measured(seconds, (peak - before) / 1e6, cpu_seconds)
+
+
+def _measured_on(gpu: Any, work: Callable[[], T]) -> tuple[T, Measured]:
+    gpu.empty_cache()
+    gpu.reset_peak_memory_stats()
+    before, start, started = gpu.memory_allocated(), time.perf_counter(), time.process_time()
+    result = work()
+    gpu.synchronize()
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - started
+    return result, Measured(seconds, (gpu.max_memory_allocated() - before) / 1e6, cpu_seconds)
 
 
 def _give_back() -> None:

@@ -138,12 +138,12 @@ def search_values(
     bound = config.clamp_norm_factor * initial.norm(dim=-1)
     clamped = torch.zeros_like(bound, dtype=torch.bool)
     searched = list(range(len(prompts)))
+    rows = torch.tensor(searched, device=delta.device)
     steps_on_top = [0] * len(prompts)
     ends: dict[int, Value] = {}
     essence: Tensor | None = None
     with frozen(model), torch.enable_grad():
         for step in range(config.steps):
-            rows = torch.tensor(searched, device=delta.device)
             nll, essence_log_probs, on_top = run_suffixes(model, layer, suffixes, delta[rows], at)
             essence = essence_log_probs.detach() if essence is None else essence
             kl = nn.functional.kl_div(essence, essence_log_probs, log_target=True, reduction="none").sum(-1)
@@ -164,16 +164,17 @@ def search_values(
             _show(bar, read, len(searched) + goes_on.count(False) * (config.steps - 1 - step))
             if not any(goes_on):
                 break
-            left = torch.tensor([i for i, going in enumerate(goes_on) if going], device=delta.device)
+            if not all(goes_on):
+                left = torch.tensor([i for i, going in enumerate(goes_on) if going], device=delta.device)
+                suffixes, essence, loss, rows = suffixes.only(goes_on), essence[left], loss[left], rows[left]
+                searched = list(compress(searched, goes_on))
             optimizer.zero_grad()
-            loss[left].sum().backward()
+            loss.sum().backward()
             optimizer.step()  # also moves vectors of requests that have stopped, which are not read again
             with torch.no_grad():
                 norm = delta.norm(dim=-1)
                 clamped = norm > bound
                 delta *= torch.where(clamped, bound / norm, 1.0)[:, None]
-            if not all(goes_on):
-                suffixes, essence, searched = suffixes.only(goes_on), essence[left], list(compress(searched, goes_on))
     return [ends[n] for n in range(len(prompts))]
 
 
