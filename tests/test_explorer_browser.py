@@ -87,8 +87,9 @@ def test_the_explorer_is_clicked_in_a_browser(page_address, tmp_path):
         page.get_by_text("The model is edited.").wait_for()
         page.screenshot(path=tmp_path / "explorer.png", full_page=True)
         page.set_viewport_size({"width": 480, "height": 2400})
-        page.screenshot(path=tmp_path / "narrow.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= 480
+        page.wait_for_function("document.querySelector('.main-svg').getBoundingClientRect().width <= 480")
+        page.screenshot(path=tmp_path / "narrow.png", full_page=True)
         undo = page.get_by_role("button", name="Undo")
         undo.click()
         page.get_by_text("The model is as it was.").wait_for()
