@@ -290,4 +290,4 @@ def finite_matrix(model: Model, layer: int, matrix: MlpMatrix = "out") -> Float[
 
 def as_json(config: Any) -> dict[str, Any]:
     """A config dataclass as plain JSON values."""
-    return json.loads(json.dumps(asdict(config)))
+    return json.loads(json.dumps(asdict(config), default=list))  # layers may be a range

@@ -27,7 +27,7 @@ def plain_losses(model, requests) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("family", "bos"), [("gpt2", False), ("llama-gqa", True)])
-@pytest.mark.parametrize("layers", [(1,), (2, 0)])
+@pytest.mark.parametrize("layers", [(1,), (2, 0), range(1, 3)])
 def test_training_equals_a_plain_loop_with_adam_on_the_whole_model(tiny_model, weights_of, family, bos, layers):
     """The same weights after three steps, of both requests, as a plain loop gives, which runs everything each time."""
     model = tiny_model(family, bos=bos)
@@ -35,7 +35,7 @@ def test_training_equals_a_plain_loop_with_adam_on_the_whole_model(tiny_model, w
     config = rl.edit.FinetuneConfig(layers=layers, steps=3, learning_rate=0.01, weight_decay=0.1)
     edit = rl.edit.finetune(model, REQUESTS, config=config, **QUIET)
     assert same(model, before)
-    assert [update.layer for update in edit.updates] == list(layers)
+    assert [update.layer for update in edit.updates] == edit.config["layers"] == list(layers)
     weights = [find_output_matrix(model, layer).parameter for layer in layers]
     optimizer = torch.optim.Adam(weights, lr=0.01, weight_decay=0.1)
     try:
