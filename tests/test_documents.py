@@ -53,6 +53,7 @@ SAID = {  # in the outputs of each, what its sentences rest on
     "edit": r"Rome (0\.9\d|1\.00)\s+Paris 0\.00[\s\S]*reverted\s+Rome 0\.01\s+Paris 0\.70\s+bit for bit: True",
     "evaluate": r"rome\s+5\s+0\.[89]\d [\s\S]*base\s+5\s+0\.0\s[\s\S]*rome\s+5\s+1\.0 ",
     "compose": r"edited\s+Rome (0\.9\d|1\.00)\s+Paris 0\.00\s+edited, features put back\s+Rome 0\.[0-3]\d",
+    "surgical": r"CN Tower is located in the city of Rome[\s\S]*on the list +[1-9]\.\d+ +0\.00\d*\s[\s\S]*Tokyo, and",
     "forensics": r"0 +4 .* True .* Toyota[\s\S]*stands out \d\d times: Porsche 911[\s\S]*0 +Quibbit .* True +Rome",
 }
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
