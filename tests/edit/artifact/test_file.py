@@ -13,19 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rome_lens as rl
+from tests.damaged_readers import EDIT
 from tests.torture import times
-
-EDIT = rl.Edit(
-    (
-        rl.edit.Update(1, torch.ones(6, 2), torch.ones(2, 4), "a" * 64),
-        rl.edit.Update(3, torch.ones(6, 1), torch.ones(1, 4)),
-    ),
-    (rl.EditRequest("{} is located in the city of", "The Eiffel Tower", target="Rome"),),
-    "rome",
-    "gpt2",
-    config={"layer": 1, "contexts": ["{}", "One. {}"], "kl_factor": 0.0625},
-    health=rl.edit.EditHealth(update_norm=1.0, relative_update_norm=0.1, steps=3, clamped=True),
-)
 
 
 @pytest.fixture(autouse=True)
