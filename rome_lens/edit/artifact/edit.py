@@ -219,8 +219,9 @@ class Edit:
         for update in self.updates:
             matrix = find_matrix(model, update.layer, update.matrix)
             found = digest(matrix.values) if update.made_for else ""
-            explained = not strict and not present and update.made_for in digests_so_far(matrix.parameter)
-            if found != update.made_for and not explained:
+            if found == update.made_for:
+                continue
+            if strict or present or update.made_for not in digests_so_far(matrix.parameter):
                 differences.append(f"{update.place} was {update.made_for[:12]} and is {found[:12]}")
         known = self.architecture and isinstance(model, Model)
         if known and self.architecture != architecture_digest(model):

@@ -1,5 +1,6 @@
 """A matrix with edits: its original entries, and the changes that were made to them, in order."""
 
+import functools
 import itertools
 import weakref
 from collections.abc import Callable, Iterable
@@ -56,6 +57,12 @@ class Part:
     def in_force(self) -> bool:
         return all(writing.in_force and (writing.owner is None or writing.owner()) for writing in self.of)
 
+    def after(self, values: Float[Tensor, "d_mlp d_model"]) -> Float[Tensor, "d_mlp d_model"]:
+        """The entries with this part, from those before it."""
+        if self.values is not None:
+            return self.values
+        return values if self.update is None else self.update.added_to(values)
+
     @property
     def temporary(self) -> bool:
         return any(writing.temporary for writing in self.of[:1])
@@ -100,20 +107,16 @@ class KeptMatrix:
     def digests(self) -> Iterable[str]:
         """SHA-256 of the original entries, and of the entries after each part."""
         yield self.untouched
-        for number in range(1, len(self.parts) + 1):
-            yield digest(self._made_of(self.parts[:number]))
+        values = self._original
+        for part in self.parts:
+            values = part.after(values)
+            yield digest(values)
 
     def _made_of(self, parts: tuple[Part, ...]) -> Float[Tensor, "d_mlp d_model"]:
         for part in self.parts:
             if part.below is not None and part.below[0] == parts:
                 return part.below[1]
-        values = self._original
-        for part in parts:
-            if part.values is not None:
-                values = part.values
-            elif part.update is not None:
-                values = part.update.added_to(values)
-        return values
+        return functools.reduce(lambda values, part: part.after(values), parts, self._original)
 
     def is_changed(self) -> bool:
         """Whether the caller has changed the entries since; if back to the original ones, all parts are dropped."""

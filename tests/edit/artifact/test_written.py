@@ -428,3 +428,26 @@ def test_every_public_call_first_ends_what_was_broken_off(tiny):
     assert unequal(tiny, before)
     rl.edit.sample_contexts(tiny, ((2, 1),))
     assert unequal(tiny, before) == []
+
+
+@pytest.mark.parametrize("order", ["as made", "in reverse"])
+def test_the_work_of_an_edit_grows_no_faster_than_the_edits_before_it(tiny, monkeypatch, order):
+    """A sequence of thousands applies each on top of all others."""
+    edits, added = [], []
+    for seed in range(8):
+        made = made_up(tiny, seed=seed)
+        factors = {update.layer: (update.left, update.right) for update in made.updates}
+        edits.append(rl.Edit.of(tiny, [REQUEST], factors, method="rome", config={}, health=made.health))
+        edits[-1].apply(tiny)
+    rl.edit.revert_edits(tiny)
+    whole = rl.edit.Update.added_to
+    monkeypatch.setattr(rl.edit.Update, "added_to", lambda self, values: added.append(1) or whole(self, values))
+    counts = []
+    for edit in edits if order == "as made" else edits[::-1]:
+        added.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            edit.apply(tiny)
+        counts.append(len(added))
+    rl.edit.revert_edits(tiny)
+    assert counts == ([1] * 8 if order == "as made" else [*range(1, 8), 1])  # the last is made for the original
