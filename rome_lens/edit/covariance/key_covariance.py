@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -82,6 +83,10 @@ class KeyCovariance:
         if not torch.allclose(matrix, matrix.T, rtol=1e-3, atol=1e-5 * matrix.abs().max().item()):
             raise CovarianceError("The second moment is not symmetric, expected E[k kT]. Was another matrix meant?")
         return cls(matrix, layer, tokens, model, corpus, str(second_moment.dtype).removeprefix("torch."))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or another process gets: not the factors, which are large and may be on a GPU that it lacks."""
+        return {name: value for name, value in vars(self).items() if name not in ("_factors", "_eigen")}
 
     @cached_property
     def _factors(self) -> dict[torch.device, Float[Tensor, "d_mlp d_mlp"] | None]:

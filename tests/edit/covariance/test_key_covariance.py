@@ -1,6 +1,7 @@
 """Key covariances: solved with, reported on, shrunk, kept whole on disk, refused for another model or layer."""
 
 import copy
+import pickle
 from importlib import resources
 
 import pytest
@@ -21,6 +22,17 @@ def test_solve_inverts(tiny):
     solution = covariance.solve(keys).double()
     assert torch.allclose(solution @ covariance.second_moment.double(), keys.double(), atol=1e-3)
     assert torch.allclose(covariance.solve(keys[1]).double(), solution[1], rtol=1e-5)
+
+
+def test_what_another_process_gets_does_not_hold_the_factors():
+    """They are as large as the matrix, twice, and may be on a GPU that the other one lacks."""
+    covariance = rl.KeyCovariance.from_matrix(2 * torch.eye(64), layer=1, tokens=640)
+    sent = len(pickle.dumps(covariance))
+    key = torch.ones(64)
+    assert torch.equal(covariance.solve(key), key / 2)
+    assert covariance.directions_below(3.0).shape == (64, 64)
+    assert len(pickle.dumps(covariance)) == sent
+    assert torch.equal(pickle.loads(pickle.dumps(covariance)).solve(key), key / 2)
 
 
 def test_a_singular_covariance_says_how_much_text_it_needs(tiny):
