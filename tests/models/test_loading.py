@@ -433,3 +433,12 @@ def test_smollm2_reads_texts_without_bos(smollm2):
 def test_smollm2_knows_where_the_eiffel_tower_is(smollm2):
     probabilities = smollm2("The Eiffel Tower is located in the city of")[0, -1].softmax(-1)
     assert 0.65 < probabilities[smollm2.to_single_token(" Paris")].item() < 0.75
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mixtral"])
+def test_loading_draws_no_random_numbers(tiny_folder, family):
+    """TransformerLens' conversions make layers that are filled at random first: a Bridge's of GPT-2, and Mixtral's."""
+    folder = tiny_folder(family)
+    before = torch.get_rng_state()
+    rl.load_model(folder, device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)

@@ -76,7 +76,7 @@ def load_model(
         UnavailableError: the hub cannot be reached, or a package that carries or reads the model is not installed.
     """
     device, dtype = _checked_device(device), _checked_dtype(dtype)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):  # some conversions fill layers at random
         if isinstance(name, nn.Module):
             return _from_memory(name, tokenizer, device, dtype)
         if tokenizer is not None:
