@@ -22,6 +22,8 @@ import pandas as pd
 import torch
 
 import rome_lens as rl
+from rome_lens.edit.search.settings import SearchConfig
+from rome_lens.edit.search.suffix import Place
 from rome_lens.evaluate import cost
 from rome_lens.models import Model
 from rome_lens.models.loading.shape import Shape, shape_of_config
@@ -140,15 +142,16 @@ def plain_search(
     request: rl.EditRequest,
     options: argparse.Namespace,
     layer: int,
-    config: Any,
+    config: SearchConfig,
     found: dict[str, float],
     *,
-    at: Any = "mlp",
+    at: Place = "mlp",
     times: int = 1,
 ) -> dict[str, float]:
     """What was found, beside the plain search for v* of so many requests like this one."""
+    search = partial(plain_value, model, layer, request, config.contexts_for(model), config, at=at)
     with torch.device(options.device):
-        _, spent = measured(lambda: plain_value(model, layer, request, config.contexts, config, at=at), options.device)
+        _, spent = measured(search, options.device)
     return beside_plain(found, times * getattr(spent, clock_of(options.device)), options.device)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import rome_lens as rl
+from rome_lens.edit.search.settings import SearchConfig
 from rome_lens.edit.search.suffix import Place
 from rome_lens.models import Model, frozen, pad, state_name
 
@@ -19,7 +20,7 @@ def plain_value(
     layer: int,
     request: rl.EditRequest,
     contexts: Sequence[str],
-    config: rl.RomeConfig,
+    config: SearchConfig,
     *,
     at: Place = "mlp",
     progress: bool = False,

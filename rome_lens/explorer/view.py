@@ -97,7 +97,10 @@ class View:
     def show_figure(self, figure: Any, clicked: Callable[[int, int], object]) -> Any:
         """Puts a heatmap in its place; a click on a cell calls `clicked` with its row and column."""
         shown = self._go.FigureWidget(figure.update_layout(autosize=True))
-        shown._config = {**shown._config, "responsive": True}
+        shown._config = {
+            **shown._config,
+            "responsive": True,
+        }  # follows the window; a widget takes no config
         shown.data[0].on_click(
             lambda _, points, __: [clicked(*each) for each in zip(points.ys, points.xs, strict=True)]
         )

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -46,6 +47,12 @@ def embeddings(model: Model) -> Float[Tensor, "d_vocab d_model"]:
 def bos_token(model: Model) -> list[int]:
     """The ids that the model's own tokenisation puts before a text: one BOS id, or none (`cfg.default_prepend_bos`)."""
     return [model.tokenizer.bos_token_id] if model.cfg.default_prepend_bos else []
+
+
+def random_state_kept(device: torch.device) -> AbstractContextManager[None]:
+    """Inside, numbers may be drawn on the CPU and on this device; afterwards torch's generators are where they were."""
+    devices = [] if device.type == "cpu" else [device]
+    return torch.random.fork_rng(devices=devices, device_type=device.type)
 
 
 def in_float64(values: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:

@@ -46,9 +46,10 @@ def collect_covariance(
     """Runs the model on text and averages k k^T over the tokens, k being the MLP's inner activations (appendix E.1).
 
     All layers are read in one pass; blocks after the last of them are not run. The texts' tokens are concatenated and
-    cut into pieces. Matrix products are in float32, sums in float64. If the model's own tokenisation begins with BOS,
-    each piece gets one; its key, which is unlike all others, is left out of the mean. Even and odd pieces are summed
-    separately, so that `KeyCovariance.report` can compare two halves of the text.
+    cut into pieces. Matrix products are in float32, sums in float64, on the model's device if half of its free memory
+    holds them. If the model's own tokenisation begins with BOS, each piece gets one; its key, which is unlike all
+    others, is left out of the mean. Even and odd pieces are summed separately, so that `KeyCovariance.report` can
+    compare two halves of the text.
 
     Args:
         model: Model to run, left unchanged; or what `load_model` takes.

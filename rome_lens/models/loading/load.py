@@ -28,6 +28,7 @@ from rome_lens.models.loading.checkpoint import REPORTING, Dtype, check_weights,
 from rome_lens.models.loading.converting import converted, is_pickled, known_names, official_name
 from rome_lens.models.loading.gguf_header import check_gguf
 from rome_lens.models.loading.in_memory import cast_parameters, own_copy, unwrapped
+from rome_lens.models.parameters import random_state_kept
 from rome_lens.storage import foreign
 
 SMOLLM2 = "smollm2-135m"
@@ -76,7 +77,7 @@ def load_model(
         UnavailableError: the hub cannot be reached, or a package that carries or reads the model is not installed.
     """
     device, dtype = _checked_device(device), _checked_dtype(dtype)
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):  # some conversions fill layers at random
+    with torch.inference_mode(False):
         if isinstance(name, nn.Module):
             return _from_memory(name, tokenizer, device, dtype)
         if tokenizer is not None:
@@ -133,7 +134,9 @@ def _from_memory(
 
 def _placed(loaded: Loaded, name: str, device: torch.device | None) -> Model:
     hf_model, tokenizer = loaded
-    return converted(hf_model.to(device or get_device()), tokenizer, name)
+    device = torch.device(device or get_device())
+    with random_state_kept(device):  # some conversions fill layers at random before they put the weights in
+        return converted(hf_model.to(device), tokenizer, name)
 
 
 def _from_hub(name: str) -> tuple[str, Path]:

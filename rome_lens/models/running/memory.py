@@ -4,6 +4,7 @@ import psutil
 import torch
 
 from rome_lens.models.kinds import Model
+from rome_lens.models.parameters import in_float64
 
 _SHARE = 0.25  # of what is free
 _LEAST, _MOST = 256, 65_536
@@ -23,12 +24,8 @@ def tokens_that_fit(model: Model, *, blocks_kept: int = 1) -> int:
 
 
 def device_for_sums(model: Model, nbytes: int) -> torch.device | None:
-    """The model's device, if it adds in float64 and half of its free memory holds so many bytes; else None."""
-    device = torch.device(model.cfg.device)
-    try:
-        torch.empty(0, dtype=torch.float64, device=device)
-    except TypeError:  # Apple's GPUs have no float64
-        return None
+    """Where to keep sums in float64: the model's device if half of its free memory holds so many bytes; else None."""
+    device = in_float64(torch.empty(0, device=model.cfg.device)).device
     return device if 2 * nbytes <= _free_bytes(device) else None
 
 

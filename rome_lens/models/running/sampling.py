@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rome_lens.calling import undisturbed
 from rome_lens.models.kinds import Model, is_bridge
+from rome_lens.models.parameters import random_state_kept
 from rome_lens.models.running import bridge
 from rome_lens.models.running.forward import check_finite, logits, reader
 
@@ -69,11 +70,9 @@ def sample_text(
 
     Torch's random state is restored.
     """
-    device = tokens.device
-    devices = [] if device.type == "cpu" else [device]
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
-        stack.enter_context(torch.random.fork_rng(devices=devices, device_type=device.type))
+        stack.enter_context(random_state_kept(tokens.device))
         if is_bridge(model):
             stack.enter_context(bridge.finding_the_cache(model, range(model.cfg.n_layers)))
         torch.manual_seed(seed)
