@@ -9,7 +9,9 @@ and differ in M, the metric in which D is small, and in the ridge. The functions
 With one key, M = C^-1 and no ridge, this is ROME's Eq. 2.
 
 Keys P may be preserved: the minimum is then sought among the D with P D = 0. That is the same form with
-M - M P^T (P M P^T)^+ P M in place of M, which writes nothing to P.
+M' = M - M P^T (P M P^T)^+ P M in place of M, which writes nothing to P. Of a request's own k M k^T only a share is
+left in k M' k^T; its ridge is lowered to that share, so that a request counts against the ridge as much as with nothing
+preserved: ridge S in place of ridge I, with these shares on the diagonal of S.
 `earlier` is what a sequence keeps of the keys of its earlier batches, K_p^T K_p, whose outputs D is to change as
 little as those of C's keys (the cache of jianghoucheng/AlphaEdit).
 """
@@ -51,8 +53,9 @@ def sparing(
     keys: Float[Tensor, "request d_mlp"],
     metric: Callable[[Float[Tensor, "n d_mlp"]], Float[Tensor, "n d_mlp"]],
     preserved: PreservedKeys | None,
-) -> Float[Tensor, "request d_mlp"]:
-    """K M' for M' = M - M P^T (P M P^T)^+ P M, given K and `metric`, which multiplies rows with M.
+) -> tuple[Float[Tensor, "request d_mlp"], Float[Tensor, " request"]]:
+    """K M' for M' = M - M P^T (P M P^T)^+ P M, given K and `metric`, which multiplies rows with M; and each key's
+    share k M' k^T / k M k^T.
 
     Preserved keys may depend on each other: all are to get nothing, so they cannot contradict each other.
 
@@ -60,7 +63,7 @@ def sparing(
         EditError: a request's key is one of those to preserve, or made of them.
     """
     if preserved is None:
-        return metric(keys)
+        return metric(keys), torch.ones(len(keys)).to(keys)
     keys, others = keys.to(preserved.keys), preserved.directions
     before, moved = metric(keys), metric(others)
     gram = moved @ others.T
@@ -75,7 +78,7 @@ def sparing(
     shares = (found * keys).sum(-1) / (before * keys).sum(-1)
     if not (shares > LEAST_INDEPENDENCE).all():
         _refuse(before[shares.argmin()] @ others.T * scale, shares.min().item(), preserved)
-    return found
+    return found, shares
 
 
 def _refuse(alike: Float[Tensor, " preserved"], share: float, preserved: PreservedKeys) -> None:
@@ -105,10 +108,10 @@ def memit_factor(
     With a ridge or earlier keys, weight C becomes weight C + ridge I + K_p^T K_p: |D|^2 and |K_p D|^2 count too.
     """
     if not ridge and earlier is None:
-        return _factor(keys, sparing(keys, covariance.solve, preserved), weight)
+        return _factor(keys, *sparing(keys, covariance.solve, preserved), weight)
     kept = weight * covariance.second_moment.to(keys) + ridge * torch.eye(keys.shape[1]).to(keys)
     kept = kept if earlier is None else kept + earlier.to(keys)
-    return _factor(keys, sparing(keys, lambda rows: torch.linalg.solve(kept.to(rows), rows.T).T, preserved), 1.0)
+    return _factor(keys, *sparing(keys, lambda rows: torch.linalg.solve(kept.to(rows), rows.T).T, preserved), 1.0)
 
 
 def emmet_factor(
@@ -119,7 +122,7 @@ def emmet_factor(
     Raises:
         EditError: the keys are linearly dependent, so that K D = R has no solution for some R.
     """
-    solved = sparing(keys, covariance.solve, preserved)
+    solved, shares = sparing(keys, covariance.solve, preserved)
     gram = keys @ solved.T
     scale = gram.diagonal().rsqrt()
     independence = torch.linalg.eigvalsh(gram * scale * scale[:, None])[0].item()
@@ -130,7 +133,7 @@ def emmet_factor(
             "equalities contradict each other. Leave out requests that begin alike, up to the end of the same "
             "subject, or use memit, which weighs them. No weight was changed."
         )
-    return _factor(keys, solved, 0.0)
+    return _factor(keys, solved, shares, 0.0)
 
 
 def alphaedit_factor(
@@ -159,15 +162,18 @@ def alphaedit_factor(
             f"(the least is {values[0].item():.2e}, the median {values.median().item():.2e}). Raise the threshold."
         )
     if earlier is None:
-        return _factor(keys, sparing(keys, lambda rows: rows @ free.to(rows) @ free.to(rows).T, preserved), ridge)
+        return _factor(keys, *sparing(keys, lambda rows: rows @ free.to(rows) @ free.to(rows).T, preserved), ridge)
     inner = free.T @ earlier.to(keys) @ free + ridge * torch.eye(free.shape[1]).to(keys)
     solved = torch.linalg.solve(inner, free.T)  # free M free^T is the metric
-    return _factor(keys, sparing(keys, lambda rows: rows @ free.to(rows) @ solved.to(rows), preserved), 1.0)
+    return _factor(keys, *sparing(keys, lambda rows: rows @ free.to(rows) @ solved.to(rows), preserved), 1.0)
 
 
 def _factor(
-    keys: Float[Tensor, "request d_mlp"], transformed: Float[Tensor, "request d_mlp"], ridge: float
+    keys: Float[Tensor, "request d_mlp"],
+    transformed: Float[Tensor, "request d_mlp"],
+    shares: Float[Tensor, " request"],
+    ridge: float,
 ) -> Float[Tensor, "d_mlp request"]:
-    """M K^T (K M K^T + ridge I)^-1 from K and K M, for a symmetric M."""
+    """M K^T (K M K^T + ridge S)^-1 from K and K M, for a symmetric M."""
     gram = keys @ transformed.T
-    return torch.linalg.solve(gram + ridge * torch.eye(len(keys)).to(gram), transformed).T
+    return torch.linalg.solve(gram + ridge * torch.diag(shares).to(gram), transformed).T

@@ -107,7 +107,7 @@ def reached_most(
         shares = torch.maximum(shares, here.T.abs().cpu())
     others = [*(request.subject for request in requests), *exclude]
     for i, fact in enumerate(subjects):
-        if any(_same(fact.subject, other) for other in others):
+        if any(same_name(fact.subject, other) for other in others):
             shares[:, i] = 0.0
     best = shares.max(0)
     room = min(len(output_matrix(model, layer)) for layer in covariances) // _PART_OF_RANK
@@ -124,7 +124,7 @@ def reached_most(
     return pd.DataFrame(rows, columns=["subject", "prompt", "share"])
 
 
-def _same(one: str, other: str) -> bool:
+def same_name(one: str, other: str) -> bool:
     """Whether the names may be of one thing: one is in the other."""
     one, other = (name.lower().removeprefix("the ") for name in (one, other))
     return one in other or other in one

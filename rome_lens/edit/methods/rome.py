@@ -131,7 +131,7 @@ def rome_with(
 
     keys, kept = subject_keys(model, layer, request, contexts, token=config.token), preserved.keys(model, layer)
     mean_key = keys.mean(0)  # k* (Eq. 3)
-    direction = sparing(mean_key[None], covariance.solve, kept)[0].to(mean_key)
+    direction = sparing(mean_key[None], covariance.solve, kept)[0][0].to(mean_key)
     left = direction / direction.norm()
     value = find_value(model, layer, request, contexts, config)  # v* (Eq. 4)
     key = mean_key if config.consistent else keys[0]

@@ -26,11 +26,22 @@ def null_space(rows: torch.Tensor) -> torch.Tensor:
     return torch.linalg.svd(rows)[2][torch.linalg.matrix_rank(rows) :].T
 
 
-def least(basis: torch.Tensor, root: torch.Tensor, weight: float) -> torch.Tensor:
-    """The D = basis Y that makes weight |root D|^2 + |KEYS D - MISSING|^2 least."""
-    stacked = torch.cat([weight**0.5 * root @ basis, KEYS @ basis])
-    wanted = torch.cat([torch.zeros(len(root), OUT).double(), MISSING])
+def least(basis: torch.Tensor, root: torch.Tensor, weight: float, shares: torch.Tensor) -> torch.Tensor:
+    """The D = basis Y that makes weight |root D|^2 + sum_i |KEYS_i D - MISSING_i|^2 / share_i least."""
+    scale = shares[:, None].rsqrt()
+    stacked = torch.cat([weight**0.5 * root @ basis, scale * KEYS @ basis])
+    wanted = torch.cat([torch.zeros(len(root), OUT).double(), scale * MISSING])
     return basis @ torch.linalg.lstsq(stacked, wanted).solution
+
+
+def shares(basis: torch.Tensor, outer: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
+    """How much of |k|^2, in the metric of root, the smaller space leaves of each key."""
+
+    def squares(space):
+        inner = root @ space
+        return ((KEYS @ space) @ torch.linalg.inv(inner.T @ inner) * (KEYS @ space)).sum(-1)
+
+    return squares(basis) / squares(outer)
 
 
 def root() -> torch.Tensor:
@@ -73,11 +84,22 @@ def test_emmet_is_the_least_change_in_the_norm_of_c_among_all_that_meet_the_cons
 
 
 def test_memit_and_alphaedit_are_the_minima_of_their_least_squares_among_what_spares_the_preserved():
-    assert torch.allclose(by_memit(KEPT), least(null_space(KEPT), root(), WEIGHT), rtol=1e-7, atol=1e-10)
+    """A request weighs as much more as preserving leaves less of its key."""
+    basis, whole = null_space(KEPT), torch.eye(WIDTH).double()
+    weighed = least(basis, root(), WEIGHT, shares(basis, whole, root()))
+    assert torch.allclose(by_memit(KEPT), weighed, rtol=1e-7, atol=1e-10)
     outside = null_space(made_up(5, WIDTH, 4))  # what the keys of covariance(rank=5) do not reach
     basis = outside @ null_space(KEPT @ outside)
-    plain = least(basis, torch.eye(WIDTH).double(), RIDGE)
-    assert torch.allclose(by_alphaedit(KEPT), plain, atol=1e-5)
+    weighed = least(basis, whole, RIDGE, shares(basis, outside, whole))
+    assert torch.allclose(by_alphaedit(KEPT), weighed, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [memit_factor, alphaedit_factor])
+def test_a_ridge_takes_no_more_of_a_request_than_with_nothing_preserved(form):
+    numbers, c = ((WEIGHT,), covariance()) if form is memit_factor else ((THRESHOLD, RIDGE), covariance(rank=5))
+    plain, kept = (KEYS[:1] @ form(KEYS[:1], c, *numbers, each) for each in (None, preserved(KEPT)))
+    assert 0 < plain.item() < 0.99
+    assert kept.item() == pytest.approx(plain.item(), rel=1e-6)
 
 
 def test_one_key_with_preserved_ones_is_the_formula_with_both_stacked():
