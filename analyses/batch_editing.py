@@ -1,7 +1,7 @@
-"""Many records written at once: the scores of MEMIT, EMMET and AlphaEdit on CounterFact records, and before the edit.
+"""Many records written at once: the scores of MEMIT, EMMET, AlphaEdit and a ledger on CounterFact records, and before.
 
 All records are scored on the model that holds them all. What was done is kept and not done again: covariances in their
-folder, the targets that the methods share and each method's scores in OUT.
+folder, the targets that the methods share, the ledger and each method's scores in OUT.
 """
 
 import argparse
@@ -17,28 +17,35 @@ from rome_lens.models import Model, model_identity
 from rome_lens.storage import open_journal, plain
 
 from .common.manifest import write_manifest
-from .common.methods import BATCH, BATCH_LAYERS
+from .common.methods import BATCH, BATCH_LAYERS, QUIET, add_search_arguments, shortened
 from .common.options import (
-    add_collecting_arguments,
+    add_covariance_arguments,
+    add_perplexity_arguments,
     add_record_arguments,
     chosen_records,
     kept_covariances,
     parsed,
     parser,
+    perplexity_text,
+    rome_covariance,
     write_csv,
 )
+
+LEDGER = "ledger"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__, out="results/batch_editing")
-    arguments.add_argument("--methods", choices=BATCH, nargs="+", default=list(BATCH))
+    arguments.add_argument("--methods", choices=[*BATCH, LEDGER], nargs="+", default=list(BATCH))
     arguments.add_argument("--layers", type=int, nargs="+", default=BATCH_LAYERS)
-    add_collecting_arguments(arguments)
+    add_covariance_arguments(arguments)
     arguments.add_argument(
         "--covariance-weight", type=float, help="of MEMIT; 15,000 of GPT-J's d_mlp, scaled to the model's, if absent"
     )
     arguments.add_argument("--null-space-threshold", type=float, default=rl.edit.AlphaEditConfig.null_space_threshold)
     arguments.add_argument("--ridge", type=float, default=rl.edit.AlphaEditConfig.ridge, help="of AlphaEdit")
+    add_search_arguments(arguments)
+    add_perplexity_arguments(arguments, tokens=10_000)
     add_record_arguments(arguments, count=100)
     options = parsed(arguments, argv, full={"count": 10_000})
 
@@ -47,30 +54,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     requests = [record.request for record in records]
     covariances = kept_covariances(model, options.layers, options)
     identity = model_identity(model) | {"records": plain(records), "covariances": plain(covariances)}
-    with open_journal(options.out / "scores", kind="rome_lens batch scores 1", identity=identity, read=dict) as journal:
-        frames = {row["method"]: pd.DataFrame(row["rows"]) for row in journal.rows}
+    text, tokens = perplexity_text(options), options.perplexity_tokens
+    with open_journal(options.out / "scores", kind="rome_lens batch scores 2", identity=identity, read=dict) as journal:
+        done = {row["method"]: row for row in journal.rows}
 
         def score(name: str, edit: Callable[[], rl.Edit] | None = None) -> None:
-            if name not in frames:
+            if name not in done:
                 with nullcontext() if edit is None else edit().applied(model):
-                    frames[name] = rl.score_edits(model, records, {}).assign(method=name)
-                journal.append({"method": name, "rows": frames[name].to_dict("records")})
+                    rows = rl.score_edits(model, records, {}).assign(method=name).to_dict("records")
+                    found = text and rl.evaluate.perplexity(model, text, tokens=tokens, progress=False)
+                done[name] = {"method": name, "rows": rows, "perplexity": found}
+                journal.append(done[name])
 
         score("base")
-        targets = rl.edit.memit_targets(model, requests, layer=max(options.layers), out=options.out / "targets")
         for method in options.methods:
             name = described(method, options)
-            journal.claim({f"config of {name}": plain(chosen_config(method, options))})
-            score(name, partial(computed, method, options, model, covariances, targets))
-    write_csv(pd.concat(frames.values()), options.out / "records.csv")
-    summary = rl.summarize(pd.concat(frames.values()))
+            config = shortened(model, options, chosen_config(method, options))
+            journal.claim({f"config of {name}": plain(config)})
+            score(name, partial(computed, method, config, model, requests, covariances, options))
+    frame = pd.concat(pd.DataFrame(row["rows"]) for row in done.values())
+    write_csv(frame, options.out / "records.csv")
+    summary = rl.summarize(frame)
+    summary["perplexity"] = [done[name]["perplexity"] for name in summary["method"]]
     write_csv(summary, options.out / "table.csv")
     write_manifest(options, model)
-    print(summary[["method", "n", "S", "ES", "PS", "NS", "EM", "PM", "NM"]].round(3).to_string(index=False))
+    shown = ["method", "n", "S", "ES", "PS", "NS", "EM", "PM", "NM", "perplexity"]
+    print(summary[shown].round(3).to_string(index=False))
 
 
 def described(method: str, options: argparse.Namespace) -> str:
     """The method with its numbers: what its rows are known by."""
+    if method == LEDGER:
+        return LEDGER
     numbers = {
         "memit": f", weight {options.covariance_weight:g}" if options.covariance_weight else "",
         "emmet": "",
@@ -81,18 +96,28 @@ def described(method: str, options: argparse.Namespace) -> str:
 
 def computed(
     method: str,
-    options: argparse.Namespace,
+    config: Any,
     model: Model,
+    requests: Sequence[rl.EditRequest],
     covariances: dict[int, rl.KeyCovariance],
-    targets: rl.edit.MemitTargets,
+    options: argparse.Namespace,
 ) -> rl.Edit:
-    """The edit of the method, with the options' numbers."""
-    config = chosen_config(method, options)
-    return BATCH[method][0](model, targets.requests, covariances=covariances, targets=targets, config=config)
+    """The edit of the method. What its search has found is kept in OUT."""
+    if method == LEDGER:
+        covariance = rome_covariance(model, options)
+        own = {covariance.layer: covariance}
+        ledger = rl.EditLedger(model, covariances=own, config=config, out=options.out / "ledger")
+        ledger.add(requests)
+        return ledger.edit(on_unhealthy="ignore")
+    out, layer = options.out / "targets", max(options.layers)
+    targets = rl.edit.memit_targets(model, requests, layer=layer, config=config, out=out)
+    return BATCH[method][0](model, requests, covariances=covariances, targets=targets, config=config, **QUIET)
 
 
 def chosen_config(method: str, options: argparse.Namespace) -> Any:
     """The method's configuration, with the options' numbers."""
+    if method == LEDGER:
+        return rl.RomeConfig()
     numbers = {
         "memit": {"covariance_weight": options.covariance_weight},
         "emmet": {},

@@ -26,10 +26,12 @@ from .common.manifest import write_manifest
 from .common.methods import BATCH, FINETUNING, QUIET
 from .common.options import (
     add_collecting_arguments,
+    add_perplexity_arguments,
     add_run_arguments,
     kept_covariances,
     parsed,
     parser,
+    perplexity_text,
     run_options,
     write_csv,
 )
@@ -57,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--steps", type=int, default=default.steps, help="of a vector's search")
     arguments.add_argument("--new-tokens", type=int, default=512, help="the most that the model writes")
     arguments.add_argument("--encoder", type=Path, help="a folder with a sentence encoder, for the cosine")
-    arguments.add_argument("--perplexity-texts", type=Path, help="a text file, for the perplexity")
-    arguments.add_argument("--perplexity-tokens", type=int, default=1000)
+    add_perplexity_arguments(arguments, tokens=1000)
     add_collecting_arguments(arguments)
     add_run_arguments(arguments)
     options = parsed(arguments, argv, full={"count": None})
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         long_answers,
         new_tokens=options.new_tokens,
         encoder=options.encoder,
-        texts=options.perplexity_texts,
+        text=perplexity_text(options),
         tokens=options.perplexity_tokens,
     )
     methods = chosen(model, options)
@@ -111,19 +112,18 @@ def long_answers(
     *,
     new_tokens: int,
     encoder: Path | None,
-    texts: Path | None,
+    text: str | None,
     tokens: int,
 ) -> dict[str, float]:
     """The scores of a record, and the perplexity on ordinary text."""
     measure = None if encoder is None else _encoder(encoder)
     scores = rl.evaluate.score_long_answers(model, record, encoder=measure, new_tokens=new_tokens)
-    if texts is not None:
-        scores["perplexity"] = rl.evaluate.perplexity(model, _text(texts), tokens=tokens, progress=False)
+    if text is not None:
+        scores["perplexity"] = rl.evaluate.perplexity(model, text, tokens=tokens, progress=False)
     return scores
 
 
 _encoder = cache(rl.evaluate.sentence_encoder)
-_text = cache(Path.read_text)
 
 
 def chosen(model: Model, options: Any) -> dict[str, Method]:

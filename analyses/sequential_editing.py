@@ -14,8 +14,18 @@ import rome_lens as rl
 
 from .common.figures import write_figures
 from .common.manifest import write_manifest
-from .common.methods import PRESETS, add_method_arguments
-from .common.options import add_record_arguments, chosen_records, listed_records, parsed, parser, read_csv, write_csv
+from .common.methods import PRESETS, add_method_arguments, add_search_arguments
+from .common.options import (
+    add_perplexity_arguments,
+    add_record_arguments,
+    chosen_records,
+    listed_records,
+    parsed,
+    parser,
+    perplexity_text,
+    read_csv,
+    write_csv,
+)
 from .common.sequence_methods import SEQUENCE_CHOICES, sequence_methods
 
 
@@ -44,15 +54,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument(
         "--pilot", type=int, default=20, help="records after those edited that tell the anchor's norm"
     )
-    arguments.add_argument("--perplexity-texts", type=Path, help="a text file; without it there is no perplexity")
-    arguments.add_argument("--perplexity-tokens", type=int, default=20_000, help="how much of it to read")
+    add_search_arguments(arguments)
+    add_perplexity_arguments(arguments, tokens=20_000)
     arguments.add_argument("--checkpoints", type=int, nargs="+", default=[1, 10, 25, 50, 100])
     arguments.add_argument("--stop-factor", type=float, help="stop when the perplexity is so many times the first one")
     add_record_arguments(arguments, count=100)
     options = parsed(arguments, argv, full={"count": 1000, "checkpoints": [1, 10, 25, 50, 100, 250, 500, 1000]})
 
     model = rl.load_model(options.model)
-    text = "".join(rl.edit.texts_from_file(options.perplexity_texts)) if options.perplexity_texts else None
     listed = listed_records(options)
     pilot = listed[options.count :][: options.pilot] or listed[: options.pilot]
     for name, method in sequence_methods(model, options, [record.request for record in pilot]).items():
@@ -63,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             method=method,
             batch=options.batch,
             checkpoints=options.checkpoints,
-            text=text,
+            text=perplexity_text(options),
             perplexity_tokens=options.perplexity_tokens,
             stop=rl.evaluate.StopRule(perplexity_factor=options.stop_factor),
         )

@@ -18,7 +18,7 @@ import rome_lens as rl
 from rome_lens.models import Model, find_matrix
 
 from .common.manifest import write_manifest
-from .common.options import parsed, parser, write_csv
+from .common.options import add_perplexity_arguments, parsed, parser, perplexity_text, write_csv
 
 _SYLLABLES = (
     "bal",
@@ -74,6 +74,7 @@ def run(
     checkpoints: Sequence[int],
     sample: int,
     text: str | None,
+    tokens: int,
 ) -> Iterator[dict[str, Any]]:
     """The rows of a sequence, from the unedited model on. Afterwards the model is what it was."""
     memory, seconds, done = rl.edit.EditMemory(), 0.0, 0
@@ -82,7 +83,7 @@ def run(
         for matrix, blocks in config.layers_for(model).items()
         for layer in blocks
     }
-    yield {"edits": 0} | measured(model, records, sample=sample, text=text)
+    yield {"edits": 0} | measured(model, records, sample=sample, text=text, tokens=tokens)
     try:
         for start in tqdm(range(0, len(records), turn), desc="turns"):
             part = [record.request for record in records[start : start + turn]]
@@ -98,13 +99,13 @@ def run(
                     for place, before in originals.items()
                 )
                 figures = {"edits": done, "cpu_seconds_an_edit": seconds / done, "norm_growth": growth}
-                yield figures | measured(model, records[:done], sample=sample, text=text)
+                yield figures | measured(model, records[:done], sample=sample, text=text, tokens=tokens)
     finally:
         rl.edit.revert_edits(model)
 
 
 def measured(
-    model: Model, records: Sequence[rl.data.QuestionRecord], *, sample: int, text: str | None
+    model: Model, records: Sequence[rl.data.QuestionRecord], *, sample: int, text: str | None, tokens: int
 ) -> dict[str, float]:
     """Mean scores of at most `sample` records, evenly spaced, and the perplexity."""
     count = min(sample, len(records))
@@ -112,7 +113,7 @@ def measured(
     means = pd.DataFrame([rl.evaluate.score_zsre(model, record) for record in scored]).mean()
     scores = {str(name): float(value) for name, value in means.items()}
     if text is not None:
-        scores["perplexity"] = rl.evaluate.perplexity(model, text, tokens=2_000, progress=False)
+        scores["perplexity"] = rl.evaluate.perplexity(model, text, tokens=tokens, progress=False)
     return {"scored": count, **scores}
 
 
@@ -127,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--learning-rates", type=float, nargs="+", default=[rl.edit.UltraEditConfig().learning_rate])
     arguments.add_argument("--checkpoints", type=int, nargs="+", default=[100, 200, 500, 1000, 2000, 5000, 10_000])
     arguments.add_argument("--sample", type=int, default=100, help="how many records are scored at a checkpoint")
-    arguments.add_argument("--perplexity-texts", type=Path, help="a text file; without it there is no perplexity")
+    add_perplexity_arguments(arguments, tokens=2_000)
     options = parsed(arguments, argv, full={"count": 10_000})
 
     model = rl.load_model(options.model)
@@ -135,7 +136,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.records:
         records = rl.data.load_zsre(options.records, strict=False)
     records = records[options.skip : options.skip + options.count]
-    text = options.perplexity_texts.read_text(encoding="utf-8") if options.perplexity_texts else None
     rows = []
     for layers, matrices, rate in product(options.layers, options.matrices, options.learning_rates):
         usual = rl.edit.UltraEditConfig().layers_for(model)["out"]
@@ -145,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "turn": options.turn,
             "checkpoints": options.checkpoints,
             "sample": options.sample,
-            "text": text,
+            "text": perplexity_text(options),
+            "tokens": options.perplexity_tokens,
         }
         numbers = {"layers": " ".join(map(str, blocks)), "matrices": matrices, "learning_rate": rate}
         for row in run(model, records, config, **given):

@@ -3,11 +3,12 @@
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import rome_lens as rl
+from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.evaluate.measuring import Method
 from rome_lens.models import Model
 
@@ -22,6 +23,7 @@ BATCH: dict[str, tuple[Callable[..., rl.Edit], Callable[..., Any]]] = {
 }
 BATCH_LAYERS = [2, 3, 4, 5, 6]  # of SmolLM2-135M
 QUIET: dict[str, Any] = {"on_unhealthy": "ignore", "progress": False}
+Config = TypeVar("Config", rl.RomeConfig, rl.MemitConfig, rl.edit.EmmetConfig, rl.edit.AlphaEditConfig)
 CHOICES = (*PRESETS, *FINETUNING, "kn", "mend", *BATCH)
 
 
@@ -33,6 +35,26 @@ def add_method_arguments(
     arguments.add_argument("--mend-editor", type=Path, help="what `rome-lens train_mend` saved; for mend")
     arguments.add_argument("--layers", type=int, nargs="+", default=BATCH_LAYERS, help=f"of {', '.join(BATCH)}")
     add_covariance_arguments(arguments)
+
+
+def add_search_arguments(arguments: argparse.ArgumentParser) -> None:
+    """How long the search for a value is."""
+    arguments.add_argument("--contexts", type=int, help="sampled contexts of the search; the preset's if absent")
+    arguments.add_argument("--steps", type=int, help="of the search; the preset's if absent")
+
+
+def shortened(model: Model, options: argparse.Namespace, config: Config) -> Config:
+    """A method's settings, with as many sampled contexts and steps of the search as were asked for.
+
+    The contexts are sampled once for a model.
+    """
+    asked = ((10, options.contexts),) if options.contexts else ()
+    lengths = config.context_lengths if options.contexts is None else asked
+    contexts = _sampled(model, tuple(lengths), seed=config.seed)
+    return replace(config, contexts=contexts, steps=config.steps if options.steps is None else options.steps)
+
+
+_sampled = cache(rl.edit.sample_contexts)
 
 
 def chosen_methods(model: Model, options: argparse.Namespace) -> dict[str, Method]:
@@ -64,14 +86,15 @@ def _method(name: str, model: Model, options: argparse.Namespace) -> Method:
 
 @dataclass
 class _OneAtATime:
-    """The methods for batches, each with a batch of one. What they share is searched for once for a request."""
+    """The methods for batches, with what is asked for. What they share is searched for once for the same requests."""
 
     covariances: Mapping[int, rl.KeyCovariance]
-    last: dict[rl.EditRequest, rl.edit.MemitTargets] = field(default_factory=dict)
+    last: dict[tuple[rl.EditRequest, ...], rl.edit.MemitTargets] = field(default_factory=dict)
 
-    def __call__(self, name: str, model: Model, request: rl.EditRequest) -> rl.Edit:
-        if request not in self.last:
-            self.last = {request: rl.edit.memit_targets(model, [request], layer=max(self.covariances), progress=False)}
+    def __call__(self, name: str, model: Model, request: Requests) -> rl.Edit:
+        asked = tuple(as_requests(request))
+        if asked not in self.last:
+            self.last = {asked: rl.edit.memit_targets(model, asked, layer=max(self.covariances), progress=False)}
         edit, config = BATCH[name]
-        given = {"covariances": self.covariances, "targets": self.last[request]}
-        return edit(model, request, config=config(layers=sorted(self.covariances)), **given, **QUIET)
+        given = {"covariances": self.covariances, "targets": self.last[asked]}
+        return edit(model, asked, config=config(layers=sorted(self.covariances)), **given, **QUIET)

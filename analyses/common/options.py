@@ -105,6 +105,17 @@ def read_csv(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
+def add_perplexity_arguments(arguments: argparse.ArgumentParser, tokens: int) -> None:
+    """What text a model's perplexity is of."""
+    arguments.add_argument("--perplexity-texts", type=Path, help="a text file; without it there is no perplexity")
+    arguments.add_argument("--perplexity-tokens", type=int, default=tokens, help="how much of it to read")
+
+
+def perplexity_text(options: argparse.Namespace) -> str | None:
+    """That text."""
+    return "".join(rl.edit.texts_from_file(options.perplexity_texts)) if options.perplexity_texts else None
+
+
 TEXTS = ("Salesforce/wikitext", "wikitext-103-raw-v1")  # on the Hugging Face hub
 
 

@@ -10,7 +10,7 @@ import rome_lens as rl
 from rome_lens.evaluate.measuring import Method
 from rome_lens.models import Model
 
-from .methods import BATCH, CHOICES, QUIET, chosen_methods
+from .methods import BATCH, CHOICES, QUIET, chosen_methods, shortened
 from .options import kept_covariances, rome_covariance
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -50,8 +50,7 @@ def _method(name: str, model: Model, options: argparse.Namespace, pilot: Sequenc
         edit, make = BATCH[base]
         config, given = make(layers=options.layers), {"covariances": kept_covariances(model, options.layers, options)}
         layer = max(options.layers)
-    contexts = rl.edit.sample_contexts(model, config.context_lengths, seed=config.seed)
-    config = replace(config, **numbers, contexts=contexts)
+    config = replace(shortened(model, options, config), **numbers)
     if "anchor_norm" in numbers:
         config = replace(config, anchor_norm=rl.edit.anchor_norm(model, pilot, layer=layer, config=config))
     return partial(edit, config=config, **given, **QUIET)

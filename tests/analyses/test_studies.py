@@ -60,8 +60,10 @@ def test_bleed_over_of_all_records_is_kept(given, tiny, tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::rome_lens.errors.EditWarning")  # a tiny model knows no fact
 def test_a_batch_is_scored_on_the_model_that_holds_it_all(given, covariances, tiny, tmp_path, monkeypatch):
-    arguments = [*given["plain"], *covariances, *TWO, "--layers", "0", "1"]
-    batch_editing.main([*arguments, "--methods", "memit"])
+    text = tmp_path / "text.txt"
+    text.write_text("The Space Needle is in Seattle. " * 20)
+    arguments = [*given["plain"], *covariances, *TWO, "--layers", "0", "1", "--perplexity-texts", str(text)]
+    batch_editing.main([*arguments, "--methods", "memit", "ledger"])
     asked = rl.load_counterfact(tmp_path / "records.json")[:2]
     kept = {layer: rl.KeyCovariance.load(tmp_path / "covariances" / f"layer{layer}.safetensors") for layer in (0, 1)}
     edit = rl.memit(
@@ -74,12 +76,14 @@ def test_a_batch_is_scored_on_the_model_that_holds_it_all(given, covariances, ti
     )
     with edit.applied(tiny):
         expected = rl.summarize(rl.score_edits(tiny, asked, {})).iloc[0]
+        perplexity = rl.evaluate.perplexity(tiny, text.read_text(), progress=False)
     table = pd.read_csv(tmp_path / "out" / "table.csv").set_index("method")
     assert table.loc["memit, layers 0 1", "EM"] == pytest.approx(expected["EM"], rel=1e-3)
+    assert table.loc["memit, layers 0 1", "perplexity"] == pytest.approx(perplexity, rel=1e-4)
     nothing_twice(monkeypatch, "score_edits")
-    batch_editing.main([*arguments, "--methods", "memit"])
-    assert list(pd.read_csv(tmp_path / "out" / "table.csv")["method"]) == ["base", "memit, layers 0 1"]
-    assert set(whole(tmp_path / "out")["inputs"]) == {"records.json"}
+    batch_editing.main([*arguments, "--methods", "memit", "ledger"])
+    assert list(pd.read_csv(tmp_path / "out" / "table.csv")["method"]) == ["base", "memit, layers 0 1", "ledger"]
+    assert set(whole(tmp_path / "out")["inputs"]) == {"records.json", "text.txt"}
     refused(batch_editing.main, [*arguments, "--methods", "memit"], tiny)
 
 
