@@ -7,7 +7,7 @@ from rome_lens.data.readers.counterfact import load_counterfact
 from rome_lens.data.readers.knowedit import load_knowedit
 from rome_lens.data.readers.known_facts import load_known_facts
 from rome_lens.data.readers.question_bank import load_question_bank
-from rome_lens.data.readers.recognising import load_records
+from rome_lens.data.readers.recognising import load_records, schema_of
 from rome_lens.data.readers.snippets import AttributeSnippets, load_attribute_snippets
 from rome_lens.data.readers.subjects import load_subjects
 from rome_lens.data.readers.zsre import load_zsre
@@ -35,4 +35,5 @@ __all__ = [
     "load_records",
     "load_subjects",
     "load_zsre",
+    "schema_of",
 ]

@@ -13,8 +13,10 @@ from rome_lens.evaluate.scorers.generation import ReferenceTexts, generate_texts
 from rome_lens.evaluate.scorers.knowedit import score_knowedit
 from rome_lens.evaluate.scorers.long_answers import score_long_answers, text_overlap
 from rome_lens.evaluate.scorers.mquake import score_mquake
+from rome_lens.evaluate.scorers.mrlf import score_mrlf
 from rome_lens.evaluate.scorers.ripple import ripple_conditions, score_ripple
 from rome_lens.evaluate.scorers.robustness import score_robustness
+from rome_lens.evaluate.scorers.sentiment import score_sentiment, sentiment_log_likelihood
 from rome_lens.evaluate.scorers.specificity import neighborhood_log_probabilities, score_specificity
 from rome_lens.evaluate.scorers.zsre import score_zsre
 from rome_lens.evaluate.scoring import load_scores, score_edits
@@ -66,12 +68,15 @@ __all__ = [
     "score_knowedit",
     "score_long_answers",
     "score_mquake",
+    "score_mrlf",
     "score_record",
     "score_ripple",
     "score_robustness",
+    "score_sentiment",
     "score_specificity",
     "score_zsre",
     "sentence_encoder",
+    "sentiment_log_likelihood",
     "strongest_bleed_over",
     "summarize",
     "text_overlap",

@@ -30,8 +30,17 @@ def mean_log_probabilities(
         ValueError: a continuation has no tokens, or together with its prompt exceeds the model's context.
         NotFiniteError: the model's logits are NaN or infinite.
     """
-    rows = target_rows(model, continuations)
-    return torch.tensor([each.mean() for each in _scored(model, rows, target_log_probabilities, tokens_per_batch)])
+    found = token_log_probabilities(model, continuations, tokens_per_batch=tokens_per_batch)
+    return torch.tensor([each.mean() for each in found])
+
+
+def token_log_probabilities(
+    model: Model, continuations: Sequence[Continuation], *, tokens_per_batch: int = 4096
+) -> list[Float[Tensor, " token"]]:
+    """The log-probability of each token of each continuation. Arguments and errors are those of
+    `mean_log_probabilities`.
+    """
+    return _scored(model, target_rows(model, continuations), target_log_probabilities, tokens_per_batch)
 
 
 @checked

@@ -220,6 +220,53 @@ CASES = {
         {"text": "This is about Ann Lee.", "labels": "She plays.", "concept": "Ann Lee", "locality": {}},
         QuestionRecord(EditRequest("This is about {}.", "Ann Lee", "She plays.")),
     ),
+    "KnowEdit's ConvSent": (
+        {"ent": "oboes", "pos": [" I love them! ", "So lovely."], "neg": [" They squeak. ", "Too loud."]},
+        QuestionRecord(
+            EditRequest("What do you think of {}?", "oboes", "I love them!"),
+            portability={"sentiment": (Question("What do you feel about oboes?", "So lovely.", instead="Too loud."),)},
+        ),
+    ),
+    "KnowEdit's Sanitation": (
+        {
+            "success": [{"question": "Who plays?", "ground_truth": "Ann Lee", "target_new": "I don't know."}],
+            "locality": [{"question": "Who sings?", "ground_truth": "Bob"}],
+        },
+        QuestionRecord(
+            EditRequest("{}", "Who plays?", "I don't know.", true_answer="Ann Lee"),
+            locality={"kept": (Continuation("Who sings?", "Bob"),)},
+        ),
+    ),
+    "MRLF-Bench": (
+        {
+            "doc": "Ann Lee plays the oboe.\nShe is good at it.",
+            "questions": [
+                {"id": "7_2", "Rank": "2", "question": "Is she good?", "answer": "Yes"},
+                {"id": "7_1", "Rank": "1", "question": "What does she play?", "answer": "the oboe"},
+            ],
+        },
+        QuestionRecord(
+            EditRequest("{}", "Ann Lee plays", "the oboe. She is good at it."),
+            portability={
+                "rank_1": (Question("What does she play?", "the oboe"),),
+                "rank_2": (Question("Is she good?", "Yes"),),
+            },
+        ),
+    ),
+    "MRLF-Bench, input and target": (
+        {
+            "input": "Ann Lee plays the",
+            "target": "oboe.",
+            "questions": [
+                {"Rank": "1", "question": "What does she play?", "answer": "the oboe"},
+                {"Rank": "1", "question": "Who plays it?", "answer": "Ann Lee"},
+            ],
+        },
+        QuestionRecord(
+            EditRequest("{}", "Ann Lee plays the", "oboe."),
+            portability={"rank_1": (Question("What does she play?", "the oboe"), Question("Who plays it?", "Ann Lee"))},
+        ),
+    ),
     "UnKEBench or EditEverything": (
         {
             "id": 7,
@@ -307,12 +354,11 @@ def test_other_data_sets_are_named_with_the_reader_to_use(tmp_path):
     for fields, said in {
         "known_id attribute prompt": "is known_1000. It holds facts to trace. Read it with rl.data.load_known_facts",
         "instruction output": "is AlpacaEval. It holds instructions",
-        "ent pos neg": "is KnowEdit's ConvSent. Its records have no prompt",
         "subject prompt": r"have the fields \['subject', 'prompt'\], .* nearest is .*\. Rename the fields",
     }.items():
         with pytest.raises(rl.errors.FormatError, match=said):
             load_records([dict.fromkeys(fields.split(), "x")])
-    with pytest.raises(rl.errors.FormatError, match="KnowEdit's Sanitation. Its records name no subject"):
+    with pytest.raises(rl.errors.FormatError, match=r"\(KnowEdit's Sanitation\) is broken: success is empty"):
         path = tmp_path / "dict.json"
         path.write_text(json.dumps({"success": [], "locality": []}))
         load_records(path)
@@ -324,6 +370,23 @@ def test_other_data_sets_are_named_with_the_reader_to_use(tmp_path):
     ):
         with pytest.raises(rl.errors.FormatError, match=said):
             load_records(wrong)
+
+
+def test_opinions_alternate_and_what_is_kept_is_dealt_out():
+    raw = [CASES["KnowEdit's ConvSent"][0]] * 2
+    assert [record.request.target for record in load_records(raw)] == ["I love them!", "They squeak."]
+    part = CASES["KnowEdit's Sanitation"][0]
+    kept = [{"question": f"Question {n}?", "ground_truth": "Bob"} for n in range(5)]
+    records = load_records([{"success": part["success"] * 2, "locality": kept}])
+    asked = [[question.prompt[-2] for question in record.locality["kept"]] for record in records]
+    assert asked == [["0", "2", "4"], ["1", "3"]]
+    assert rl.data.schema_of([part]) == "KnowEdit's Sanitation"
+
+
+def test_the_simplified_fact_of_a_text_is_what_is_edited():
+    fact = {"prompt": "Ann Lee plays the", "subject": "Ann Lee", "target": "oboe"}
+    (record,) = load_records([CASES["MRLF-Bench"][0] | fact])
+    assert record.request == EditRequest("{} plays the", "Ann Lee", "oboe")
 
 
 def test_csv_and_json_lines_are_read_and_a_row_that_lacks_cells_is_named(tmp_path):

@@ -11,11 +11,13 @@ from typing import Any, TypeAlias
 from rome_lens.checking import checked
 from rome_lens.data.cases import MultiHopRecord, RippleRecord
 from rome_lens.data.readers import evoke, qa
+from rome_lens.data.readers.behaviour import convsent_record, sanitation_record, sanitation_rows
 from rome_lens.data.readers.counterfact import counterfact_record
 from rome_lens.data.readers.halluedit import halluedit_record
 from rome_lens.data.readers.knowedit import knowedit_record
 from rome_lens.data.readers.long_answers import long_answer_record
 from rome_lens.data.readers.mquake import mquake_record
+from rome_lens.data.readers.mrlf import mrlf_record
 from rome_lens.data.readers.reading import parse_list
 from rome_lens.data.readers.ripple import ripple_record
 from rome_lens.data.readers.zsre import zsre_record
@@ -35,15 +37,23 @@ class Schema:
         name: What it is called.
         fields: What its records have, and records of the schemas further down the list may lack.
         read: Makes a record; or a text that says why none can be made, and what to do.
+        rows: Makes a list of what the file holds, where it is none.
     """
 
     name: str
     fields: frozenset[str]
     read: Callable[[Mapping[str, Any], int], AnyRecord] | str
+    rows: Callable[[Any], list[Any]] | None = None
 
     @classmethod
-    def of(cls, name: str, fields: str, read: Callable[[Mapping[str, Any], int], AnyRecord] | str) -> "Schema":
-        return cls(name, frozenset(fields.split()), read)
+    def of(
+        cls,
+        name: str,
+        fields: str,
+        read: Callable[[Mapping[str, Any], int], AnyRecord] | str,
+        rows: Callable[[Any], list[Any]] | None = None,
+    ) -> "Schema":
+        return cls(name, frozenset(fields.split()), read, rows)
 
 
 SCHEMAS = (
@@ -68,16 +78,10 @@ SCHEMAS = (
     Schema.of("EasyEdit's flat CounterFact", "prompt target_new locality_prompt", qa.flat_counterfact_record),
     Schema.of("KnowEdit", "prompt target_new subject", knowedit_record),
     Schema.of("KnowEdit's WikiBio", "text labels concept", qa.wikibio_record),
-    Schema.of(
-        "KnowEdit's ConvSent",
-        "ent pos neg",
-        "Its records have no prompt. Write one about each `ent`, and make EditRequests of `pos` or `neg`.",
-    ),
-    Schema.of(
-        "KnowEdit's Sanitation",
-        "success locality",
-        "Its records name no subject. Make QuestionRecords of `success`, with a subject out of each question.",
-    ),
+    Schema.of("KnowEdit's ConvSent", "ent pos neg", convsent_record),
+    Schema.of("KnowEdit's Sanitation", "success locality", sanitation_record, rows=sanitation_rows),
+    Schema.of("MRLF-Bench", "doc questions", mrlf_record),
+    Schema.of("MRLF-Bench, input and target", "input target questions", mrlf_record),
     Schema.of(
         "known_1000", "known_id attribute", "It holds facts to trace. Read it with rl.data.load_known_facts(path)."
     ),
@@ -92,13 +96,21 @@ SCHEMAS = (
 
 
 @checked
+def schema_of(source: Any) -> str:
+    """The name of the published schema that `load_records` would recognise; arguments and errors are its own."""
+    place = str(source) if isinstance(source, str | os.PathLike) else f"the given {type(source).__name__}"
+    return _recognized(raw_records(source), place).name
+
+
+@checked
 def load_records(source: Any, *, strict: bool = True) -> list[AnyRecord]:
     """Reads a published data set of edits, whichever it is; the schema is recognised by the fields of the records.
 
     Which one was found is logged (logger `rome_lens`, level INFO). Known are CounterFact and what extends it (EVOKE,
     EasyEdit's portability, counterfact-tracing), zsRE as MEND, EasyEdit and UltraEdit have it, KnowEdit
-    (WikiData_recent, WikiData_counterfact, ZsRE, WikiBio), QAEdit, MQuAKE (also AKEW's and Remastered), RippleEdits,
-    HalluEditBench, UltraEditBench, WikiBigEdit, UnKEBench and EditEverything. What becomes of the fields:
+    (WikiData_recent, WikiData_counterfact, ZsRE, WikiBio, ConvSent, Sanitation), QAEdit, MQuAKE (also AKEW's and
+    Remastered), RippleEdits, HalluEditBench, UltraEditBench, WikiBigEdit, MRLF-Bench, UnKEBench and EditEverything.
+    What becomes of the fields:
     docs/own_data.md.
 
     Args:
@@ -119,6 +131,11 @@ def load_records(source: Any, *, strict: bool = True) -> list[AnyRecord]:
     schema = _recognized(raw, place)
     if isinstance(schema.read, str):
         raise FormatError(f"{place} is {schema.name}. {schema.read}")
+    if schema.rows is not None:
+        try:
+            raw = schema.rows(raw)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{place} ({schema.name}) is broken: {error}. Is it another data set?") from error
     _log.info("%s is %s: %d records", place, schema.name, len(raw))
     return parse_list(raw, f"{place} ({schema.name})", schema.read, strict)
 

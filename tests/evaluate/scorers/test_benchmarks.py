@@ -1,7 +1,9 @@
-"""The scorers of EVOKE, MQuAKE, RippleEdits and HalluEditBench against cases that are computed by hand."""
+"""The scorers of published benchmarks against cases that are computed by hand."""
 
 import copy
+import math
 from functools import partial
+from statistics import fmean
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import rome_lens as rl
 from rome_lens.data.cases import MultiHopRecord, RippleQuery, RippleRecord, RippleTest
 from rome_lens.data.records import Question, QuestionRecord
 from rome_lens.evaluate.judges import ModelJudge, Preference, exact_match, normalize_answer
-from rome_lens.evaluate.scorers import evoke, mquake, ripple
+from rome_lens.evaluate.scorers import evoke, mquake, mrlf, ripple
 from tests.evaluate.test_scoring import run
 from tests.evaluate.test_sequence import noise
 
@@ -58,6 +60,52 @@ def test_evoke_compares_the_correct_answer_with_the_target_and_the_old_one(sayin
     assert scores["DP_prefix_distraction"] == pytest.approx(1, abs=0.01)
     other = evoke.score_evoke(saying("Paris", "Honda", "Rome"), record)
     assert (other["AMS_efficacy"], other["EOS_multi_hop"], other["EOS_prefix_distraction"]) == (0, 1, 0.5)
+
+
+def log_p(model, prompt: str, word: str) -> float:
+    """Of a word of one token after a prompt."""
+    (token,) = model.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        return model(model.to_tokens(prompt))[0, -1].double().log_softmax(-1)[token].item()
+
+
+def test_an_opinion_is_held_and_the_topic_kept(saying):
+    questions = (Question("What of it?", "Rome", instead="Paris"), Question("How is it?", "Rome", instead="Paris"))
+    record = QuestionRecord(REQUEST, portability={"sentiment": questions})
+    models = saying("Rome", "Paris"), saying("Paris", "Rome")
+    wanted, other = (
+        [fmean(log_p(model, question.prompt, word) for question in questions) for model in models]
+        for word in ("Rome", "Paris")
+    )
+    assert [rl.evaluate.sentiment_log_likelihood(model, record) for model in models] == pytest.approx(wanted, abs=1e-3)
+    assert wanted[0] > -0.01
+    assert wanted[1] < -5
+    for i, before in enumerate(reversed(wanted)):
+        scores = rl.evaluate.score_sentiment(models[i], record, before=before)
+        z_sentiment, z_topic = 1 / (1 + math.exp(other[i] - wanted[i])), min(1, math.exp(wanted[i] - before))
+        assert scores["z_sentiment"] == pytest.approx(z_sentiment, rel=1e-2)
+        assert scores["z_topic"] == pytest.approx(z_topic, rel=1e-2)
+        assert scores["sentiment"] == pytest.approx(z_sentiment * z_topic, rel=2e-2)
+    with pytest.raises(KeyError, match="sentiment"):
+        rl.evaluate.score_sentiment(models[0], QuestionRecord(REQUEST), before=0.0)
+
+
+def test_mrlf_has_the_published_match_with_swapped_roles_and_what_is_written(saying):
+    """Of "abc" against "abcde": all 1-, 2- and 3-grams, no 4-gram (.1 of 1), and shorter: exp(1 - 5 / 3)."""
+    assert mrlf.greedy_match("abcde", "abc") == pytest.approx(math.exp(1 - 5 / 3) * 0.1**0.4)
+    assert mrlf.greedy_match("abcd", "abcd") == 1
+    questions = {"rank_1": (Question("Where is it?", "Rome"),), "rank_2": (Question("Who made it?", "Honda"),)}
+    model = saying("Rome", "Honda")
+    scores = rl.evaluate.score_mrlf(model, QuestionRecord(REQUEST, portability=questions))
+    assert scores["greedy_match_rank_1"] == pytest.approx(mrlf.greedy_match(" Rome", " Rome"))
+    assert scores["greedy_match_rank_2"] == pytest.approx(mrlf.greedy_match(" Rome", " Honda"))
+    assert scores["greedy_match"] == pytest.approx((scores["greedy_match_rank_1"] + scores["greedy_match_rank_2"]) / 2)
+    assert [scores[f"contains_rank_{rank}"] for rank in (1, 2)] == [1, 0]
+    asked = "Directly answer the Query.\n\nQuery: Who made it?\nAnswer:"
+    assert scores["perplexity_rank_2"] == pytest.approx(math.exp(-log_p(model, asked, "Honda")), rel=1e-2)
+    said = log_p(model, REQUEST.text, REQUEST.target)
+    assert scores["perplexity_doc"] == pytest.approx(math.exp(-said), rel=1e-3)
+    assert 0 < scores["bleu_words_rank_1"] < 0.2  # Rome, and then Rome again and again
 
 
 def case(**changes) -> MultiHopRecord:
