@@ -1,10 +1,12 @@
 """Many edits on top of each other: what is left of the earlier ones, of their neighbours and of the language model.
 
+--records may be of any published schema, scored by its own scorer, without what that compares with the model before.
 Every method has a folder below --out that keeps its edits and rows; a run that was stopped goes on from there. Methods
 may run in several processes at once, and the table and the figure are made of all that is in --out.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +20,6 @@ from .common.methods import PRESETS, add_method_arguments, add_search_arguments
 from .common.options import (
     add_perplexity_arguments,
     add_record_arguments,
-    chosen_records,
     listed_records,
     parsed,
     parser,
@@ -27,6 +28,7 @@ from .common.options import (
     write_csv,
 )
 from .common.sequence_methods import SEQUENCE_CHOICES, sequence_methods
+from .published_scores import OWN
 
 
 def write_results(out: Path) -> pd.DataFrame:
@@ -52,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_method_arguments(arguments, default=list(PRESETS), choices=SEQUENCE_CHOICES)
     arguments.add_argument("--batch", type=int, default=1, help="how many records are written at once; 1 for ROME")
     arguments.add_argument(
+        "--learning-rate", type=float, default=rl.edit.UltraEditConfig.learning_rate, help="of ultraedit"
+    )
+    arguments.add_argument(
         "--pilot", type=int, default=20, help="records after those edited that tell the anchor's norm"
     )
     add_search_arguments(arguments)
@@ -62,15 +67,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parsed(arguments, argv, full={"count": 1000, "checkpoints": [1, 10, 25, 50, 100, 250, 500, 1000]})
 
     model = rl.load_model(options.model)
-    listed = listed_records(options)
+    listed = listed_records(options, partial(rl.load_records, strict=False))
+    own = OWN.get(rl.data.schema_of(options.records)) if options.records else None
     pilot = listed[options.count :][: options.pilot] or listed[: options.pilot]
     for name, method in sequence_methods(model, options, [record.request for record in pilot]).items():
         sequence = rl.edit_sequence(
             model,
-            chosen_records(options),
+            listed[: options.count],
             out=options.out / name,
             method=method,
             batch=options.batch,
+            score=own.score if own else None,
             checkpoints=options.checkpoints,
             text=perplexity_text(options),
             perplexity_tokens=options.perplexity_tokens,
@@ -79,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name}: {sequence.stopped or 'all edits were made'}")
     table = write_results(options.out)
     write_manifest(options, model)
-    columns = ["method", "edits", "n", "S", "ES", "PS", "NS", "base_NS", "perplexity", "norm_growth"]
+    scores = [column for column in table if f"{column}_low" in table]
+    columns = ["method", "edits", "n", *scores, "perplexity", "norm_growth"]
     print(table[columns].round(3).to_string(index=False))
 
 

@@ -94,6 +94,11 @@ class World:
         return rl.data.QuestionRecord(REQUEST, portability={"yes": (rl.data.Question("Is it in Rome?", "Yes"),)})
 
     @cached_property
+    def opinion(self) -> rl.data.QuestionRecord:
+        asked = rl.data.Question("What of it?", "It is good.", instead="It is bad.")
+        return rl.data.QuestionRecord(REQUEST, portability={"sentiment": (asked,)})
+
+    @cached_property
     def covariances(self) -> dict[int, rl.KeyCovariance]:
         found = rl.collect_covariance(self.model, [1, 2], texts=[CORPUS] * 3, tokens=300, progress=False)
         return {layer: covariance.shrunk(0.3) for layer, covariance in found.items()}
@@ -266,6 +271,14 @@ CASES: dict[str, Any] = {
     "sentence_encoder": lambda w: {"folder": w.model and w.folder / "gpt2"},
     "text_overlap": lambda w: {"passage": "Rome is old.", "written": "Rome is"},
     "score_mquake": lambda w: {"model": w.model, "record": rl.data.MultiHopRecord((REQUEST,), (HOP,)), "new_tokens": 2},
+    "score_mrlf": lambda w: {
+        "model": w.model,
+        "record": rl.data.QuestionRecord(REQUEST, portability={"rank_1": (HOP,)}),
+        "new_tokens": 2,
+    },
+    "score_sentiment": lambda w: {"model": w.model, "record": w.opinion, "before": -3.0},
+    "sentiment_log_likelihood": lambda w: {"model": w.model, "record": w.opinion},
+    "schema_of": lambda w: {"source": [{"case_id": 1, "requested_rewrite": REWRITE}]},
     "score_ripple": lambda w: {"model": w.model, "record": rl.data.RippleRecord(REQUEST), "before": {}},
     "score_robustness": lambda w: {"model": w.chatting, "record": w.doubted, "turns": 1, "new_tokens": 5},
     "alphaedit": lambda w: {

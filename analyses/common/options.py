@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,9 @@ def chosen_records(options: argparse.Namespace) -> list[EditRecord]:
     return listed_records(options)[: options.count]
 
 
-def listed_records(options: argparse.Namespace) -> list[EditRecord]:
-    """All records that the options name, however many are asked for."""
-    records = load_counterfact(options.records) if options.records else load_builtin_records()
+def listed_records(options: argparse.Namespace, read: Callable[[Path], list[Any]] = load_counterfact) -> list[Any]:
+    """All records that the options name, however many are asked for; CounterFact's, unless `read` gives others."""
+    records = read(options.records) if options.records else load_builtin_records()
     if options.case_ids:
         by_id = {record.case_id: record for record in records}
         records = [by_id[case_id] for case_id in json.loads(options.case_ids.read_text())]

@@ -36,7 +36,8 @@ def sequence_methods(model: Model, options: argparse.Namespace, pilot: Sequence[
 
 def _method(name: str, model: Model, options: argparse.Namespace, pilot: Sequence[rl.EditRequest]) -> Method:
     if name == "ultraedit":
-        return partial(rl.edit.ultraedit, **QUIET)
+        rates = rl.edit.UltraEditConfig(learning_rate=options.learning_rate)
+        return partial(rl.edit.ultraedit, config=rates, **QUIET)
     if name not in VARIANTS:
         return chosen_methods(model, argparse.Namespace(**vars(options) | {"methods": [name]}))[name]
     base, numbers = VARIANTS[name]

@@ -1,7 +1,7 @@
 """Figures of scores."""
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -143,11 +143,25 @@ class Edited(Protocol):
         """What was measured along the way."""
 
 
+_SEQUENCE_SCORES = {
+    "ES": "efficacy (ES)",
+    "PS": "paraphrases (PS)",
+    "NS": "neighbourhood (NS)",
+    "efficacy": "efficacy",
+    "paraphrase": "paraphrases",
+    "portability": "portability",
+    "specificity": "specificity",
+    "locality": "locality",
+}
+_MANY = 300  # edits
+
+
 @checked
 def plot_sequence(frame: pd.DataFrame | Edited | Mapping[str, Edited]) -> go.Figure:
     """What piles up with the edits: a panel for each score, perplexity and norm growth, a line for each method.
 
-    A dotted line is the model before the first edit on the same records; error bars are those of `summarize`.
+    A dotted line is the model before the first edit on the same records; error bars are those of `summarize`. From 300
+    edits on their axis is logarithmic.
 
     Args:
         frame: what `edit_sequence` gives, or several by the methods' names; or their `checkpoints` put together, with a
@@ -160,18 +174,22 @@ def plot_sequence(frame: pd.DataFrame | Edited | Mapping[str, Edited]) -> go.Fig
         runs = frame if isinstance(frame, Mapping) else {"edited": frame}
         tables = [run.checkpoints.assign(method=name) for name, run in runs.items()]
         frame = pd.concat(tables or [pd.DataFrame()])
-    check_columns(
-        frame, ["method", "edits", "perplexity", "norm_growth", "ES"], "EditSequence.checkpoints, with a method,"
-    )
-    panels = {
-        "ES": "efficacy (ES)",
-        "PS": "paraphrases (PS)",
-        "NS": "neighbourhood (NS)",
-        "perplexity": "perplexity",
-        "norm_growth": "norm growth |W - W0| / |W0|",
-    }
-    panels = {column: title for column, title in panels.items() if column in frame and frame[column].notna().any()}
-    figure = make_subplots(rows=2, cols=3, subplot_titles=list(panels.values()), vertical_spacing=0.18)
+    check_columns(frame, ["method", "edits", "perplexity", "norm_growth"], "EditSequence.checkpoints, with a method,")
+    scores = {column: title for column, title in _SEQUENCE_SCORES.items() if column in frame}
+    if not scores:
+        raise ValueError(
+            f"The frame has none of the scores {', '.join(_SEQUENCE_SCORES)}. Give what EditSequence.checkpoints holds."
+        )
+    panels = scores | {"perplexity": "perplexity", "norm_growth": "norm growth |W - W0| / |W0|"}
+    panels = {column: title for column, title in panels.items() if frame[column].notna().any()}
+    rows = -(-len(panels) // 3)
+    figure = make_subplots(rows=rows, cols=3, subplot_titles=list(panels.values()), vertical_spacing=0.36 / rows)
+    across: dict[str, Any] = {"rangemode": "tozero"}
+    if frame["edits"].max() >= _MANY:  # a logarithmic axis has no place for 0 edits: they are a dotted line
+        first = frame[frame["edits"] == 0].set_index("method")["perplexity"]
+        frame = frame[frame["edits"] > 0]
+        frame = frame.assign(base_perplexity=frame["method"].map(first))
+        across = log_axis(frame["edits"])
     figure.update_annotations(**PANEL_TITLE)
     for i, (method, part) in enumerate(frame.groupby("method", sort=False)):
         colour = METHOD_COLOURS[1 + i % (len(METHOD_COLOURS) - 1)]
@@ -210,7 +228,7 @@ def plot_sequence(frame: pd.DataFrame | Edited | Mapping[str, Edited]) -> go.Fig
             least = seen[seen > 0].min()  # an axis of at least a factor of two: a change of some per cent looks small
             figure.update_yaxes(**log_axis(pd.Series([0.95 * least, max(2 * least, seen.max())])), **where)
         else:
-            figure.update_yaxes(range=[0, 1.05] if column in ("ES", "PS", "NS") else None, rangemode="tozero", **where)
-        figure.update_xaxes(title="edits = n" if column in ("ES", "PS", "NS") else "edits", rangemode="tozero", **where)
-    figure.update_layout(**LAYOUT, height=620, legend=LEGEND_BELOW)
+            figure.update_yaxes(range=[0, 1.05] if column in scores else None, rangemode="tozero", **where)
+        figure.update_xaxes(title="edits = n" if column in scores else "edits", **across, **where)
+    figure.update_layout(**LAYOUT, height=310 * rows, legend=LEGEND_BELOW)
     return figure

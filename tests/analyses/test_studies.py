@@ -19,6 +19,7 @@ from analyses import (
     ultraedit,
 )
 from tests.analyses.cases import known, refused, whole
+from tests.data.test_load_records import CASES
 from tests.edit.methods.test_rome import covariance_of
 
 TWO = ["--count", "2"]
@@ -95,6 +96,17 @@ def test_a_sequence_has_a_row_for_each_edit_and_checkpoint(given, tmp_path):
     assert list(pd.read_csv(out / "checkpoints.csv")["edits"]) == [0, 1, 2]
     assert len(list((out / "ft").glob("*.safetensors"))) == 2
     whole(out, "figure")
+
+
+def test_a_sequence_of_questions_has_the_scores_of_its_data_set(given, tmp_path):
+    path = tmp_path / "zsre.json"
+    path.write_text(json.dumps([CASES["zsRE"][0], CASES["zsRE"][0] | {"subject": "Ann", "src": "Ann plays the"}]))
+    arguments = ["--out", str(tmp_path / "out"), "--records", str(path), "--methods", "ultraedit", "--batch", "2"]
+    sequential_editing.main([*arguments, "--learning-rate", "0.1"])
+    table = pd.read_csv(tmp_path / "out" / "checkpoints.csv")
+    assert {"efficacy", "paraphrase", "specificity"} <= set(table)
+    assert list(table["edits"]) == [0, 2]
+    assert table["norm_growth"].iloc[-1] > 0
 
 
 def test_sequences_in_batches_by_methods_that_remember(given, covariances, tmp_path):

@@ -299,6 +299,19 @@ def test_layers_and_tokens_have_a_panel_for_each_success_and_a_line_for_each_tok
     assert list(first.error_y.arrayminus) == pytest.approx([0.02] * 2)
 
 
+def test_many_edits_are_on_a_logarithmic_axis_and_other_scores_have_panels(sequence: pd.DataFrame) -> None:
+    many = sequence.assign(edits=sequence["edits"] * 50).rename(columns={"ES": "efficacy", "base_ES": "base_efficacy"})
+    figure = plot_sequence(many)
+    assert figure.layout.annotations[0].text == "efficacy"
+    assert {axis.type for axis in figure.select_xaxes() if axis.title.text} == {"log"}
+    assert all(0 not in line.x for line in figure.data)
+    before = many.loc[(many["method"] == "rome") & (many["edits"] == 0), "perplexity"].item()
+    dotted = [line for line in figure.data if line.line.dash == "dot" and set(line.y) == {before}]
+    assert [line.name for line in dotted] == ["before the first edit"] * 2  # of each method
+    with pytest.raises(ValueError, match="has none of the scores ES, PS, NS, efficacy"):
+        plot_sequence(sequence.drop(columns="ES"))
+
+
 def test_a_sequence_has_a_panel_for_each_measure_and_a_line_for_each_method(sequence: pd.DataFrame) -> None:
     figure = plot_sequence(sequence)
 

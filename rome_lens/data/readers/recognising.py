@@ -149,7 +149,9 @@ def _recognized(raw: Any, place: str) -> Schema:
             return schema
     if not first:
         found = shortened(raw)
-        raise FormatError(f"{place} holds no records but {found}, expected a list of objects with named fields.")
+        raise FormatError(
+            f"{place} holds no records but {found}. As source is expected a list of objects with named fields."
+        )
     fields = list(first[0])
     near = max(SCHEMAS, key=lambda schema: len(schema.fields & set(fields)) / len(schema.fields))
     missing = sorted(near.fields - set(fields))

@@ -20,8 +20,7 @@ def sentiment_log_likelihood(model: Model, record: QuestionRecord) -> float:
         record: From `load_records`, of ConvSent.
 
     Raises:
-        KeyError: The record is of another data set.
-        ValueError: A question with an answer is longer than the model's context.
+        ValueError: The record is of another data set, or a question with an answer is longer than the model's context.
     """
     return _mean(model, [Continuation(asked.prompt, asked.text) for asked in _asked(record)])
 
@@ -45,8 +44,7 @@ def score_sentiment(model: Model, record: QuestionRecord, *, before: float) -> d
         before: `sentiment_log_likelihood` of the model before the edit.
 
     Raises:
-        KeyError: The record is of another data set.
-        ValueError: A question with an answer is longer than the model's context.
+        ValueError: The record is of another data set, or a question with an answer is longer than the model's context.
     """
     wanted = sentiment_log_likelihood(model, record)
     other = _mean(model, [Continuation(asked.prompt, str(asked.instead)) for asked in _asked(record)])
@@ -56,7 +54,13 @@ def score_sentiment(model: Model, record: QuestionRecord, *, before: float) -> d
 
 
 def _asked(record: QuestionRecord) -> list[Question]:
-    return [asked for asked in record.portability[SENTIMENT] if isinstance(asked, Question)]
+    asked = [each for each in record.portability.get(SENTIMENT, ()) if isinstance(each, Question) and each.instead]
+    if not asked:
+        raise ValueError(
+            f"Record {record.case_id} holds no opinions, expected some in its portability, {SENTIMENT!r}, each with "
+            "the other one as `instead`, as load_records gives them of ConvSent."
+        )
+    return asked
 
 
 def _mean(model: Model, sentences: list[Continuation]) -> float:

@@ -86,7 +86,7 @@ def test_an_opinion_is_held_and_the_topic_kept(saying):
         assert scores["z_sentiment"] == pytest.approx(z_sentiment, rel=1e-2)
         assert scores["z_topic"] == pytest.approx(z_topic, rel=1e-2)
         assert scores["sentiment"] == pytest.approx(z_sentiment * z_topic, rel=2e-2)
-    with pytest.raises(KeyError, match="sentiment"):
+    with pytest.raises(ValueError, match="Record 0 holds no opinions, expected some in its portability, 'sentiment'"):
         rl.evaluate.score_sentiment(models[0], QuestionRecord(REQUEST), before=0.0)
 
 
