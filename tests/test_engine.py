@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import warnings
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 
@@ -24,7 +25,7 @@ from tests.locate.test_many_facts import FACTS, OPTIONS
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Ray with room for two workers, which says nothing."""
+    """Ray with room for three workers, which says nothing."""
     import ray
 
     os.environ.setdefault("RAY_worker_niceness", "0")  # else its workers wait for every other process
@@ -33,7 +34,7 @@ def cluster():
         try:
             for left in (2, 1, 0):  # Ray gives itself 30 s to start, which a busy machine may not be enough for
                 try:
-                    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+                    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
                     break
                 except Exception:
                     ray.shutdown()
@@ -45,10 +46,31 @@ def cluster():
             gc.collect()
 
 
+@pytest.fixture(scope="module")
+def workers(cluster, tiny_model, tiny_folder):
+    """Two workers, opened once: to start one takes longer than all that they do here.
+
+    They are given the model itself, where it can be copied.
+    """
+    with on_ray(tiny_model("gpt2") if HAS_HOOKED else tiny_folder("gpt2")) as spread:
+        yield spread
+
+
 @pytest.fixture
-def sent(tiny, tiny_folder):
-    """What a worker is given: the model itself, where it can be copied."""
-    return tiny if HAS_HOOKED else tiny_folder("gpt2")
+def on_workers(workers, monkeypatch):
+    """What asks for Ray gets these two."""
+
+    @contextmanager
+    def opened(model, *, engine="local", workers=1, spread=workers, **_):
+        if engine == "ray":
+            assert workers == 2
+            yield spread
+        else:
+            with open_workers(model) as here:
+                yield here
+
+    for module in ("evaluate.scoring", "locate.many_facts", "edit.covariance.collect"):
+        monkeypatch.setattr(f"rome_lens.{module}.open_workers", opened)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -90,14 +112,14 @@ def test_workers_that_cannot_be_had_are_told(tiny, tmp_path, monkeypatch):
 
 
 def test_more_workers_than_the_cluster_has_room_for_are_refused(tiny, cluster):
-    for workers, gpus in ((0, 0.0), (3, 0.0), (1, 1.0)):
-        asked = f"workers is {workers} with {gpus:g} GPUs each, but the cluster has 2 CPUs"
+    for workers, gpus in ((0, 0.0), (4, 0.0), (1, 1.0)):
+        asked = f"workers is {workers} with {gpus:g} GPUs each, but the cluster has 3 CPUs"
         with pytest.raises(ValueError, match=asked), on_ray(tiny, workers=workers, gpus_per_worker=gpus):
             pass
 
 
-def test_a_worker_has_its_own_model_and_one_thread_and_what_it_raises_is_raised_here(sent, cluster):
-    with on_ray(sent, workers=1) as spread:
+def test_a_worker_has_its_own_model_and_one_thread_and_what_it_raises_is_raised_here(tiny_folder, cluster):
+    with on_ray(tiny_folder("gpt2"), workers=1) as spread:
         found = list(spread(ray_cases.name_and_threads, "abc"))
         with pytest.raises(ValueError, match="no a"):
             list(spread(ray_cases.refuse, ["a"]))
@@ -105,33 +127,33 @@ def test_a_worker_has_its_own_model_and_one_thread_and_what_it_raises_is_raised_
     assert found == [(i, (item, "gpt2", threads)) for i, item in enumerate("abc")]
 
 
-@pytest.mark.usefixtures("cluster", "one_thread")
-def test_an_evaluation_on_two_workers_of_which_one_dies_equals_one_in_this_process(tiny, tiny_folder, tmp_path):
+@pytest.mark.usefixtures("on_workers", "one_thread")
+def test_an_evaluation_on_two_workers_of_which_one_dies_equals_one_in_this_process(tiny, tmp_path):
     """Killed with SIGKILL in the middle of a record, it is replaced; nothing is lost and nothing is there twice."""
     here = run(tiny, RECORDS, {"noise": noise}, out=tmp_path / "here")
     dying = {"noise": partial(ray_cases.noise_or_death, marker=tmp_path / "died")}
-    there = run(tiny_folder("gpt2"), RECORDS, dying, out=tmp_path / "there", engine="ray", workers=2)
+    there = run(tiny, RECORDS, dying, out=tmp_path / "there", engine="ray", workers=2)
     assert (tmp_path / "died").exists()
     pd.testing.assert_frame_equal(there, here)
     lines = (tmp_path / "there" / "rows.jsonl").read_text().splitlines()
     assert sum(len(json.loads(line)["row"]["rows"]) for line in lines if '"row"' in line) == len(here)
 
 
-@pytest.mark.usefixtures("cluster", "one_thread")
-def test_facts_traced_on_two_workers_are_those_traced_in_this_process(tiny, sent, tmp_path):
+@pytest.mark.usefixtures("on_workers", "one_thread")
+def test_facts_traced_on_two_workers_are_those_traced_in_this_process(tiny, tmp_path):
     """The same traces in the same order, kept in the folder; with a fact that the model gets wrong."""
     wrong = rl.Fact("The capital of {} is", "Italy", answer="Apple")
     facts, options = [FACTS[0], wrong, *FACTS[1:]], {"kinds": ["resid", "mlp"], **OPTIONS}
     here = rl.trace_facts(tiny, facts, **options)
-    there = rl.trace_facts(sent, facts, out=tmp_path / "traces", engine="ray", workers=2, **options)
+    there = rl.trace_facts(tiny, facts, out=tmp_path / "traces", engine="ray", workers=2, **options)
     assert [trace.to_dict() for trace in there.traces] == [trace.to_dict() for trace in here.traces]
     pd.testing.assert_frame_equal(there.not_predicted, here.not_predicted)
     assert len(there.not_predicted) == 1
     assert len(rl.locate.load_traces(tmp_path / "traces")) == len(here.traces) == 6
 
 
-@pytest.mark.usefixtures("cluster", "one_thread")
-def test_covariances_collected_on_two_workers_are_those_collected_in_this_process(tiny, sent, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("on_workers", "one_thread")
+def test_covariances_collected_on_two_workers_are_those_collected_in_this_process(tiny, tmp_path, monkeypatch):
     """Also where the one begins and the other goes on: shards are whole pieces, in the order of the text."""
     monkeypatch.setattr(checkpoint, "_SECONDS_BETWEEN_SAVES", 0)
     options = {"layers": [2, 0], "tokens": 700, "sequence_length": 16, "tokens_per_batch": 64, "progress": False}
@@ -141,7 +163,7 @@ def test_covariances_collected_on_two_workers_are_those_collected_in_this_proces
         rl.collect_covariance(tiny, texts=stopped_after(TEXTS * 9, 2, KeyboardInterrupt()), out=path, **options)
     assert (path / "checkpoint.safetensors").is_file()
     for out in (None, path):
-        there = rl.collect_covariance(sent, texts=TEXTS * 9, out=out, engine="ray", workers=2, **options)
+        there = rl.collect_covariance(tiny, texts=TEXTS * 9, out=out, engine="ray", workers=2, **options)
         for layer, found in there.items():
             assert torch.allclose(found.second_moment, here[layer].second_moment, rtol=1e-6, atol=1e-6)
             assert found.half_difference == pytest.approx(here[layer].half_difference)
