@@ -109,11 +109,13 @@ def _with_interval(frame: pd.DataFrame, column: str) -> pd.Series:
     low, high = ends = [*frame.columns[place + 1 : place + 3], "", ""][:2]
     if ends not in ([f"{column}_low", f"{column}_high"], ["ci_low", "ci_high"]):
         return numbers
-    return numbers + " (" + frame[low].map(_number) + " to " + frame[high].map(_number) + ")"
+    interval = " (" + frame[low].map(_number) + " to " + frame[high].map(_number) + ")"
+    return numbers + interval.where(frame[low].notna() & frame[high].notna(), "")
 
 
 def _number(value: object) -> str:
     """Three digits that count; whole numbers and words as they are."""
-    if isinstance(value, float):
-        return "" if pd.isna(value) else f"{value:.3g}"
-    return str(value)
+    if not isinstance(value, float):
+        return str(value)
+    rounded = float(f"{value:.3g}")
+    return "" if pd.isna(value) else f"{rounded:,.0f}" if 1000 <= abs(rounded) < 1e7 else f"{value:.3g}"

@@ -90,6 +90,14 @@ def test_pages_load_nothing_from_elsewhere(documents):
     assert [link for link in loaded if urlsplit(link).netloc] == []
 
 
+def test_tables_have_no_empty_intervals_and_write_thousands_out(site):
+    cells = [
+        cell for page in site.glob("*.html") for cell in re.findall(r"<td[^>]*>(.*?)</td>", page.read_text("utf-8"))
+    ]
+    assert len(cells) > 500
+    assert [cell for cell in cells if re.search(r"\( to|e\+0[3-6]", cell)] == []
+
+
 def test_figures_are_interactive_and_fit_a_narrow_screen(site):
     """From disk: each takes its picture's place when it comes into view, panels below each other if narrow."""
     if BROWSER is None:
