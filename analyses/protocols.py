@@ -2,7 +2,8 @@
 
 Each record is edited alone by each method, and the edit is scored under all protocols at once. Files of any schema that
 `load_records` knows may be given: --records qaedit.json counterfact.json takes --count of each. by_protocol.csv has the
-protocols side by side with 95 % intervals over records, for each file; scores.csv has each record's scores.
+protocols side by side with 95 % intervals over records, for each file, table.csv the means over kinds of question among
+it, and scores.csv each record's scores.
 Rows are kept as they are measured, so that a run that was stopped goes on where it was.
 """
 
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_figures(figures(options.out), options.out)
     write_manifest(options, model)
     shown = table[table["metric"].isin(["efficacy", "paraphrase", "portability", "locality"])]
+    write_csv(shown, options.out / "table.csv")
     print(shown[["data", "method", "metric", "n", *options.protocols]].round(3).to_string(index=False))
 
 

@@ -19,6 +19,9 @@ def test_the_table_has_a_column_for_each_protocol_and_the_records_of_each_file(g
     row = table.loc[("records", "ft", "efficacy")]
     assert row[["probability", "teacher_forced", "generated"]].between(0, 1).all()
     assert table.loc[("qaedit", "base", "locality"), ["teacher_forced", "generated"]].to_list() == [1, 1]
+    shown = pd.read_csv(tmp_path / "out" / "table.csv").set_index(["data", "method", "metric"])
+    pd.testing.assert_frame_equal(shown, table.loc[shown.index], check_dtype=False)
+    assert set(shown.index.get_level_values("metric")) == {"efficacy", "paraphrase", "locality"}
     assert whole(tmp_path / "out", "records", "qaedit")["arguments"]["count"] == 1
     monkeypatch.setattr(scoring, "measured", lambda *_, **__: pytest.fail("This was done already."))
     protocols.main(arguments)
