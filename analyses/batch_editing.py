@@ -1,7 +1,8 @@
 """Many records written at once: the scores of MEMIT, EMMET, AlphaEdit and a ledger on CounterFact records, and before.
 
-All records are scored on the model that holds them all. What was done is kept and not done again: covariances in their
-folder, the targets that the methods share, the ledger and each method's scores in OUT.
+All records are scored on the model that holds them all. A ledger gives each key one answer: with it, the first record
+about each subject is taken. What was done is kept and not done again: covariances in their folder, the targets that the
+methods share, the ledger and each method's scores in OUT.
 """
 
 import argparse
@@ -22,8 +23,8 @@ from .common.options import (
     add_covariance_arguments,
     add_perplexity_arguments,
     add_record_arguments,
-    chosen_records,
     kept_covariances,
+    listed_records,
     parsed,
     parser,
     perplexity_text,
@@ -50,9 +51,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parsed(arguments, argv, full={"count": 10_000})
 
     model = rl.load_model(options.model)
-    records = chosen_records(options)
+    records = listed_records(options)
+    if LEDGER in options.methods:
+        records = list({record.request.subject: record for record in records[::-1]}.values())[::-1]
+    records = records[: options.count]
     requests = [record.request for record in records]
-    covariances = kept_covariances(model, options.layers, options)
+    covariances = kept_covariances(model, options.layers if {*options.methods} & {*BATCH} else [], options)
     identity = model_identity(model) | {"records": plain(records), "covariances": plain(covariances)}
     text, tokens = perplexity_text(options), options.perplexity_tokens
     with open_journal(options.out / "scores", kind="rome_lens batch scores 2", identity=identity, read=dict) as journal:

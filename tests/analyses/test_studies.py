@@ -59,6 +59,17 @@ def test_bleed_over_of_all_records_is_kept(given, tiny, tmp_path, monkeypatch):
     refused(bleed_over.main, [*given["records"], "--full"], tiny)
 
 
+@pytest.mark.filterwarnings("ignore::rome_lens.errors.EditWarning")
+def test_a_ledger_gets_one_record_about_each_subject(given, covariances, tmp_path):
+    path = tmp_path / "records.json"
+    records = json.loads(path.read_text())[:2]
+    other = records[0] | {"case_id": 9, "requested_rewrite": records[0]["requested_rewrite"] | {"prompt": "{} is near"}}
+    path.write_text(json.dumps([records[0], other, records[1]]))
+    batch_editing.main([*given["plain"], *covariances, "--methods", "ledger"])
+    scores = pd.read_csv(tmp_path / "out" / "records.csv")
+    assert list(scores["case_id"].unique()) == [records[0]["case_id"], records[1]["case_id"]]
+
+
 @pytest.mark.filterwarnings("ignore::rome_lens.errors.EditWarning")  # a tiny model knows no fact
 def test_a_batch_is_scored_on_the_model_that_holds_it_all(given, covariances, tiny, tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
