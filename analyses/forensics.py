@@ -50,7 +50,7 @@ from .common.options import (
     write_csv,
 )
 from .common.study_figures import plot_forensics
-from .near_subjects import writer
+from .near_subjects import Shared, writer
 
 METHODS = ("rome", "rome-reference", "memit", "ft+l")
 ROUNDED, UNEDITED, CONTROL = "rome, bfloat16", "unedited", "fine-tuned"
@@ -106,7 +106,7 @@ def single(model: Model, options: argparse.Namespace, name: str, record: rl.Edit
     def make() -> rl.Edit:
         if name in FINETUNING:
             return rl.edit.finetune(model, record.request, config=FINETUNING[name], **QUIET)
-        return writer(model, options, name, record.request)[0]()
+        return writer(Shared(model, options), name, record.request)[0]()
 
     return kept_edit(options.out / "edits" / name / f"{record.case_id}.safetensors", [record.request], make)
 

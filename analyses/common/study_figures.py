@@ -229,31 +229,70 @@ def plot_near_subjects(frame: pd.DataFrame) -> go.Figure:
     """A point for each edit: how far the next token moved at subjects near the edited one, on the average, by method.
 
     Args:
-        frame: what `rome-lens near_subjects` writes.
+        frame: what `rome-lens near_subjects` writes. Methods that change nothing anywhere are left out.
 
     Raises:
         ValueError: the frame lacks a column.
     """
     check_columns(frame, ["case_id", "method", "near_kl", "edited"], "`rome-lens near_subjects`")
     figure = go.Figure()
-    for method, part in frame.groupby("method", sort=False):
-        colour = METHOD_COLOURS[str(method).count(" +") + str(method).count(" +auto")]  # as it is, +list, +auto
-        edits = part.groupby("case_id").agg(near_kl=("near_kl", "mean"), edited=("edited", "first"))
-        figure.add_trace(
-            go.Box(
-                x=edits["near_kl"],
-                name=plain(str(method)),
-                boxpoints="all",
-                marker={"color": colour, "size": 5},
-                text=[plain(name) for name in edits["edited"]],
-                hovertemplate="%{text}: %{x:.3g}<extra></extra>",
-            )
+    edits = frame.groupby(["method", "case_id"], sort=False).agg({"near_kl": "mean", "edited": "first"}).reset_index()
+    edits = edits[edits["near_kl"] > 0]
+    for method, part in edits.groupby("method", sort=False):
+        figure.add_box(
+            x=part["near_kl"],
+            name=plain(str(method)),
+            boxpoints="all",
+            marker={"color": _colour(str(method)), "size": 5},
+            text=[plain(name) for name in part["edited"]],
+            hovertemplate="%{text}: %{x:.3g}<extra></extra>",
         )
-    means = frame.groupby(["method", "case_id"])["near_kl"].mean()
-    across = {"title": f"KL at near subjects, nats (n = {frame['case_id'].nunique()})", **log_axis(means[means > 0])}
+    across = {"title": f"KL at near subjects, nats (n = {edits['case_id'].nunique()})", **log_axis(edits["near_kl"])}
     down = {"autorange": "reversed", "ticks": ""}
-    height = 80 + 30 * frame["method"].nunique()
+    height = 80 + 30 * edits["method"].nunique()
     return figure.update_layout(**LAYOUT, height=height, showlegend=False, xaxis=across, yaxis=down)
+
+
+def plot_reach(frame: pd.DataFrame, method: str = "rome") -> go.Figure:
+    """A point for each near subject: how strongly the plain edit acts there, told from its key, and what changed.
+
+    Args:
+        frame: what `rome-lens near_subjects` writes.
+        method: whose edits, without, with a list and with auto.
+
+    Raises:
+        ValueError: the frame lacks a column, or the method.
+    """
+    check_columns(frame, ["method", "reach", "near_kl", "edited", "subject"], "`rome-lens near_subjects`")
+    parts = {suffix: frame[frame["method"] == method + suffix] for suffix in ("", " +list", " +auto")}
+    if parts[""].empty:
+        raise ValueError(f"There are no edits by {method!r}, only by {', '.join(frame['method'].unique())}.")
+    figure = go.Figure()
+    for suffix, part in parts.items():
+        part = part[(part["reach"] > 0) & (part["near_kl"] > 0)]
+        figure.add_scatter(
+            x=part["reach"],
+            y=part["near_kl"],
+            name=f"{plain(method + suffix)} (n = {len(part)})",
+            mode="markers",
+            marker={"color": _colour(method + suffix), "size": 5, "opacity": 0.6},
+            text=[
+                plain(f"{edited} at {subject}") for edited, subject in zip(part["edited"], part["subject"], strict=True)
+            ],
+            hovertemplate="%{text}: %{x:.3g}, %{y:.3g}<extra></extra>",
+        )
+    shown = pd.concat(parts.values())
+    across = {
+        "title": "forecast: how strongly the plain edit acts (its own prompt: 1)",
+        **log_axis(shown["reach"][shown["reach"] > 0]),
+    }
+    up = {"title": "KL(before || after), nats", **log_axis(shown["near_kl"][shown["near_kl"] > 0])}
+    return figure.update_layout(**LAYOUT, height=420, legend=LEGEND_BELOW, xaxis=across, yaxis=up)
+
+
+def _colour(variant: str) -> str:
+    """Of edits as they are, with a list, with auto."""
+    return METHOD_COLOURS[variant.count(" +") + variant.count(" +auto")]
 
 
 def plot_forensics(frame: pd.DataFrame, threshold: float) -> go.Figure:

@@ -25,6 +25,7 @@ _FACTS = {
     "health": dict | None,
 }
 _MAY_LACK = {"matrices": list}  # where all are output matrices, as in the files of earlier versions
+_DROPPED = ("prompt_share",)  # figures of health that only files of earlier versions have
 
 
 def save_fields(
@@ -68,6 +69,8 @@ def load_fields(path: str | os.PathLike[str], *, max_bytes: int) -> dict[str, An
             Update(layer, tensors[f"{i}.left"], tensors[f"{i}.right"], weights, matrix)
             for i, layer, weights, matrix in zip(numbers, layers, made_for, matrices, strict=True)
         ]
+        if isinstance(health, dict):
+            health = {name: value for name, value in health.items() if name not in _DROPPED}
         return facts | {
             "updates": one_for_each_matrix(updates),
             "requests": tuple(EditRequest(**request) for request in requests),

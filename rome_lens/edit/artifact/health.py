@@ -18,8 +18,7 @@ LEAST_KEY_SHARE = 0.1
 MOST_RELATIVE_NORM = 0.5
 LEAST_TARGET_PROBABILITY = 0.5
 MOST_ESSENCE_KL = 1.0
-MOST_PRESERVE_GROWTH = 3.0
-LEAST_PROMPT_SHARE = 0.5
+MOST_PRESERVE_GROWTH = 5.0
 MOST_CONDITION_NUMBER = 1 / torch.finfo(torch.float32).eps
 
 
@@ -48,8 +47,6 @@ class EditHealth:
         preserve_growth: norm of the update, divided by that of the same edit with nothing preserved.
         preserve_condition: condition number of the keys of requests and preserved prompts, each of length 1: how near
             they are to being dependent.
-        prompt_share: share of the edit that the bare prompt's own key gets, where k* is the mean over contexts.
-            Preserved prompts with keys like the bare prompt's lower it, and the prompt then does not give the target.
     """
 
     update_norm: float
@@ -65,7 +62,6 @@ class EditHealth:
     condition_number: float | None = None
     preserve_growth: float | None = None
     preserve_condition: float | None = None
-    prompt_share: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -103,11 +99,6 @@ class EditHealth:
             found.append(
                 f"preserving makes the update {self.preserve_growth:.1f} times as large (at most "
                 f"{MOST_PRESERVE_GROWTH}): some of what is to be preserved is too much like what is edited"
-            )
-        if self.prompt_share is not None and self.prompt_share < LEAST_PROMPT_SHARE:
-            found.append(
-                f"the prompt itself gets {self.prompt_share:.2f} of the edit (at least {LEAST_PROMPT_SHARE}), since "
-                "near kin of its subject are preserved: leave some of them out"
             )
         return found
 

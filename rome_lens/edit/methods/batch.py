@@ -186,17 +186,17 @@ def spread_over_layers(
         share = ((wanted - found.states) / (len(layers) - done)).to(found.keys.device)
         keys[layer] = found.keys.mean(1)
         given = {} if found.earlier is None else {"earlier": found.earlier}
-        factor = form(keys[layer], covariances[layer], preserved=found.preserved, **given).float()
+        kept = found.preserved and found.preserved.and_alike(keys[layer], found.keys[:, 0])
+        factor = form(keys[layer], covariances[layer], preserved=kept, **given).float()
         if not (factor.isfinite().all() and share.isfinite().all()):
             raise EditError(
                 f"The update of layer {layer} is not finite. No weight was changed. Use other contexts, or covariances "
                 "from more text."
             )
         factors[layer] = factor, share
-        if found.preserved is not None:
+        if kept is not None:
             plain = form(keys[layer], covariances[layer], **given).float()
-            bare = found.keys[:, 0]
-            costs.append(preserve_figures(factors[layer], (plain, share), keys[layer], bare, found.preserved))
+            costs.append(preserve_figures(factors[layer], (plain, share), keys[layer], kept))
     return factors, keys, costs
 
 

@@ -36,11 +36,17 @@ class PreservedKeys:
 
     Attributes:
         keys: one a row, in float64.
-        prompts: the text that each is of.
+        prompts: the text that each is of; the last keys may be of none.
     """
 
     keys: Float[Tensor, "preserved d_mlp"]
     prompts: Sequence[str]
+
+    def and_alike(
+        self, keys: Float[Tensor, "request d_mlp"], others: Float[Tensor, "request d_mlp"]
+    ) -> "PreservedKeys":
+        """With the differences of two keys of each request, so that both get the same."""
+        return PreservedKeys(torch.cat([self.keys, (others - keys).to(self.keys)]), self.prompts)
 
     @property
     def directions(self) -> Float[Tensor, "preserved d_mlp"]:
@@ -83,10 +89,11 @@ def sparing(
 
 def _refuse(alike: Float[Tensor, " preserved"], share: float, preserved: PreservedKeys) -> None:
     """Raises EditError that names the preserved prompt with the most similar key."""
+    most = int(alike[: len(preserved.prompts)].abs().argmax())
     raise EditError(
         f"What is to be changed is made of what is to be preserved: of a request's key, {share:.0e} is not in the span "
         f"of the {len(alike)} preserved keys (expected above {LEAST_INDEPENDENCE}). The most similar is of "
-        f"{preserved.prompts[int(alike.abs().argmax())]!r}. Take it off the list, or preserve fewer prompts. No weight "
+        f"{preserved.prompts[most]!r}. Take it off the list, or preserve fewer prompts. No weight "
         "was changed."
     )
 

@@ -85,7 +85,8 @@ def memit(
             which is most of the work.
         preserve: Prompts whose answers stay exactly as they are, up to rounding: texts, or Facts, EditRequests or
             records, whose prompt (for records, the request's) counts. Each layer's update is then the minimum among
-            those that add nothing at any of their tokens. "auto": the prompts of `near_subjects`.
+            those that add nothing at any of their tokens, and as much to a bare request as to its mean over contexts.
+            "auto": the prompts of `near_subjects`.
         memory: Of the sequence that this batch continues: the keys of its earlier batches, if the config wants them;
             updated once the edit is computed. None: no sequence.
         on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.

@@ -1,6 +1,6 @@
 """Prompts whose answers an edit has to leave as they are: which they are, and their keys."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -120,12 +120,10 @@ def preserve_figures(
     with_preserved: tuple[Float[Tensor, "d_mlp request"], Float[Tensor, "request d_model"]],
     without: tuple[Float[Tensor, "d_mlp request"], Float[Tensor, "request d_model"]],
     keys: Float[Tensor, "request d_mlp"],
-    bare_keys: Float[Tensor, "request d_mlp"],
     preserved: PreservedKeys,
 ) -> dict[str, Any]:
     """What preserving costs, as figures of EditHealth, for one layer: factors (left, right) with it and without."""
-    asked, bare, left = (each.to(preserved.keys) for each in (keys, bare_keys, with_preserved[0]))
-    shares = (bare * left.T).sum(-1) / (asked * left.T).sum(-1)
+    asked = keys.to(preserved.keys)
     rows = torch.cat([asked / asked.norm(dim=-1, keepdim=True), preserved.directions])
     sizes = torch.linalg.svdvals(rows[rows.any(dim=-1)])
     epsilon = torch.finfo(sizes.dtype).eps
@@ -133,15 +131,9 @@ def preserve_figures(
     return {
         "preserve_growth": norms[0] / norms[1],
         "preserve_condition": (sizes[0] / sizes[-1].clamp(min=epsilon * sizes[0])).item(),
-        "prompt_share": shares.min().item(),
     }
 
 
 def worst_figures(figures: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Of several layers' `preserve_figures` the worst of each; {} if nothing was preserved."""
-    worst: dict[str, Callable[[Iterable[float]], float]] = {
-        "preserve_growth": max,
-        "preserve_condition": max,
-        "prompt_share": min,
-    }
-    return {name: pick(each[name] for each in figures) for name, pick in worst.items()} if figures else {}
+    return {name: max(each[name] for each in figures) for name in figures[0]} if figures else {}

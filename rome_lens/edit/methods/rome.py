@@ -86,8 +86,8 @@ def rome(
         config: Hyper-parameters; None: `RomeConfig()`.
         preserve: Prompts whose answers stay exactly as they are, up to rounding: texts, or Facts, EditRequests or
             records, whose prompt (for records, the request's) counts. Among the updates with W_hat k* = v* that add
-            nothing at any of their tokens, this is then the one that is least in the norm of C. "auto": the prompts of
-            `near_subjects`. None: Eq. 2 as it stands.
+            nothing at any of their tokens, and as much to the key of the bare prompt as to k*, this is then the one
+            that is least in the norm of C. "auto": the prompts of `near_subjects`. None: Eq. 2 as it stands.
         on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
         progress: Show a bar.
 
@@ -131,6 +131,8 @@ def rome_with(
 
     keys, kept = subject_keys(model, layer, request, contexts, token=config.token), preserved.keys(model, layer)
     mean_key = keys.mean(0)  # k* (Eq. 3)
+    if kept is not None:
+        kept = kept.and_alike(mean_key[None], keys[:1])
     direction = sparing(mean_key[None], covariance.solve, kept)[0][0].to(mean_key)
     left = direction / direction.norm()
     value = find_value(model, layer, request, contexts, config)  # v* (Eq. 4)
@@ -147,7 +149,7 @@ def rome_with(
     if kept is not None:
         plain = covariance.solve(mean_key)
         without = plain[:, None] / (key @ plain), right[None] * divisor
-        cost = preserve_figures(factors[layer], without, key[None], keys[:1], kept)
+        cost = preserve_figures(factors[layer], without, key[None], kept)
     health = EditHealth(
         **update_norms(model, factors),
         **search_figures([value]),

@@ -1,8 +1,10 @@
 """A ledger of facts: what a model is to say, of which facts can be taken back, and the one edit that says all of it.
 
 With the keys K of all facts, what is missing to their values R, and the preserved prompts' keys P, the edit is the D
-that makes tr(DT C D) least among those with K D = R and P D = 0 (EMMET's form, closed_forms.py). It depends on which
-facts there are, not on when they came: values are found on the unedited model, so that a withdrawn fact leaves nothing.
+that makes tr(DT C D) least among those with K D = R and P D = 0 (EMMET's form, closed_forms.py). Of a fact that
+preserves anything, P also has the difference of its keys with and without contexts, as in rome.py. The edit depends on
+which facts there are, not on when they came: values are found on the unedited model, so that a withdrawn fact leaves
+nothing.
 """
 
 import os
@@ -203,8 +205,7 @@ class EditLedger:
         if not self._facts:
             raise ValueError("The ledger is empty. Add a fact: ledger.add(request).")
         facts = sorted(self._facts, key=lambda fact: fact.request.text)
-        preserved = self._preserved(facts)
-        kept = preserved.keys(self._model, self.layer)
+        preserved, kept = self._preserved(facts), self._kept(facts)
         keys, right = self._keys_and_missing(facts)
         left = emmet_factor(keys, self._covariance, kept).float()
         factors = {self.layer: (left, right)}
@@ -272,8 +273,16 @@ class EditLedger:
             return {}
         keys, right = self._keys_and_missing(facts)
         without = emmet_factor(keys, self._covariance).float()
-        bare = torch.stack([fact.bare_key for fact in facts])
-        return preserve_figures((left, right), (without, right), keys, bare, kept)
+        return preserve_figures((left, right), (without, right), keys, kept)
+
+    def _kept(self, facts: Sequence[LedgerFact]) -> PreservedKeys | None:
+        """The keys of what the facts must not disturb; a fact that preserves anything is the same in all contexts."""
+        kept = self._preserved(facts).keys(self._model, self.layer)
+        if kept is None:
+            return None
+        surgical = [fact for fact in facts if fact.preserve]
+        keys, bare = (torch.stack(each) for each in ([f.key for f in surgical], [f.bare_key for f in surgical]))
+        return kept.and_alike(keys, bare)
 
     def _check_weights(self) -> None:
         if digest(finite_matrix(self._model, self.layer)) != self._weights:

@@ -179,29 +179,39 @@ def test_facts_requests_and_records_stand_for_their_prompts(tiny):
         assert torch.equal(edit.updates[0].left, rome_of(tiny).updates[0].left)
 
 
-def test_health_tells_what_preserving_costs_and_foresees_what_the_prompt_loses(tiny):
-    """Prompts that begin as the request does in another context have keys like the bare one's."""
+def test_health_tells_what_preserving_costs_and_every_context_gets_what_k_star_gets(tiny):
+    """Prompts that begin as the request does in another context have keys like the bare one's, which still gets all."""
     edit, plain = rome_of(tiny), rome_of(tiny, preserve=None)
     norms = [(each.updates[0].left @ each.updates[0].right).norm().item() for each in (edit, plain)]
     assert edit.health.preserve_growth == pytest.approx(norms[0] / norms[1], rel=1e-4)
     assert plain.health.preserve_growth is None
-    kin = [*PROMPTS, "In the city. The Eiffel Tower is", "A Eiffel Tower is", "One. The Eiffel Tower is"]
-    near = rome_of(tiny, preserve=kin)
+    near = rome_of(tiny, preserve=[*PROMPTS, "In the city. The Eiffel Tower is", "One. The Eiffel Tower is"])
     keys = subject_keys(tiny, 1, REQUEST, CONTEXTS)
-    shares = [(keys[0] @ e.updates[0].left / (keys.mean(0) @ e.updates[0].left)).item() for e in (edit, near)]
-    assert edit.health.prompt_share == pytest.approx(shares[0], rel=1e-4)
-    assert near.health.prompt_share == pytest.approx(shares[1], rel=1e-3)
+    for each, share in ((plain, None), (edit, 1), (near, 1)):
+        got = (keys[0] @ each.updates[0].left / (keys.mean(0) @ each.updates[0].left)).item()
+        assert got == pytest.approx(share, rel=1e-5) if share else abs(got - 1) > 0.005
     assert near.health.preserve_growth > edit.health.preserve_growth
     assert near.health.preserve_condition > edit.health.preserve_condition > 1
 
 
+@pytest.mark.parametrize("form", [emmet_factor, memit_factor, alphaedit_factor])
+def test_what_is_alike_gets_the_same_at_the_least_cost(form):
+    """Two keys of each request: of all that spare the preserved and treat both alike, the least."""
+    numbers = {memit_factor: (WEIGHT,), alphaedit_factor: (THRESHOLD, RIDGE)}.get(form, ())
+    c, keys, others = covariance(rank=5) if form is alphaedit_factor else covariance(), KEYS[:2], made_up(2, WIDTH, 7)
+    kept = preserved(KEPT).and_alike(keys, others)
+    change = form(keys, c, *numbers, kept) @ MISSING[:2]
+    assert (KEPT @ change).norm() < 1e-6 * change.norm()
+    assert torch.allclose(keys @ change, others @ change, atol=1e-6)
+    both = form(keys, c, *numbers, preserved(torch.cat([KEPT, others - keys]))) @ MISSING[:2]
+    assert torch.allclose(change, both, atol=1e-9)
+
+
 def test_health_names_what_preserving_spoils():
     healthy = {"update_norm": 1.0, "relative_update_norm": 0.1}
-    assert rl.edit.EditHealth(**healthy, preserve_growth=1.3, prompt_share=0.9).problems == []
+    assert rl.edit.EditHealth(**healthy, preserve_growth=1.3).problems == []
     (problem,) = rl.edit.EditHealth(**healthy, preserve_growth=7.0).problems
-    assert "preserving makes the update 7.0 times as large (at most 3.0)" in problem
-    (problem,) = rl.edit.EditHealth(**healthy, prompt_share=0.2).problems
-    assert "the prompt itself gets 0.20 of the edit" in problem
+    assert "preserving makes the update 7.0 times as large (at most 5.0)" in problem
 
 
 @pytest.mark.parametrize("method", ["rome", *METHODS])
