@@ -261,10 +261,8 @@ class EditLedger:
 
     def _preserved(self, facts: Sequence[LedgerFact]) -> PreservedPrompts:
         """What the facts must not disturb, together."""
-        requests = [fact.request for fact in facts]
-        return preserved_prompts(
-            self._model, sorted(self._texts(facts)), requests, [self.layer], token=self._config.token
-        )
+        requests, token = [fact.request for fact in facts], self._config.token
+        return preserved_prompts(self._model, sorted(self._texts(facts)), requests, [self.layer], token=token)
 
     def _cost(
         self, facts: Sequence[LedgerFact], left: Float[Tensor, "d_mlp fact"], kept: PreservedKeys | None
