@@ -7,7 +7,7 @@ outputs.csv what was written. A model that judges itself shows only that the par
 one. Outputs are kept as they are written, so that a run that was stopped goes on where it was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 import rome_lens as rl
-from rome_lens.data.readers.reading import object_field, text_field
-from rome_lens.data.record_files import read_records
+from rome_lens.data.readers.reading import parse_records, text_field
 from rome_lens.evaluate.measuring import BASE, Method
 from rome_lens.models import Model, model_identity
 from rome_lens.storage import open_journal, plain
@@ -34,11 +33,13 @@ def read_instructions(path: Path, count: int) -> list[dict[str, str]]:
     """AlpacaEval's `instruction` and `output` of a file of some system's outputs.
 
     Raises:
-        FormatError: The file is damaged.
-        TypeError, ValueError, KeyError: A record lacks one of them.
+        FormatError: The file is damaged, or a record lacks one of them.
     """
-    rows = [object_field(row, "record") for row in read_records(path)[:count]]
-    return [{name: text_field(row[name], name) for name in ("instruction", "output")} for row in rows]
+
+    def read(row: Mapping[str, Any], _: int) -> dict[str, str]:
+        return {name: text_field(row[name], name) for name in ("instruction", "output")}
+
+    return parse_records(path, read, strict=True)[:count]
 
 
 def written(model: Model, instructions: Sequence[str], new_tokens: int) -> list[str]:
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with open_journal(options.out / "outputs", kind=_KIND, identity=identity, read=dict) as journal:
         done: dict[str, list[str]] = {row["method"]: row["outputs"] for row in journal.rows}
         for name, method in methods.items():
+            journal.claim({f"method {name}": plain(method)})
             if name not in done:
                 with nullcontext() if method is None else edited(model, name, method, records, options.out):
                     done[name] = written(model, instructions, options.new_tokens)

@@ -265,6 +265,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         cases = of_records(model, rl.load_counterfact(options.records), options.count)
     asked = {name: plain(getattr(options, name)) for name in ("methods", "layers", "contexts", "steps")}
     identity = model_identity(model) | asked | {"covariance": plain(*shared.rome.values())}
+    if {*options.methods} & {*BATCH}:
+        identity |= {"covariances": plain(shared.batch)}
     rows = []
     with open_journal(
         options.out / "records", kind="rome_lens near subjects 2", identity=identity, read=dict

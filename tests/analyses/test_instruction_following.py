@@ -41,3 +41,9 @@ def test_outputs_are_those_of_the_edited_model_and_win_rates_the_judges(given, t
     monkeypatch.setattr(instruction_following, "written", lambda *_: pytest.fail("This was done already."))
     instruction_following.main(arguments)
     refused(instruction_following.main, arguments, tiny)
+    monkeypatch.setitem(FINETUNING, "ft", rl.edit.FinetuneConfig(steps=1))
+    with pytest.raises(rl.errors.FormatError, match="was begun with .*method ft"):
+        instruction_following.main(arguments)
+    path.write_text(json.dumps([*ASKED, {"instruction": "Name a fruit."}]))
+    with pytest.raises(rl.errors.FormatError, match="Record 2 of .* lacks the field 'output'"):
+        instruction_following.main(arguments)

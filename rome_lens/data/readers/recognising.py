@@ -98,8 +98,7 @@ SCHEMAS = (
 @checked
 def schema_of(source: Any) -> str:
     """The name of the published schema that `load_records` would recognise; arguments and errors are its own."""
-    place = str(source) if isinstance(source, str | os.PathLike) else f"the given {type(source).__name__}"
-    return _recognized(raw_records(source), place).name
+    return _recognized(raw_records(source), _place(source)).name
 
 
 @checked
@@ -126,7 +125,7 @@ def load_records(source: Any, *, strict: bool = True) -> list[AnyRecord]:
             one; the message names the schema, the record and the field.
         UnavailableError: A Parquet file, and nothing installed that reads it.
     """
-    place = str(source) if isinstance(source, str | os.PathLike) else f"the given {type(source).__name__}"
+    place = _place(source)
     raw = raw_records(source)
     schema = _recognized(raw, place)
     if isinstance(schema.read, str):
@@ -138,6 +137,10 @@ def load_records(source: Any, *, strict: bool = True) -> list[AnyRecord]:
             raise FormatError(f"{place} ({schema.name}) is broken: {error}. Is it another data set?") from error
     _log.info("%s is %s: %d records", place, schema.name, len(raw))
     return parse_list(raw, f"{place} ({schema.name})", schema.read, strict)
+
+
+def _place(source: Any) -> str:
+    return str(source) if isinstance(source, str | os.PathLike) else f"the given {type(source).__name__}"
 
 
 def _recognized(raw: Any, place: str) -> Schema:

@@ -45,8 +45,10 @@ class PreservedKeys:
     def and_alike(
         self, keys: Float[Tensor, "request d_mlp"], others: Float[Tensor, "request d_mlp"]
     ) -> "PreservedKeys":
-        """With the differences of two keys of each request, so that both get the same."""
-        return PreservedKeys(torch.cat([self.keys, (others - keys).to(self.keys)]), self.prompts)
+        """With the differences of two keys of each request, so that both get the same; those of rounding are none."""
+        apart = others - keys
+        noise = apart.norm(dim=-1, keepdim=True) < LEAST_INDEPENDENCE * keys.norm(dim=-1, keepdim=True)
+        return PreservedKeys(torch.cat([self.keys, torch.where(noise, 0.0, apart).to(self.keys)]), self.prompts)
 
     @property
     def directions(self) -> Float[Tensor, "preserved d_mlp"]:

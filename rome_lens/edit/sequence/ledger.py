@@ -205,7 +205,8 @@ class EditLedger:
         if not self._facts:
             raise ValueError("The ledger is empty. Add a fact: ledger.add(request).")
         facts = sorted(self._facts, key=lambda fact: fact.request.text)
-        preserved, kept = self._preserved(facts), self._kept(facts)
+        preserved = self._preserved(facts)
+        kept = self._kept(facts, preserved)
         keys, right = self._keys_and_missing(facts)
         left = emmet_factor(keys, self._covariance, kept).float()
         factors = {self.layer: (left, right)}
@@ -273,10 +274,9 @@ class EditLedger:
         without = emmet_factor(keys, self._covariance).float()
         return preserve_figures((left, right), (without, right), keys, kept)
 
-    def _kept(self, facts: Sequence[LedgerFact]) -> PreservedKeys | None:
+    def _kept(self, facts: Sequence[LedgerFact], preserved: PreservedPrompts) -> PreservedKeys | None:
         """The keys of what the facts must not disturb; a fact that preserves anything is the same in all contexts."""
-        kept = self._preserved(facts).keys(self._model, self.layer)
-        if kept is None:
+        if (kept := preserved.keys(self._model, self.layer)) is None:
             return None
         surgical = [fact for fact in facts if fact.preserve]
         keys, bare = (torch.stack(each) for each in ([f.key for f in surgical], [f.bare_key for f in surgical]))

@@ -52,11 +52,14 @@ def score_mrlf(model: Model, record: QuestionRecord, *, new_tokens: int = NEW_TO
     check_whole(new_tokens=new_tokens)
     ranks = [kind for kind, questions in record.portability.items() if questions]
     asked = [(rank, question) for rank in ranks for question in record.portability[rank]]
+    doc = Continuation(record.request.text, record.request.target, space=record.request.space)
+    scores = {"perplexity_doc": _perplexity(token_log_probabilities(model, [doc]))}
+    if not asked:
+        return scores
     prompts = [_ASKED.format(question.prompt) for _, question in asked]
     answers = [Continuation(prompt, each.text, space=True) for prompt, (_, each) in zip(prompts, asked, strict=True)]
     written = generate_answers(model, prompts, new_tokens=new_tokens, stops=("\n",))
     forced, likely = predict_tokens(model, answers), token_log_probabilities(model, answers)
-    scores: dict[str, float] = {}
     for rank in ranks:
         here = [number for number, (each, _) in enumerate(asked) if each == rank]
         scores[f"greedy_match_{rank}"] = fmean(
@@ -70,10 +73,8 @@ def score_mrlf(model: Model, record: QuestionRecord, *, new_tokens: int = NEW_TO
     means = {
         name: fmean(scores[f"{name}_{rank}"] for rank in ranks)
         for name in ("greedy_match", "perplexity", "bleu_words", "contains")
-        if ranks
     }
-    doc = Continuation(record.request.text, record.request.target, space=record.request.space)
-    return scores | means | {"perplexity_doc": _perplexity(token_log_probabilities(model, [doc]))}
+    return scores | means
 
 
 def greedy_match(predicted: str, answer: str) -> float:

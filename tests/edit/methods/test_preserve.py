@@ -122,7 +122,7 @@ def test_a_key_in_the_span_of_the_preserved_is_refused_and_the_most_similar_name
 
 
 def rome_of(model, request=REQUEST, preserve=PROMPTS, **options) -> rl.Edit:
-    config = rl.RomeConfig(contexts=CONTEXTS, steps=5, **options)
+    config = rl.RomeConfig(**{"contexts": CONTEXTS, "steps": 5} | options)
     options = {"covariance": covariance_of(model), "config": config, "on_unhealthy": "ignore", "progress": False}
     return rl.rome(model, request, preserve=preserve, **options)
 
@@ -192,6 +192,12 @@ def test_health_tells_what_preserving_costs_and_every_context_gets_what_k_star_g
         assert got == pytest.approx(share, rel=1e-5) if share else abs(got - 1) > 0.005
     assert near.health.preserve_growth > edit.health.preserve_growth
     assert near.health.preserve_condition > edit.health.preserve_condition > 1
+
+
+@pytest.mark.parametrize("contexts", [["{}"] * 3, ["{}"] * 7])
+def test_keys_that_differ_by_rounding_take_no_direction(tiny, contexts):
+    edits = [rome_of(tiny, contexts=each) for each in (["{}"], contexts)]
+    assert edits[1].health.preserve_growth == pytest.approx(edits[0].health.preserve_growth, rel=1e-4)
 
 
 @pytest.mark.parametrize("form", [emmet_factor, memit_factor, alphaedit_factor])

@@ -105,6 +105,7 @@ def test_mrlf_has_the_published_match_with_swapped_roles_and_what_is_written(say
     assert scores["perplexity_rank_2"] == pytest.approx(math.exp(-log_p(model, asked, "Honda")), rel=1e-2)
     said = log_p(model, REQUEST.text, REQUEST.target)
     assert scores["perplexity_doc"] == pytest.approx(math.exp(-said), rel=1e-3)
+    assert rl.evaluate.score_mrlf(model, QuestionRecord(REQUEST)).keys() == {"perplexity_doc"}  # without questions
     assert 0 < scores["bleu_words_rank_1"] < 0.2  # Rome, and then Rome again and again
 
 
