@@ -18,7 +18,15 @@ from rome_lens.models import Model, model_identity
 from rome_lens.storage import open_journal, plain
 
 from .common.manifest import write_manifest
-from .common.methods import BATCH, BATCH_LAYERS, QUIET, add_search_arguments, shortened
+from .common.methods import (
+    BATCH,
+    BATCH_LAYERS,
+    QUIET,
+    add_closed_form_arguments,
+    add_search_arguments,
+    batch_config,
+    shortened,
+)
 from .common.options import (
     add_covariance_arguments,
     add_perplexity_arguments,
@@ -40,11 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--methods", choices=[*BATCH, LEDGER], nargs="+", default=list(BATCH))
     arguments.add_argument("--layers", type=int, nargs="+", default=BATCH_LAYERS)
     add_covariance_arguments(arguments)
-    arguments.add_argument(
-        "--covariance-weight", type=float, help="of MEMIT; 15,000 of GPT-J's d_mlp, scaled to the model's, if absent"
-    )
-    arguments.add_argument("--null-space-threshold", type=float, default=rl.edit.AlphaEditConfig.null_space_threshold)
-    arguments.add_argument("--ridge", type=float, default=rl.edit.AlphaEditConfig.ridge, help="of AlphaEdit")
+    add_closed_form_arguments(arguments)
     add_search_arguments(arguments)
     add_perplexity_arguments(arguments, tokens=10_000)
     add_record_arguments(arguments, count=100)
@@ -73,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         score("base")
         for method in options.methods:
             name = described(method, options)
-            config = shortened(model, options, chosen_config(method, options))
+            config = shortened(model, options, rl.RomeConfig() if method == LEDGER else batch_config(method, options))
             journal.claim({f"config of {name}": plain(config)})
             score(name, partial(computed, method, config, model, requests, covariances, options))
     frame = pd.concat(pd.DataFrame(row["rows"]) for row in done.values())
@@ -116,18 +120,6 @@ def computed(
     out, layer = options.out / "targets", max(options.layers)
     targets = rl.edit.memit_targets(model, requests, layer=layer, config=config, out=out)
     return BATCH[method][0](model, requests, covariances=covariances, targets=targets, config=config, **QUIET)
-
-
-def chosen_config(method: str, options: argparse.Namespace) -> Any:
-    """The method's configuration, with the options' numbers."""
-    if method == LEDGER:
-        return rl.RomeConfig()
-    numbers = {
-        "memit": {"covariance_weight": options.covariance_weight},
-        "emmet": {},
-        "alphaedit": {"null_space_threshold": options.null_space_threshold, "ridge": options.ridge},
-    }
-    return BATCH[method][1](layers=options.layers, **numbers[method])
 
 
 if __name__ == "__main__":

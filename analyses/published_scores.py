@@ -59,7 +59,7 @@ class Together:
 
     method: Method
     chunks: tuple[tuple[rl.EditRequest, ...], ...]
-    last: dict[int, rl.Edit] = field(default_factory=dict)
+    last: dict[int, rl.Edit] = field(default_factory=dict, compare=False)
 
     def __call__(self, model: Model, request: Any) -> rl.Edit:
         number = next(i for i, chunk in enumerate(self.chunks) if set(as_requests(request)) <= set(chunk))

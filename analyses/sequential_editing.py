@@ -16,7 +16,7 @@ import rome_lens as rl
 
 from .common.figures import write_figures
 from .common.manifest import write_manifest
-from .common.methods import PRESETS, add_method_arguments, add_search_arguments
+from .common.methods import PRESETS, add_closed_form_arguments, add_method_arguments, add_search_arguments
 from .common.options import (
     add_perplexity_arguments,
     add_record_arguments,
@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument(
         "--pilot", type=int, default=20, help="records after those edited that tell the anchor's norm"
     )
+    add_closed_form_arguments(arguments)
     add_search_arguments(arguments)
     add_perplexity_arguments(arguments, tokens=20_000)
     arguments.add_argument("--checkpoints", type=int, nargs="+", default=[1, 10, 25, 50, 100])

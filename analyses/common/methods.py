@@ -57,6 +57,25 @@ def shortened(model: Model, options: argparse.Namespace, config: Config) -> Conf
 _sampled = cache(rl.edit.sample_contexts)
 
 
+def add_closed_form_arguments(arguments: argparse.ArgumentParser) -> None:
+    """The numbers of MEMIT's and AlphaEdit's closed forms."""
+    arguments.add_argument(
+        "--covariance-weight", type=float, help="of MEMIT; 15,000 of GPT-J's d_mlp, scaled to the model's, if absent"
+    )
+    arguments.add_argument("--null-space-threshold", type=float, default=rl.edit.AlphaEditConfig.null_space_threshold)
+    arguments.add_argument("--ridge", type=float, default=rl.edit.AlphaEditConfig.ridge, help="of AlphaEdit")
+
+
+def batch_config(name: str, options: argparse.Namespace) -> Any:
+    """The configuration of one of BATCH, with the layers and the numbers of the options."""
+    numbers = {
+        "memit": {"covariance_weight": options.covariance_weight},
+        "emmet": {},
+        "alphaedit": {"null_space_threshold": options.null_space_threshold, "ridge": options.ridge},
+    }
+    return BATCH[name][1](layers=options.layers, **numbers[name])
+
+
 def chosen_methods(model: Model, options: argparse.Namespace) -> dict[str, Method]:
     """The methods that the options of `add_method_arguments` name."""
     methods = {name: _method(name, model, options) for name in options.methods if name not in BATCH}
@@ -89,7 +108,7 @@ class _OneAtATime:
     """The methods for batches, with what is asked for. What they share is searched for once for the same requests."""
 
     covariances: Mapping[int, rl.KeyCovariance]
-    last: dict[tuple[rl.EditRequest, ...], rl.edit.MemitTargets] = field(default_factory=dict)
+    last: dict[tuple[rl.EditRequest, ...], rl.edit.MemitTargets] = field(default_factory=dict, compare=False)
 
     def __call__(self, name: str, model: Model, request: Requests) -> rl.Edit:
         asked = tuple(as_requests(request))

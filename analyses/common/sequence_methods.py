@@ -10,14 +10,16 @@ import rome_lens as rl
 from rome_lens.evaluate.measuring import Method
 from rome_lens.models import Model
 
-from .methods import BATCH, CHOICES, QUIET, chosen_methods, shortened
+from .methods import BATCH, CHOICES, QUIET, batch_config, chosen_methods, shortened
 from .options import kept_covariances, rome_covariance
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rome": ("rome", {}),
     "rome-on-top": ("rome", {"steps_on_top": 3}),
     "rome-anchored": ("rome", {"anchor_norm": None}),
     "memit": ("memit", {}),
     "memit-keys": ("memit", {"earlier_keys": True}),
+    "memit-keys-on-top": ("memit", {"earlier_keys": True, "steps_on_top": 3}),
     "memit-frobenius": ("memit", {"frobenius_weight": 10.0}),
     "emmet": ("emmet", {}),
     "alphaedit": ("alphaedit", {}),
@@ -48,8 +50,8 @@ def _method(name: str, model: Model, options: argparse.Namespace, pilot: Sequenc
         edit, config, given = rl.rome, rl.RomeConfig(), {"covariance": covariance}
         layer = covariance.layer
     else:
-        edit, make = BATCH[base]
-        config, given = make(layers=options.layers), {"covariances": kept_covariances(model, options.layers, options)}
+        edit, config = BATCH[base][0], batch_config(base, options)
+        given = {"covariances": kept_covariances(model, options.layers, options)}
         layer = max(options.layers)
     config = replace(shortened(model, options, config), **numbers)
     if "anchor_norm" in numbers:

@@ -23,9 +23,10 @@ _MOST_SHOWN = 100
 def plain(value: Any, *, _within: tuple[int, ...] = ()) -> Any:
     """A value as JSON: equal for two values that were made alike, different where a setting or a number differs.
 
-    A dataclass or another object becomes its class and its fields, a tensor or an array its digest, a partial its
-    function and arguments. A function becomes the place where it is defined and the configurations (frozen dataclasses)
-    that it uses from its closure or module. The rest of its code, such as a number in a lambda, is not compared.
+    A dataclass or another object becomes its class and its fields (but for those of a dataclass that are not compared:
+    `field(compare=False)`), a tensor or an array its digest, a partial its function and arguments. A function becomes
+    the place where it is defined and the configurations (frozen dataclasses) that it uses from its closure or module.
+    The rest of its code, such as a number in a lambda, is not compared.
     """
     if id(value) in _within:
         return "itself"
@@ -58,7 +59,8 @@ def plain(value: Any, *, _within: tuple[int, ...] = ()) -> Any:
         return [inner(each) for each in value]
     if isinstance(value, Set):
         return sorted((inner(each) for each in value), key=json.dumps)
-    names = [each.name for each in fields(value)] if is_dataclass(value) else sorted(getattr(value, "__dict__", {}))
+    compared = [each.name for each in fields(value) if each.compare] if is_dataclass(value) else None
+    names = sorted(getattr(value, "__dict__", {})) if compared is None else compared
     return {"class": _name(type(value)), **{name: inner(getattr(value, name)) for name in names}}
 
 

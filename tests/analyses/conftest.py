@@ -45,3 +45,11 @@ def given(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, li
         "plain": plain,
         "records": [*plain, "--covariance", str(tmp_path / "covariance.safetensors")],
     }
+
+
+@pytest.fixture
+def covariances(given, tiny, tmp_path) -> list[str]:
+    """Arguments that name a folder with a covariance for each layer."""
+    for layer in range(tiny.cfg.n_layers):
+        covariance_of(tiny, layer).save(tmp_path / "covariances" / f"layer{layer}.safetensors")
+    return ["--covariances", str(tmp_path / "covariances")]

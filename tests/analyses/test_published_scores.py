@@ -44,6 +44,17 @@ def test_each_file_has_the_scores_of_its_own_scorer(given, files, tiny, tmp_path
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "table.csv"), table)
 
 
+def test_a_second_file_goes_on_though_its_methods_had_found_something_for_the_first(
+    given, files, covariances, tmp_path, monkeypatch
+):
+    methods = [*covariances, "--methods", "memit", "--layers", "0", "1"]
+    arguments = ["--out", str(tmp_path / "out"), "--records", *files, *methods]
+    published_scores.main(arguments)
+    monkeypatch.setattr(scoring, "measured", lambda *_, **__: pytest.fail("This was done already."))
+    published_scores.main(arguments)
+    assert len(pd.read_csv(tmp_path / "out" / "table.csv")["data"].unique()) == 2
+
+
 def test_records_together_are_one_edit_of_each_request_once(tiny):
     records = rl.load_records([CASES["MQuAKE"][0], CASES["MQuAKE"][0] | {"case_id": 5}])
     chunks = published_scores.chunks(records, 2)

@@ -20,17 +20,8 @@ from analyses import (
 )
 from tests.analyses.cases import known, refused, whole
 from tests.data.test_load_records import CASES
-from tests.edit.methods.test_rome import covariance_of
 
 TWO = ["--count", "2"]
-
-
-@pytest.fixture
-def covariances(given, tiny, tmp_path) -> list[str]:
-    """Arguments that name a folder with a covariance for each layer."""
-    for layer in range(tiny.cfg.n_layers):
-        covariance_of(tiny, layer).save(tmp_path / "covariances" / f"layer{layer}.safetensors")
-    return ["--covariances", str(tmp_path / "covariances")]
 
 
 def nothing_twice(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

@@ -1,7 +1,7 @@
 """What is made alike is the same; another setting is told, wherever it sits."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -69,6 +69,17 @@ def test_what_is_made_alike_is_the_same_and_what_is_not_is_another(make):
     first, second, other = (json.dumps(plain(make(layer))) for layer in (3, 3, 4))
     assert first == second
     assert first != other
+
+
+def test_what_work_has_found_meanwhile_is_not_what_it_depends_on():
+    @dataclass
+    class Cached:
+        layer: int
+        last: dict[str, int] = field(default_factory=dict, compare=False)
+
+    used = Cached(4)
+    used.last["a"] = 1
+    assert plain([used]) == plain([Cached(4)]) != plain([Cached(5)])
 
 
 def test_a_function_is_known_by_its_place_and_its_configurations():
