@@ -1,6 +1,7 @@
 """Figures of effects over many facts."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -57,7 +58,7 @@ def plot_noise_levels(frame: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.Fi
         frame = pd.concat([part.assign(corruption=name) for name, part in frame.items()] or [pd.DataFrame()])
     check_columns(frame, ["corruption", *_EFFECTS], "average_effects(), with a corruption,")
     names = list(frame["corruption"].unique())
-    colours = dict(zip(names, ("#222222", *METHOD_COLOURS[1:]), strict=False))
+    colours = dict(zip(names, cycle(("#222222", *METHOD_COLOURS[1:])), strict=False))
     return _lines(frame, panel="role", line="corruption", colours=colours, bands=names[:1])
 
 

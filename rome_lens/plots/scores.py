@@ -24,6 +24,7 @@ from rome_lens.plots.style import (
 
 _METRICS = ("S", "ES", "PS", "NS", "efficacy", "paraphrase", "portability", "locality")
 _BESIDE = 3  # methods whose bars stand beside each other; more of them have a line each
+_DASHES, _MARKS = (None, "dash", "longdashdot"), (None, "diamond", "square")  # of a sequence's methods
 _TEXT = {METHOD_COLOURS[0]: "#666666"}  # of a method's numbers, where its colour is too pale to read
 
 
@@ -192,7 +193,8 @@ def plot_sequence(frame: pd.DataFrame | Edited | Mapping[str, Edited]) -> go.Fig
         across = log_axis(frame["edits"])
     figure.update_annotations(**PANEL_TITLE)
     for i, (method, part) in enumerate(frame.groupby("method", sort=False)):
-        colour = METHOD_COLOURS[1 + i % (len(METHOD_COLOURS) - 1)]
+        again, number = divmod(i, len(METHOD_COLOURS) - 1)  # where the colours begin again, lines and marks are others
+        line = {"color": METHOD_COLOURS[1 + number], "width": 2, "dash": _DASHES[again % len(_DASHES)]}
         for place, column in enumerate(panels):
             where = {"row": 1 + place // 3, "col": 1 + place % 3, "legendgroup": str(method)}
             bars = {}
@@ -204,7 +206,8 @@ def plot_sequence(frame: pd.DataFrame | Edited | Mapping[str, Edited]) -> go.Fig
                 y=part[column],
                 name=plain(str(method)),
                 mode="lines+markers",
-                line={"color": colour, "width": 2},
+                line=line,
+                marker={"symbol": _MARKS[again % len(_MARKS)]},
                 showlegend=place == 0,
                 hovertemplate=f"{plain(str(method))}, %{{x}} edits: %{{y:.4g}}<extra></extra>",
                 **bars,

@@ -332,6 +332,13 @@ def test_a_sequence_has_a_panel_for_each_measure_and_a_line_for_each_method(sequ
     assert figure.layout.yaxis2.type == "log"
 
 
+def test_however_many_methods_no_two_lines_of_a_sequence_look_alike(sequence: pd.DataFrame) -> None:
+    part = sequence[sequence["method"] == "rome"]
+    figure = plot_sequence(pd.concat([part.assign(method=f"method {i}") for i in range(12)]))
+    looks = {line.name: (line.line.color, line.line.dash) for line in figure.data if line.line.dash != "dot"}
+    assert len(set(looks.values())) == len(looks) == 12
+
+
 def test_a_trace_without_a_metric_is_refused(trace) -> None:
     with pytest.raises(ValueError, match="lacks a column of prob, logprob, logit_diff, kl"):
         plot_trace(trace.drop(columns="prob"))
