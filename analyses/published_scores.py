@@ -4,8 +4,8 @@ What a file is, is told from its fields. Each record is edited alone by each met
 together; with --together, those of so many cases) and scored before and after, by the data set's own scorer and, where
 it has none, by protocols. HalluEditBench is about what a model gets wrong: records whose question it answers already
 are left out of the table. A chat model is asked in its template where the data set is about chats alone (robustness).
-table.csv has a row for each file, protocol, method and metric, with 95 % intervals over records. Rows are kept as they
-are measured, so that a run that was stopped goes on where it was.
+table.csv has a row for each file, protocol, method and metric, with 95 % intervals over records; by_method.csv has the
+methods side by side. Rows are kept as they are measured, so that a run that was stopped goes on where it was.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -85,6 +85,16 @@ def table_of(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def by_method(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column for each method, followed by the ends of its interval."""
+    keys, ends = ["data", "schema", "protocol", "metric", "n"], {"mean": "", "low": "_low", "high": "_high"}
+    wide = table.pivot(index=keys, columns="method", values=list(ends))
+    columns = {
+        f"{method}{end}": wide[kind, method] for method in table["method"].unique() for kind, end in ends.items()
+    }
+    return pd.DataFrame(columns).reindex(pd.MultiIndex.from_frame(table[keys].drop_duplicates())).reset_index()
+
+
 def wrong_before(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows of the records that the unedited model answers wrongly."""
     asked = scores[(scores["method"] == BASE) & (scores["metric"] == "efficacy")]
@@ -138,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = table[["data", "schema", *table.columns.drop(["data", "schema"])]]
     write_csv(pd.concat(frames, ignore_index=True), options.out / "scores.csv")
     write_csv(table, options.out / "table.csv")
+    write_csv(by_method(table), options.out / "by_method.csv")
     write_manifest(options, model)
     print(table.round(3).to_string(index=False))
 

@@ -38,6 +38,12 @@ def test_each_file_has_the_scores_of_its_own_scorer(given, files, tiny, tmp_path
     base = table[(table["data"] == "evoke") & (table["method"] == "base")].set_index("metric")["mean"]
     assert base.to_dict() == pytest.approx(expected.to_dict(), rel=1e-4)
     assert set(table.loc[table["data"] == "mquake", "metric"]) >= {"multi_hop", "edit_wise", "instance_wise"}
+    beside = pd.read_csv(tmp_path / "out" / "by_method.csv").set_index(["data", "metric"])
+    assert len(beside) == (table["method"] == "base").sum()
+    for row in table[table["data"] == "evoke"].to_dict("records"):
+        name = row["method"]
+        shown = beside.loc[("evoke", row["metric"]), [name, f"{name}_low", f"{name}_high"]]
+        assert shown.to_list() == pytest.approx([row["mean"], row["low"], row["high"]])
     assert set(whole(tmp_path / "out")["inputs"]) == {"evoke.json", "mquake.json"}
     monkeypatch.setattr(scoring, "measured", lambda *_, **__: pytest.fail("This was done already."))
     published_scores.main(arguments)
