@@ -2,7 +2,8 @@
 
 --records may be of any published schema, scored by its own scorer, without what that compares with the model before.
 Every method has a folder below --out that keeps its edits and rows; a run that was stopped goes on from there. Methods
-may run in several processes at once, and the table and the figure are made of all that is in --out.
+may run in several processes at once, and the tables and the figure are made of all that is in --out: checkpoints.csv
+has the model before the first edit too, table.csv the checkpoints after edits.
 """
 
 from collections.abc import Sequence
@@ -40,8 +41,16 @@ def write_results(out: Path) -> pd.DataFrame:
     }
     for name, frame in frames.items():
         write_csv(frame[["method", *frame.columns.drop("method")]], out / f"{name}.csv")
+    write_csv(edited_only(read_csv(out / "checkpoints.csv")), out / "table.csv")
     write_figures(figures(out), out)
     return frames["checkpoints"]
+
+
+def edited_only(checkpoints: pd.DataFrame) -> pd.DataFrame:
+    """The checkpoints after an edit, with the perplexity before the first."""
+    before = checkpoints[checkpoints["edits"] == 0].set_index("method")["perplexity"]
+    edited = checkpoints[checkpoints["edits"] > 0]
+    return edited.assign(base_perplexity=edited["method"].map(before))
 
 
 def figures(folder: Path) -> dict[str, go.Figure]:

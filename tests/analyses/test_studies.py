@@ -91,11 +91,15 @@ def test_a_batch_is_scored_on_the_model_that_holds_it_all(given, covariances, ti
 
 
 def test_a_sequence_has_a_row_for_each_edit_and_checkpoint(given, tmp_path):
-    arguments = [*given["records"], *TWO, "--methods", "ft", "--checkpoints", "1", "2"]
+    (text := tmp_path / "text.txt").write_text("The capital of France is Paris. " * 9)
+    arguments = [*given["records"], *TWO, "--methods", "ft", "--checkpoints", "1", "2", "--perplexity-texts", str(text)]
     sequential_editing.main(arguments)
     out = tmp_path / "out"
     assert list(pd.read_csv(out / "edits.csv")["edit"]) == [1, 2]
-    assert list(pd.read_csv(out / "checkpoints.csv")["edits"]) == [0, 1, 2]
+    checkpoints, table = (pd.read_csv(out / f"{name}.csv") for name in ("checkpoints", "table"))
+    assert list(checkpoints["edits"]) == [0, 1, 2]
+    assert list(table["edits"]) == [1, 2]
+    assert list(table["base_perplexity"]) == [checkpoints["perplexity"][0]] * 2
     assert len(list((out / "ft").glob("*.safetensors"))) == 2
     whole(out, "figure")
 
