@@ -26,10 +26,10 @@ def changes(frame: pd.DataFrame) -> str:
         {
             "prompt": frame["prompt"].map(escape),
             "token": frame["token"].map(token),
-            "before": [f"{p:.3f} (rank {rank})" for p, rank in zip(frame["before"], frame["rank_before"], strict=True)],
+            "before": [_ranked(p, rank) for p, rank in zip(frame["before"], frame["rank_before"], strict=True)],
             "after": [
                 f'<span style="background: rgba({_GREEN if gain > 0 else _RED}, {min(abs(gain), 1):.2f})">'
-                f"{p:.3f} (rank {rank})</span>"
+                f"{_ranked(p, rank)}</span>"
                 for p, rank, gain in zip(frame["after"], frame["rank_after"], gained, strict=True)
             ],
         }
@@ -38,9 +38,14 @@ def changes(frame: pd.DataFrame) -> str:
     return _html(shown)
 
 
+def _ranked(probability: float, rank: int) -> str:
+    """A number and its rank; a narrow column breaks between them."""
+    return f"{probability:.3f} (rank&nbsp;{rank})"
+
+
 _GREEN, _RED = "0, 160, 60", "220, 40, 30"
 
 
 def _html(frame: pd.DataFrame) -> str:
-    body = frame.to_html(index=False, escape=False, float_format=lambda value: f"{value:.3f}", border=0)
+    body = frame.to_html(index=False, escape=False, justify="left", float_format=lambda value: f"{value:.3f}", border=0)
     return f'<div style="overflow-x: auto">{body}</div>'
