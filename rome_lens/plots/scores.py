@@ -84,7 +84,7 @@ def _numbers(part: pd.DataFrame, metric: str, colours: Mapping[str, str]) -> lis
 def _below(panels: Panels) -> go.Figure:
     """A row of panels for each protocol, a panel for each score: lying bars, with their numbers at the right."""
     width = max(len(metrics) for _, _, metrics in panels)
-    named = [f"{plain(name)}: " if len(panels) > 1 else "" for name, _, _ in panels]
+    named = [f"{plain(name)}:<br>" if len(panels) > 1 else "" for name, _, _ in panels]
     titles = [
         f"{name}{metrics[i]}" if i < len(metrics) else ""
         for name, (_, _, metrics) in zip(named, panels, strict=True)
@@ -107,7 +107,9 @@ def _below(panels: Panels) -> go.Figure:
     figure.update_xaxes(range=[0, 1.4], tickvals=[0, 0.5, 1], showgrid=True, gridcolor="#eeeeee")
     figure.update_yaxes(ticks="")
     most = max(len(part) for _, part, _ in panels)
-    return figure.update_layout(**LAYOUT, barmode="overlay", bargap=0.35, height=(90 + 24 * most) * len(panels) + 20)
+    top = {"margin_t": 48} if len(panels) > 1 else {}  # for titles of two lines
+    height = (90 + 24 * most) * len(panels) + 20
+    return figure.update_layout(**LAYOUT, barmode="overlay", bargap=0.35, height=height, **top)
 
 
 def _bars(row: pd.Series, metrics: list[str], *, upright: bool, **look: object) -> go.Bar:

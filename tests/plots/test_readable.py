@@ -42,7 +42,7 @@ def test_many_methods_have_a_line_each_with_their_numbers_beyond_every_whisker()
 def test_protocols_of_many_methods_are_named_with_their_scores():
     frame = pd.concat([summary(METHODS).assign(protocol=name) for name in ("probability", "generated")])
     titles = [note.text for note in rl.plots.plot_scores(frame).layout.annotations]
-    assert titles[3:5] == ["probability: NS", "generated: S"]
+    assert titles[3:5] == ["probability:<br>NS", "generated:<br>S"]
 
 
 @pytest.mark.parametrize(
