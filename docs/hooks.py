@@ -1,7 +1,8 @@
 """What the site needs beside its pages: measured tables, files of the repository, and equations that need no script.
 
-A line `{{ CHANGELOG.md }}` is that file; `{{ analyses/results/NAME.csv: columns }}` is a table of those columns, made
-when the site is built, so that no number is copied. Paths start at the repository's root.
+A line `{{ CHANGELOG.md }}` is that file; `{{ analyses/results/NAME.csv: columns }}` is a table of those columns, and
+`{{ analyses/results/NAME.csv[column=value]: columns }}` one of the rows with this value, made when the site is built,
+so that no number is copied. Paths start at the repository's root.
 """
 
 import html
@@ -22,7 +23,9 @@ ROOT = DOCS.parent
 COPIES = "repository"  # where files that a page links to, but that are no pages, are in the site
 
 _INCLUDED = re.compile(r"^\{\{ (?P<path>\S+\.md) \}\}$", re.MULTILINE)
-_TABLE = re.compile(r"^\{\{ (?P<path>\S+\.csv): (?P<columns>.+) \}\}$", re.MULTILINE)
+_TABLE = re.compile(
+    r"^\{\{ (?P<path>\S+\.csv)(?:\[(?P<column>\w+)=(?P<value>[^\]]+)\])?: (?P<columns>.+) \}\}$", re.MULTILINE
+)
 _HEADING = re.compile(r"^(#+ )", re.MULTILINE)
 _LINK = re.compile(r"\]\((?!\w+:|#|/)(?P<path>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 _EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</\1>', re.DOTALL)
@@ -37,7 +40,9 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     written = ROOT if page.file.generated_by else DOCS  # a notebook's page is in the site where the notebook is
     markdown = links(markdown, written / Path(page.file.src_uri).parent)
     markdown = _INCLUDED.sub(lambda found: links(_included(found), (ROOT / found["path"]).parent), markdown)
-    return _TABLE.sub(lambda found: _table(found["path"], found["columns"].split()), markdown)
+    return _TABLE.sub(
+        lambda found: _table(found["path"], found["columns"].split(), found["column"], found["value"]), markdown
+    )
 
 
 def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -91,13 +96,19 @@ def _read(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
 
-def _table(path: str, columns: list[str]) -> str:
-    """Columns of a CSV file as a table in Markdown, each with its interval where the file has one."""
+def _table(path: str, columns: list[str], among: str | None, value: str | None) -> str:
+    """Columns of a CSV file as a table in Markdown, each with its interval where the file has one; with `among`, of the
+    rows that have `value` in that column.
+    """
     if not (ROOT / path).is_file():
         raise PluginError(f"There is no file {path}, expected a table that an analysis wrote.")
     frame = pd.read_csv(ROOT / path)
-    if missing := [column for column in columns if column not in frame]:
+    if missing := [column for column in (*columns, *filter(None, [among])) if column not in frame]:
         raise PluginError(f"{path} lacks the columns {missing}, expected some of {list(frame)}.")
+    if among is not None:
+        frame = frame[frame[among].astype(str) == value].dropna(axis="columns", how="all")
+        if frame.empty:
+            raise PluginError(f"No row of {path} has {value!r} as {among}.")
     shown = zip(*(_with_interval(frame, column) for column in columns), strict=True)
     rows = [columns, ["---"] * len(columns), *shown]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

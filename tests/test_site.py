@@ -130,6 +130,10 @@ def test_equations_are_mathml_and_tables_hold_what_was_measured(site):
     measured = dict(zip(names, values, strict=True))
     assert f"<td>{float(measured['S']):.3g} ({float(measured['S_low']):.3g} to " in results
     assert "{{" not in results
+    some = (site / "benchmarks.html").read_text(encoding="utf-8")
+    published = (ROOT / "analyses/results/published_scores_smollm2-135m/by_method.csv").read_text().splitlines()[1:]
+    assert some.count("<td>CAP_efficacy</td>") == sum(",CAP_efficacy," in line for line in published) == 2
+    assert "{{" not in some
 
 
 def test_what_a_page_shows_is_linked_as_that_page(documents, site):
