@@ -97,14 +97,12 @@ def batches(
     return pd.DataFrame(rows, columns=["requests_at_once", "seconds_a_request"])
 
 
-def early_stop(
-    model: Model, layer: int, contexts: tuple[str, ...], config: rl.RomeConfig, on_top: Sequence[int | None] = (None, 3)
-) -> pd.DataFrame:
+def early_stop(model: Model, layer: int, contexts: tuple[str, ...], config: rl.RomeConfig) -> pd.DataFrame:
     """Seconds and steps for each of the same requests, and the target's mean probability at the end, without an early
     stop and with one; last, how many times as fast.
     """
     rows = []
-    for steps_on_top in on_top:
+    for steps_on_top in (None, 3):
         numbers = replace(config, steps_on_top=steps_on_top)
         values, spent = measured(
             lambda numbers=numbers: [  # type: ignore[misc]

@@ -106,7 +106,7 @@ def _table(path: str, columns: list[str], among: str | None, value: str | None) 
     if missing := [column for column in (*columns, *filter(None, [among])) if column not in frame]:
         raise PluginError(f"{path} lacks the columns {missing}, expected some of {list(frame)}.")
     if among is not None:
-        frame = frame[frame[among].astype(str) == value].dropna(axis="columns", how="all")
+        frame = frame[frame[among].astype(str) == value]
         if frame.empty:
             raise PluginError(f"No row of {path} has {value!r} as {among}.")
     shown = zip(*(_with_interval(frame, column) for column in columns), strict=True)

@@ -10,11 +10,12 @@ import rome_lens as rl
 from rome_lens.evaluate.measuring import Method
 from rome_lens.models import Model
 
-from .methods import BATCH, CHOICES, QUIET, batch_config, chosen_methods, shortened
+from .methods import BATCH, CHOICES, PRESETS, QUIET, batch_config, chosen_methods, shortened
 from .options import kept_covariances, rome_covariance
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rome": ("rome", {}),
+    "rome-reference": ("rome-reference", {}),
     "rome-on-top": ("rome", {"steps_on_top": 3}),
     "rome-anchored": ("rome", {"anchor_norm": None}),
     "memit": ("memit", {}),
@@ -45,9 +46,9 @@ def _method(name: str, model: Model, options: argparse.Namespace, pilot: Sequenc
     base, numbers = VARIANTS[name]
     edit: Callable[..., rl.Edit]
     given: dict[str, Any]
-    if base == "rome":
+    if base in PRESETS:
         covariance = rome_covariance(model, options)
-        edit, config, given = rl.rome, rl.RomeConfig(), {"covariance": covariance}
+        edit, config, given = rl.rome, PRESETS[base](), {"covariance": covariance}
         layer = covariance.layer
     else:
         edit, config = BATCH[base][0], batch_config(base, options)

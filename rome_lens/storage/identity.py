@@ -59,8 +59,10 @@ def plain(value: Any, *, _within: tuple[int, ...] = ()) -> Any:
         return [inner(each) for each in value]
     if isinstance(value, Set):
         return sorted((inner(each) for each in value), key=json.dumps)
-    compared = [each.name for each in fields(value) if each.compare] if is_dataclass(value) else None
-    names = sorted(getattr(value, "__dict__", {})) if compared is None else compared
+    if is_dataclass(value):
+        names = [each.name for each in fields(value) if each.compare]
+    else:
+        names = sorted(getattr(value, "__dict__", {}))
     return {"class": _name(type(value)), **{name: inner(getattr(value, name)) for name in names}}
 
 
