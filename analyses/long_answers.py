@@ -4,13 +4,13 @@ Each question of UnKEBench or EditEverything is put in the model's chat template
 token are written as its answer, by each method alone. Then the model writes by itself, up to --new-tokens: for the
 question, its paraphrase, the questions about parts, and the question of the next record, where "locality_other" says
 how much of the passage stands in the answer to a question that it does not belong to. memit and alphaedit search one
-vector for the whole passage, at the prompt's last token, with the numbers that anyedit has for each of its windows.
+vector for the whole passage, at the prompt's last token, bounded as anyedit's are.
 table.csv has the means with 95 % bootstrap intervals over records. Rows are kept as they are measured, so that a run
 that was stopped goes on where it was.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from rome_lens.evaluate.measuring import Method
 from rome_lens.models import Model
 
 from .common.manifest import write_manifest
-from .common.methods import BATCH, FINETUNING, QUIET
+from .common.methods import BATCH, FINETUNING, QUIET, OneAtATime
 from .common.options import (
     add_collecting_arguments,
     add_perplexity_arguments,
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--methods", nargs="+", choices=CHOICES, default=list(CHOICES))
     arguments.add_argument("--layers", type=int, nargs="+", default=[4], help="blocks to edit")
     arguments.add_argument("--window", type=int, default=default.window, help="of anyedit, in tokens")
-    arguments.add_argument("--steps", type=int, default=default.steps, help="of a vector's search")
+    arguments.add_argument("--steps", type=int, default=default.steps, help="of anyedit, at most, for a window")
+    arguments.add_argument("--at-once", type=int, default=5, help="answers that anyedit searches together")
     arguments.add_argument("--new-tokens", type=int, default=512, help="the most that the model writes")
     arguments.add_argument("--encoder", type=Path, help="a folder with a sentence encoder, for the cosine")
     add_perplexity_arguments(arguments, tokens=1000)
@@ -72,12 +73,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         text=perplexity_text(options),
         tokens=options.perplexity_tokens,
     )
-    methods = chosen(model, options)
+    records = {path: as_put(model, rl.load_records(path))[: options.count] for path in options.records}
+    methods = chosen(model, options, [each.request for listed in records.values() for each in listed])
     run, frames = run_options(options), []
-    for path in options.records:
+    for path, listed in records.items():
         frame = rl.score_edits(
             model if options.engine == "local" else options.model,
-            as_put(model, rl.load_records(path))[: options.count],
+            listed,
             methods,
             score=score,
             **run | {"out": run["out"] / path.stem},
@@ -126,23 +128,40 @@ def long_answers(
 _encoder = cache(rl.evaluate.sentence_encoder)
 
 
-def chosen(model: Model, options: Any) -> dict[str, Method]:
+def chosen(model: Model, options: Any, requests: Sequence[rl.EditRequest]) -> dict[str, Method]:
     """The methods that the options name, with one search for all."""
     covariances = kept_covariances(model, options.layers, options)
-    anyedit = rl.edit.AnyEditConfig(window=options.window, steps=options.steps)
-    search: SearchConfig = anyedit.search
-    shared = {name: getattr(search, name) for name in ("steps", "weight_decay", "clamp_norm_factor", "early_stop_loss")}
-    methods: dict[str, Method] = {}
-    for name in options.methods:
-        if name == "anyedit":
-            methods[name] = partial(rl.edit.anyedit, config=anyedit, covariances=covariances, **QUIET)
-        elif name in BATCH:
-            method, config = BATCH[name]
-            numbers = config(token="last", contexts=["{}"], kl_factor=0.0, **shared)
-            methods[name] = partial(method, config=numbers, covariances=covariances, **QUIET)
-        else:
-            methods[name] = partial(rl.edit.finetune, config=FINETUNING[name], **QUIET)
-    return methods
+    config = rl.edit.AnyEditConfig(window=options.window, steps=options.steps)
+    search: SearchConfig = config.search
+    shared = {name: getattr(search, name) for name in ("weight_decay", "clamp_norm_factor", "early_stop_loss")}
+    single = OneAtATime(covariances, {"token": "last", "contexts": ["{}"], "kl_factor": 0.0} | shared)
+    methods: dict[str, Method] = {
+        **{name: partial(single, name) for name in BATCH},
+        **{name: partial(rl.edit.finetune, config=each, **QUIET) for name, each in FINETUNING.items()},
+        "anyedit": _WithTheNext(covariances, config, requests, options.at_once),
+    }
+    return {name: methods[name] for name in options.methods}
+
+
+@dataclass
+class _WithTheNext:
+    """AnyEdit, which searches for the requests that come next together with the one that it writes."""
+
+    covariances: Mapping[int, rl.KeyCovariance]
+    config: rl.edit.AnyEditConfig
+    requests: Sequence[rl.EditRequest] = field(compare=False)
+    at_once: int = field(compare=False)
+    last: rl.edit.AnyEditTargets | None = field(default=None, compare=False)
+
+    def __call__(self, model: Model, request: rl.EditRequest) -> rl.Edit:
+        if self.last is None or request not in self.last.values:
+            first = self.requests.index(request)
+            following = self.requests[first : first + self.at_once]
+            self.last = rl.edit.anyedit_targets(
+                model, following, layer=max(self.covariances), config=self.config, progress=False
+            )
+        given: dict[str, Any] = {"covariances": self.covariances, "config": self.config, "targets": self.last}
+        return rl.edit.anyedit(model, request, **given, **QUIET)
 
 
 if __name__ == "__main__":

@@ -183,6 +183,7 @@ CASES: dict[str, Any] = {
     "UltraEditConfig": lambda w: {"layers": {"in": [1], "out": [1]}},
     "AlphaEditConfig": lambda w: {"layers": [1], **w.search},
     "AnyEditConfig": lambda w: {"layers": [1], "window": 2, "steps": 2},
+    "AnyEditTargets": lambda w: {"layer": 1, "window": 2, "search": {}, "values": {}},
     "AppliedEdit": lambda w: {"model": w.model, "updates": w.edit.updates},
     "AttributeSnippets": lambda w: {"samples": {("P1", "Q1"): (("Rome", "Rome is old."),)}},
     "CausalTrace": lambda w: {name: getattr(w.trace, name) for name in inspect.signature(rl.CausalTrace).parameters},
@@ -301,6 +302,13 @@ CASES: dict[str, Any] = {
         "covariances": w.covariances,
         "config": rl.edit.AnyEditConfig(steps=2),
         **WARNS_NOT,
+    },
+    "anyedit_targets": lambda w: {
+        "model": w.model,
+        "requests": [REQUEST],
+        "layer": 1,
+        "config": rl.edit.AnyEditConfig(steps=2),
+        **QUIET,
     },
     "applied_edits": lambda w: {"model": w.model},
     "average_effects": lambda w: {"traces": [w.trace]},
@@ -541,6 +549,7 @@ REFUSED: dict[str, list[Any]] = {
 """By a parameter's name: what nobody can have meant."""
 RESULTS = {
     "Answer",
+    "AnyEditTargets",
     "MultiHopRecord",
     "Question",
     "RippleQuery",

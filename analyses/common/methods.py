@@ -80,7 +80,7 @@ def chosen_methods(model: Model, options: argparse.Namespace) -> dict[str, Metho
     """The methods that the options of `add_method_arguments` name."""
     methods = {name: _method(name, model, options) for name in options.methods if name not in BATCH}
     if not set(options.methods) <= set(methods):
-        single = _OneAtATime(kept_covariances(model, options.layers, options))
+        single = OneAtATime(kept_covariances(model, options.layers, options))
         methods |= {name: partial(single, name) for name in options.methods if name in BATCH}
     return {name: methods[name] for name in options.methods}
 
@@ -104,16 +104,21 @@ def _method(name: str, model: Model, options: argparse.Namespace) -> Method:
 
 
 @dataclass
-class _OneAtATime:
-    """The methods for batches, with what is asked for. What they share is searched for once for the same requests."""
+class OneAtATime:
+    """The methods for batches, with what is asked for. What they share is searched for once for the same requests.
+
+    `numbers` are those of their configurations.
+    """
 
     covariances: Mapping[int, rl.KeyCovariance]
+    numbers: Mapping[str, Any] = field(default_factory=dict)
     last: dict[tuple[rl.EditRequest, ...], rl.edit.MemitTargets] = field(default_factory=dict, compare=False)
 
     def __call__(self, name: str, model: Model, request: Requests) -> rl.Edit:
         asked = tuple(as_requests(request))
+        edit, config_of = BATCH[name]
+        config = config_of(layers=sorted(self.covariances), **self.numbers)
         if asked not in self.last:
-            self.last = {asked: rl.edit.memit_targets(model, asked, layer=max(self.covariances), progress=False)}
-        edit, config = BATCH[name]
-        given = {"covariances": self.covariances, "targets": self.last[asked]}
-        return edit(model, asked, config=config(layers=sorted(self.covariances)), **given, **QUIET)
+            found = rl.edit.memit_targets(model, asked, layer=max(self.covariances), config=config, progress=False)
+            self.last = {asked: found}
+        return edit(model, asked, config=config, covariances=self.covariances, targets=self.last[asked], **QUIET)

@@ -14,7 +14,7 @@ from rome_lens.edit.forensics.detecting import detect_edits
 from rome_lens.edit.forensics.triggers import screen_triggers
 from rome_lens.edit.forensics.undoing import undo_blindly
 from rome_lens.edit.methods.alphaedit import AlphaEditConfig, alphaedit
-from rome_lens.edit.methods.anyedit import AnyEditConfig, anyedit
+from rome_lens.edit.methods.anyedit import AnyEditConfig, anyedit, anyedit_targets
 from rome_lens.edit.methods.emmet import EmmetConfig, emmet
 from rome_lens.edit.methods.finetune import FinetuneConfig, finetune
 from rome_lens.edit.methods.knowledge_neurons import KnowledgeNeurons, KnowledgeNeuronsConfig, kn, knowledge_neurons
@@ -32,11 +32,13 @@ from rome_lens.edit.search.anchor import anchor_norm
 from rome_lens.edit.search.contexts import sample_contexts
 from rome_lens.edit.search.settings import BatchConfig, SearchConfig
 from rome_lens.edit.search.targets import MemitTargets, memit_targets
+from rome_lens.edit.search.windows import AnyEditTargets
 from rome_lens.edit.sequence.ledger import EditLedger, LedgerRoom
 
 __all__ = [
     "AlphaEditConfig",
     "AnyEditConfig",
+    "AnyEditTargets",
     "AppliedEdit",
     "BatchConfig",
     "CovarianceReport",
@@ -63,6 +65,7 @@ __all__ = [
     "alphaedit",
     "anchor_norm",
     "anyedit",
+    "anyedit_targets",
     "applied_edits",
     "builtin_covariances",
     "collect_covariance",

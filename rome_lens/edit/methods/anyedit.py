@@ -5,12 +5,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from rome_lens.checking import check_whole, checked
-from rome_lens.data.records import Continuation, EditRequest, target_rows
 from rome_lens.edit.artifact.edit import Edit, as_json
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
@@ -20,39 +16,40 @@ from rome_lens.edit.methods.closed_forms import memit_factor
 from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.search.key import prefix_activations
 from rome_lens.edit.search.settings import SearchConfig, check_ascending, check_least, check_positive
-from rome_lens.edit.search.suffix import Prompts
 from rome_lens.edit.search.targets import check_requests
-from rome_lens.edit.search.value import Value, search_figures, search_values
-from rome_lens.models import Hook, Model, key_name, state_name
-from rome_lens.models.teacher_forcing import TargetRow
+from rome_lens.edit.search.value import search_figures
+from rome_lens.edit.search.windows import AnyEditTargets, answer_rows, window_values
+from rome_lens.models import Model, check_layer, key_name, state_name
 
 
 @checked
 @dataclass(frozen=True, kw_only=True)
 class AnyEditConfig:
     """Hyper-parameters of AnyEdit, by default those of the released code (jianghoucheng/AnyEdit, hparams/MEMIT_ARE for
-    Llama 3 8B) but for `window` and `covariance_weight`.
+    Llama 3 8B) but for `window`, `steps`, `early_stop_loss` and `covariance_weight`.
 
     Attributes:
         layers: blocks to edit; None: those of the covariances. The search is for states after the last one.
         window: tokens of the answer that one vector has to give (window_size: 40 for Llama 3 8B, 50 for Qwen2.5 7B;
             10 for SmolLM2-135M, where 20 are too many: docs/long_answers.md).
-        steps: steps of Adam for each window; the last one only computes the loss.
+        steps: the most steps of Adam for a window; the last one only computes the loss (v_num_grad_steps: 25, after
+            which SmolLM2-135M still misses tokens in some windows; most stop before 40).
         learning_rate: learning rate of Adam.
         weight_decay: factor of |delta| / |h|^2.
         clamp_norm_factor: bound on |delta| / |h|, for the residual state h.
-        early_stop_loss: the search stops below this loss.
+        early_stop_loss: a window's search stops below this loss (0.01 as released). Below log(2) / window, 0.069 for
+            10 tokens, each token has more than half of the probability, so that none is missed in greedy writing.
         covariance_weight: lambda, the weight of C against one key (mom2_update_weight: 15,000, with which a state gets
             about half of the way; see MemitConfig). Small, so that the states that were sought are reached.
     """
 
     layers: Sequence[int] | None = None
     window: int = 10
-    steps: int = 25
+    steps: int = 100
     learning_rate: float = 0.5
     weight_decay: float = 1e-3
     clamp_norm_factor: float = 4.0
-    early_stop_loss: float = 1e-2
+    early_stop_loss: float = 0.05
     covariance_weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -76,6 +73,7 @@ def anyedit(
     *,
     covariances: Mapping[int, KeyCovariance] | None = None,
     config: AnyEditConfig | None = None,
+    targets: AnyEditTargets | None = None,
     on_unhealthy: OnUnhealthy = "warn",
     progress: bool = True,
 ) -> Edit:
@@ -96,6 +94,8 @@ def anyedit(
         covariances: Covariances of the keys, by layer, from `collect_covariance`; None: the one that ships for this
             model.
         config: Hyper-parameters; None: `AnyEditConfig()`, which edits the layers of the covariances.
+        targets: States of the windows, from `anyedit_targets`, of these requests and perhaps others; None: they are
+            searched, which is most of the work.
         on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
         progress: Show bars.
 
@@ -105,20 +105,19 @@ def anyedit(
 
     Raises:
         CovarianceError: a layer's covariance is missing, singular, or of another layer or model.
-        EditError: a weight, loss or update is not finite, or the edit is unhealthy and `on_unhealthy` is "raise". No
-            weight is changed.
+        EditError: a weight, loss or update is not finite, the targets are of another model, or the edit is unhealthy
+            and `on_unhealthy` is "raise". No weight is changed.
         ValueError: no or contradicting requests, an answer that does not fit into the model's context with its prompt,
-            an invalid layer, or a model that norms its MLPs' outputs.
+            an invalid layer, targets of another edit, or a model that norms its MLPs' outputs.
     """
     config = AnyEditConfig() if config is None else config
     requests, covariances = as_requests(requests), covariances_for(model, covariances)
     check_requests(requests)
     layers = checked_layers(model, config.layers, covariances)
-    answers = [Continuation(request.text, request.target, space=request.space) for request in requests]
-    rows = target_rows(model, answers)
-    found: dict[tuple[int, ...], Value] = {}
-    for request, row in zip(tqdm(requests, desc="windows", unit="answer", disable=not progress), rows, strict=True):
-        found |= window_values(model, layers[-1], request, row, config)
+    rows = answer_rows(model, requests)
+    if targets is None:
+        targets = anyedit_targets(model, requests, layer=layers[-1], config=config, progress=progress)
+    found = targets.of(model, requests, layers[-1], config.window, config.search)
     measure = partial(_measure, model, [ids for ids, _ in rows], list(found), layers[-1])
     wanted = torch.stack([value.vector for value in found.values()])
     form = partial(memit_factor, weight=config.covariance_weight)
@@ -136,34 +135,37 @@ def anyedit(
     return edit
 
 
-def window_values(
-    model: Model, layer: int, request: EditRequest, row: TargetRow, config: AnyEditConfig
-) -> dict[tuple[int, ...], Value]:
-    """For each window of an answer, the state after a block with which the model predicts it, found with those of the
-    windows before in place. They go by the tokens up to the position at which they stand.
+@checked
+def anyedit_targets(
+    model: Model,
+    requests: Requests,
+    *,
+    layer: int,
+    config: AnyEditConfig | None = None,
+    progress: bool = True,
+) -> AnyEditTargets:
+    """Searches, for each window of each answer, the residual state with which the model predicts the window.
+
+    The windows of several answers are searched together, which is faster than one answer at a time, and each gets what
+    it gets alone: a step reads the whole model for a window's few tokens. `anyedit` then writes any of them.
+
+    Args:
+        model: Model to run; its weights and `requires_grad` flags are left unchanged.
+        requests: What to write: one EditRequest or several, each with a prompt of its own.
+        layer: Block after which the states are replaced: the last one to be edited.
+        config: Hyper-parameters; None: `AnyEditConfig()`.
+        progress: Show a bar.
+
+    Raises:
+        EditError: a loss is not finite.
+        ValueError: no or contradicting requests, no such layer, or an answer that does not fit into the model's context
+            with its prompt.
     """
-    ids, start = row
-    found: dict[tuple[int, ...], Value] = {}
-    hooks: list[tuple[str, Hook]] = []
-    with tqdm(disable=True) as bar:
-        for first in range(start, len(ids), config.window):
-            end = min(first + config.window, len(ids))
-            window = Prompts((ids[: end - 1],), (first - 1,), ids[first:end], contexts=1, essence=0)
-            (value,) = search_values(model, layer, [request], [window], config.search, "resid", bar, hooks=hooks)
-            found[ids[:first]] = value
-            hooks.append((state_name("resid", layer), _adding(first - 1, value.vector - value.initial)))
-    return found
-
-
-def _adding(position: int, delta: Float[Tensor, " d_model"]) -> Hook:
-    """A hook that adds a vector to the state at one position."""
-
-    def add(state: Float[Tensor, "row pos d_model"], hook: object) -> Float[Tensor, "row pos d_model"]:
-        state = state.clone()
-        state[:, position : position + 1] += delta.to(state)  # nothing, where a row is read only up to there
-        return state
-
-    return add
+    config = AnyEditConfig() if config is None else config
+    requests = as_requests(requests)
+    check_requests(requests)
+    check_layer(model, layer)
+    return window_values(model, layer, requests, config.search, config.window, progress=progress)
 
 
 def _measure(

@@ -56,14 +56,7 @@ class MemitTargets:
         if not self.requests:
             return
         states = subject_states(model, self.layer, self.requests, token=self.search["token"])
-        initial = torch.stack([value.initial for value in self.values]).to(states)
-        difference = ((states - initial).norm(dim=-1) / initial.norm(dim=-1)).max().item()
-        if not difference < _MOST_DIFFERENCE:
-            raise EditError(
-                f"The targets were found on another model, or on other weights: the states of {model.cfg.model_name} "
-                f"after layer {self.layer} differ from those then by {difference:.1%}. Find them again on this model, "
-                "or revert its edit. No weight was changed."
-            )
+        check_started(model, self.layer, states, self.values)
 
     def check_use(self, requests: Sequence[EditRequest], layer: int, config: SearchConfig) -> None:
         """Raises ValueError unless these targets fit an edit with such requests, last layer and config."""
@@ -192,6 +185,18 @@ def subject_states(
     """The residual stream after a block, at the edited token of each bare prompt."""
     prompts = [(request, PLACE) for request in requests]
     return subject_activations(model, state_name("resid", layer), layer, prompts, token=token)
+
+
+def check_started(model: Model, layer: int, states: Float[Tensor, "value d_model"], values: Sequence[Value]) -> None:
+    """Raises EditError unless the model's states after a block are those from which a search started."""
+    initial = torch.stack([value.initial for value in values]).to(states)
+    difference = ((states - initial).norm(dim=-1) / initial.norm(dim=-1)).max().item()
+    if not difference < _MOST_DIFFERENCE:
+        raise EditError(
+            f"The targets were found on another model, or on other weights: the states of {model.cfg.model_name} "
+            f"after layer {layer} differ from those then by {difference:.1%}. Find them again on this model, or revert "
+            "its edit. No weight was changed."
+        )
 
 
 def check_requests(requests: Sequence[EditRequest]) -> None:

@@ -102,12 +102,13 @@ def optimise_values(
     what = repr(requests[0].target) if len(requests) == 1 else f"{len(requests)} requests"
     values: list[Value] = []
     with tqdm(total=len(requests) * config.steps, desc=f"v* for {what}", unit="step", disable=not progress) as bar:
-        for batch in _batches(prompts, tokens_per_batch):
+        for batch in batched(prompts, tokens_per_batch):
             values += search_values(model, layer, requests[len(values) :], batch, config, at, bar)
     return values
 
 
-def _batches(prompts: Sequence[Prompts], budget: int) -> Iterator[list[Prompts]]:
+def batched(prompts: Sequence[Prompts], budget: int) -> Iterator[list[Prompts]]:
+    """Consecutive requests whose rows have at most so many tokens, padding included; one request is never split."""
     batch: list[Prompts] = []
     for prompt in prompts:
         longest = max(len(row) for each in (*batch, prompt) for row in each.rows)

@@ -1,6 +1,7 @@
 """AnyEdit: what it writes, what it leaves alone, and what it refuses."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rome_lens as rl
-from rome_lens.edit.methods.anyedit import AnyEditConfig, anyedit, window_values
+from rome_lens.edit.methods.anyedit import AnyEditConfig, anyedit, anyedit_targets
 from rome_lens.edit.search.key import prefix_activations
 from rome_lens.models import key_name, state_name
 from tests.edit.methods.test_rome import covariance_of
@@ -40,6 +41,14 @@ def edit_of(model, requests=REQUEST, *, layers=(1,), **options) -> rl.Edit:
 def row_of(model, request=REQUEST):
     asked = rl.data.Continuation(request.text, request.target, space=request.space)
     return rl.data.records.target_rows(model, [asked])[0]
+
+
+def targets_of(model, *requests, **options) -> rl.edit.AnyEditTargets:
+    return anyedit_targets(model, requests, layer=1, config=AnyEditConfig(**options), progress=False)
+
+
+def searched(model, request, **options):
+    return targets_of(model, request, **options).values[request].values()
 
 
 def answer_of(model, request=REQUEST) -> str:
@@ -74,16 +83,15 @@ def test_with_one_window_and_one_layer_the_write_is_the_closed_form(tiny):
     key = keys.pop(ids[:start])
     others = torch.stack(list(keys.values()))
     gram = weight * covariance_of(tiny).second_moment.double() + others.T @ others + key[:, None] * key
-    (value,) = window_values(tiny, 1, REQUEST, (ids, start), AnyEditConfig(**QUICK | {"window": 100})).values()
+    (value,) = searched(tiny, REQUEST, **QUICK | {"window": 100})
     expected = torch.linalg.solve(gram, key)[:, None] * (value.vector - value.initial).double()
     assert torch.allclose((update.left @ update.right).double(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max())
 
 
 def test_a_windows_search_sees_the_states_of_earlier_windows(tiny):
     """What the search ends with is the loss of the window under hooks that put all states into place."""
-    ids, start = row_of(tiny)
-    config = AnyEditConfig(window=4, steps=4)
-    found = window_values(tiny, 1, REQUEST, (ids, start), config)
+    ids, _ = row_of(tiny)
+    found = targets_of(tiny, REQUEST, window=4, steps=4).values[REQUEST]
     deltas = {len(place) - 1: value.vector - value.initial for place, value in found.items()}
 
     def put(state, hook):
@@ -107,8 +115,43 @@ def test_several_answers_are_written_at_once_and_over_several_layers(tiny):
     assert [update.layer for update in edit.updates] == [0, 1]
 
 
+@pytest.mark.parametrize("tokens_at_once", [1, 10**6])
+def test_answers_searched_together_get_what_they_get_alone(model, monkeypatch, tokens_at_once):
+    """Three answers, of one window and of several, whose prompts differ in length; split into batches or not."""
+    monkeypatch.setattr("rome_lens.edit.search.windows.tokens_that_fit", lambda *_, **__: tokens_at_once)
+    third = rl.EditRequest("{}", "Dante", target="Italian and more than that.")
+    together = targets_of(model, REQUEST, OTHER, third, **QUICK)
+    lengths = {len(windows) for windows in together.values.values()}
+    assert len(lengths) == 3
+    for request in (REQUEST, OTHER, third):
+        alone = targets_of(model, request, **QUICK).values[request]
+        assert together.values[request].keys() == alone.keys()
+        for place, value in alone.items():
+            found = together.values[request][place]
+            assert torch.allclose(found.vector, value.vector, rtol=1e-3, atol=1e-4 * value.vector.abs().max())
+            assert found.nll == pytest.approx(value.nll, rel=1e-3)
+
+
+def test_targets_that_were_searched_before_give_the_same_edit_and_those_of_another_edit_are_refused(tiny):
+    targets, config = targets_of(tiny, OTHER, REQUEST, **QUICK), AnyEditConfig(**QUICK)
+    given = {"covariances": {1: covariance_of(tiny)}, "on_unhealthy": "ignore", "progress": False}
+    alone, shared = (anyedit(tiny, REQUEST, config=config, targets=each, **given) for each in (None, targets))
+    for one, other in zip(alone.updates, shared.updates, strict=True):
+        assert torch.allclose(one.left @ one.right, other.left @ other.right, rtol=1e-3, atol=1e-5)
+    refused = [
+        (rl.EditRequest("{}", "Paris", target="France."), config, "there are none for 'Paris'"),
+        (REQUEST, replace(config, window=2), "after layer 1, in windows of 3 tokens, not 1 and 2"),
+        (REQUEST, replace(config, steps=5), "searched with steps=4"),
+    ]
+    for request, other, message in refused:
+        with pytest.raises(ValueError, match=f"targets do not fit: .*{re.escape(message)}"):
+            anyedit(tiny, request, config=other, targets=targets, **given)
+    with alone.applied(tiny), pytest.raises(rl.errors.EditError, match="found on another model, or on other weights"):
+        anyedit(tiny, REQUEST, config=config, targets=targets, **given)
+
+
 def test_what_cannot_be_written_is_refused_before_any_work(tiny, monkeypatch):
-    monkeypatch.setattr("rome_lens.edit.methods.anyedit.search_values", None)
+    monkeypatch.setattr("rome_lens.edit.search.windows.search_values", None)
     with pytest.raises(ValueError, match="requests is empty"):
         edit_of(tiny, [])
     with pytest.raises(ValueError, match="Two requests are about 'The capital of France is'"):
