@@ -29,7 +29,10 @@ from .common.options import (
     write_csv,
 )
 from .common.sequence_methods import SEQUENCE_CHOICES, sequence_methods
-from .published_scores import OWN
+from .published_scores import OWN, Ways
+
+IN_SEQUENCE = OWN | {"UnKEBench or EditEverything": Ways(score=rl.evaluate.score_mrlf)}
+"""By schema, what is scored. Passages are asked about as in MRLF-Bench: their own scorer writes hundreds of tokens."""
 
 
 def write_results(out: Path) -> pd.DataFrame:
@@ -78,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     model = rl.load_model(options.model)
     listed = listed_records(options, partial(rl.load_records, strict=False))
-    own = OWN.get(rl.data.schema_of(options.records)) if options.records else None
+    own = IN_SEQUENCE.get(rl.data.schema_of(options.records)) if options.records else None
     pilot = listed[options.count :][: options.pilot] or listed[: options.pilot]
     for name, method in sequence_methods(model, options, [record.request for record in pilot]).items():
         sequence = rl.edit_sequence(

@@ -29,7 +29,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "alphaedit-anchored": ("alphaedit", {"anchor_norm": None}),
 }
 """A method, and the numbers in which it differs; `anchor_norm` is measured on pilot records."""
-SEQUENCE_CHOICES = tuple(dict.fromkeys((*CHOICES, *VARIANTS, "ultraedit")))
+SEQUENCE_CHOICES = tuple(dict.fromkeys((*CHOICES, *VARIANTS, "ultraedit", "anyedit")))
 
 
 def sequence_methods(model: Model, options: argparse.Namespace, pilot: Sequence[rl.EditRequest]) -> dict[str, Method]:
@@ -41,6 +41,11 @@ def _method(name: str, model: Model, options: argparse.Namespace, pilot: Sequenc
     if name == "ultraedit":
         rates = rl.edit.UltraEditConfig(learning_rate=options.learning_rate)
         return partial(rl.edit.ultraedit, config=rates, **QUIET)
+    if name == "anyedit":
+        windows = rl.edit.AnyEditConfig(layers=options.layers)
+        windows = replace(windows, steps=options.steps or windows.steps)
+        covariances = kept_covariances(model, options.layers, options)
+        return partial(rl.edit.anyedit, config=windows, covariances=covariances, **QUIET)
     if name not in VARIANTS:
         return chosen_methods(model, argparse.Namespace(**vars(options) | {"methods": [name]}))[name]
     base, numbers = VARIANTS[name]

@@ -67,10 +67,10 @@ def chosen_ways(
         ways[protocol.name] = protocol
     if score is not None:
         if before is None:
-            _check_call("score", score, "model", "record")
+            check_call("score", score, "model", "record")
         else:
-            _check_call("before", before, "model", "record")
-            _check_call("score", score, "model", "record", before="before(model, record)")
+            check_call("before", before, "model", "record")
+            check_call("score", score, "model", "record", before="before(model, record)")
         name = "probability" if score is score_record else name_of(score)
         if name in ways:
             raise ValueError(f"A protocol and the score are both named {name!r}. Leave one out or rename it.")
@@ -92,7 +92,7 @@ def ways_identity(protocols: object, ways: Ways) -> dict[str, Any]:
 
 def check_method(name: str, method: Method) -> None:
     """Raises TypeError unless this can be called as a method."""
-    _check_call(f"The method {name!r}", method, "model", "request")
+    check_call(f"The method {name!r}", method, "model", "request")
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -178,7 +178,7 @@ def _known(protocol: "str | known.Protocol") -> known.Protocol:
     return known.PROTOCOLS[protocol]
 
 
-def _check_call(what: str, function: Callable[..., Any], *arguments: str, **keywords: str) -> None:
+def check_call(what: str, function: Callable[..., Any], *arguments: str, **keywords: str) -> None:
     """Raises TypeError unless a function can be called with these arguments."""
     try:
         takes = signature(function)
@@ -190,5 +190,6 @@ def _check_call(what: str, function: Callable[..., Any], *arguments: str, **keyw
         call = ", ".join([*arguments, *(f"{name}={value}" for name, value in keywords.items())])
         raise TypeError(
             f"{what} is {name_of(function)}{takes}, expected a function that can be called with ({call}): {error}. "
-            "Bind what else it needs with functools.partial; what a score compares with comes from before=..."
+            "Bind what else it needs with functools.partial; what a score compares with comes from before=... of "
+            "score_edits."
         ) from None

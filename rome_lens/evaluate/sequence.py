@@ -21,11 +21,11 @@ from rome_lens.edit.artifact.written import keeping
 from rome_lens.edit.methods.rome import rome
 from rome_lens.edit.search.targets import check_requests
 from rome_lens.errors import EditError, NotFiniteError
-from rome_lens.evaluate.measuring import Method, Record, Scorer, requests_of
+from rome_lens.evaluate.measuring import Method, Record, Scorer, check_call, requests_of
 from rome_lens.evaluate.scorers.counterfact import score_record
 from rome_lens.evaluate.scorers.zsre import score_zsre
 from rome_lens.evaluate.sequence_edits import SequenceEdits, as_one
-from rome_lens.evaluate.sequence_tables import EditSequence, Key, number_or_nan, tables
+from rome_lens.evaluate.sequence_tables import EditSequence, Key, check_names, number_or_nan, tables
 from rome_lens.evaluate.side_effects.perplexity import perplexity
 from rome_lens.models import MlpMatrix, Model, find_matrix, model_identity
 from rome_lens.storage import Journal, check_same, digest, open_journal, plain, read_journal
@@ -107,8 +107,9 @@ def edit_sequence(
         before it, and `stopped` says so.
 
     Raises:
-        ValueError: there are no records, a checkpoint or `batch` is below 1, or two requests of a batch contradict each
-            other.
+        TypeError: `score` cannot be called with a model and a record alone.
+        ValueError: there are no records, a checkpoint or `batch` is below 1, two requests of a batch contradict each
+            other, or a score has the name of a column of the tables.
         FormatError: the folder was begun with other records, another method, another text, another model or other
             weights, or holds other files or damaged ones.
         UnavailableError: another run has the folder open, or its disk is full or may not be written to.
@@ -128,6 +129,7 @@ def edit_sequence(
     depends |= {"batch": batch, "score": plain(score)}
     scorer: Scorer = score_record if isinstance(records[0], EditRecord) else score_zsre
     scorer = scorer if score is None else score
+    check_call("score", scorer, "model", "record")
 
     def perplexity_after(edits: int) -> float | None:
         if text is None:
@@ -161,7 +163,7 @@ def edit_sequence(
             rows.check("record", number, plain(record))
         base = perplexity_after(0)
         for number, record in enumerate(records, start=1):
-            rows.get("base", number, partial(scorer, model, record))
+            check_names(rows.get("base", number, partial(scorer, model, record)))
         for number, start in enumerate(starts, start=1):
             part = records[start : start + batch]
             try:

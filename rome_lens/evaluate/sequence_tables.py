@@ -1,7 +1,7 @@
 """The tables of a sequence of edits, from the rows that were measured."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pandas as pd
@@ -45,6 +45,19 @@ class EditSequence:
 def number_or_nan(value: float | None) -> float:
     """A number of a row; where there was none, NaN."""
     return float("nan") if value is None else value
+
+
+_NAMES = {"edit", "edits", "case_id", "subject", "target", "n", "failed", "perplexity", "norm_growth", "problems"}
+_NAMES |= {each.name for each in fields(EditHealth)}
+
+
+def check_names(scores: Mapping[str, float]) -> None:
+    """Raises ValueError if the tables have a column of their own by the name of a score."""
+    if taken := sorted(_NAMES & set(scores)):
+        raise ValueError(
+            f"The scorer's names {', '.join(taken)} are those of columns that a sequence's tables have anyway. Rename "
+            "the scores."
+        )
 
 
 def tables(rows: Mapping[Key, Any], done: int, stopped: str, edit: Edit | None = None) -> EditSequence:

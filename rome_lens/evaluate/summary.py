@@ -38,11 +38,14 @@ def summarize(frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         `score_record` first, others in the frame's order.
 
     Raises:
-        ValueError: the frame lacks a column, has no rows, or holds a record's metric twice.
+        ValueError: the frame lacks a column, has no rows, holds a record's metric twice, or has a metric by the name of
+            a column of the summary.
     """
     check_seed(seed)
     _check_scores(frame, ["case_id", "method", "metric", "value"])
     group = ["method", "protocol"] if "protocol" in frame else ["method"]
+    if taken := sorted({"method", "protocol", "n", "failed"} & set(frame["metric"])):
+        raise ValueError(f"The metrics {', '.join(taken)} have the names of columns of the summary. Rename them.")
     shares = _proportions(frame)
     rows = []
     for names, part in frame.groupby(group, sort=False):

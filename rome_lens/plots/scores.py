@@ -155,6 +155,8 @@ _SEQUENCE_SCORES = {
     "portability": "portability",
     "specificity": "specificity",
     "locality": "locality",
+    "greedy_match": "greedy match",
+    "contains": "answers that hold the answer",
 }
 _MANY = 300  # edits
 
@@ -162,6 +164,8 @@ _MANY = 300  # edits
 @checked
 def plot_sequence(frame: pd.DataFrame | Edited | Mapping[str, Edited]) -> go.Figure:
     """What piles up with the edits: a panel for each score, perplexity and norm growth, a line for each method.
+
+    The scores are those that our scorers have in common (ES, PS, NS, efficacy, ...), or if there are none of them, all.
 
     A dotted line is the model before the first edit on the same records; error bars are those of `summarize`. From 300
     edits on their axis is logarithmic.
@@ -179,9 +183,12 @@ def plot_sequence(frame: pd.DataFrame | Edited | Mapping[str, Edited]) -> go.Fig
         frame = pd.concat(tables or [pd.DataFrame()])
     check_columns(frame, ["method", "edits", "perplexity", "norm_growth"], "EditSequence.checkpoints, with a method,")
     scores = {column: title for column, title in _SEQUENCE_SCORES.items() if column in frame}
+    if not scores:  # those of a scorer of the user's, which have intervals too
+        scores = {str(column): plain(str(column)) for column in frame if f"{column}_low" in frame}
     if not scores:
         raise ValueError(
-            f"The frame has none of the scores {', '.join(_SEQUENCE_SCORES)}. Give what EditSequence.checkpoints holds."
+            f"The frame has none of the scores {', '.join(_SEQUENCE_SCORES)}, and no others with their intervals. Give "
+            "what EditSequence.checkpoints holds."
         )
     panels = scores | {"perplexity": "perplexity", "norm_growth": "norm growth |W - W0| / |W0|"}
     panels = {column: title for column, title in panels.items() if frame[column].notna().any()}
@@ -233,7 +240,8 @@ def plot_sequence(frame: pd.DataFrame | Edited | Mapping[str, Edited]) -> go.Fig
             least = seen[seen > 0].min()  # an axis of at least a factor of two: a change of some per cent looks small
             figure.update_yaxes(**log_axis(pd.Series([0.95 * least, max(2 * least, seen.max())])), **where)
         else:
-            figure.update_yaxes(range=[0, 1.05] if column in scores else None, rangemode="tozero", **where)
+            share = column in scores and frame[column].max() <= 1
+            figure.update_yaxes(range=[0, 1.05] if share else None, rangemode="tozero", **where)
         figure.update_xaxes(title="edits = n" if column in scores else "edits", **across, **where)
     figure.update_layout(**LAYOUT, height=310 * rows, legend=LEGEND_BELOW)
     return figure

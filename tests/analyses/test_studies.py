@@ -115,6 +115,18 @@ def test_a_sequence_of_questions_has_the_scores_of_its_data_set(given, tmp_path)
     assert table["norm_growth"].iloc[-1] > 0
 
 
+def test_a_sequence_of_passages_is_asked_about_their_parts(given, covariances, tmp_path):
+    path = tmp_path / "unke.json"
+    record = CASES["UnKEBench or EditEverything"][0]
+    path.write_text(json.dumps([record, record | {"id": 2, "question": "And who else lived there?"}]))
+    arguments = ["--out", str(tmp_path / "out"), "--records", str(path), "--methods", "anyedit", "--layers", "1"]
+    sequential_editing.main([*arguments, *covariances, "--steps", "2", "--checkpoints", "1", "2"])
+    table = pd.read_csv(tmp_path / "out" / "checkpoints.csv")
+    assert {"perplexity_doc", "greedy_match_sub_question", "contains"} <= set(table)
+    assert list(table["edits"]) == [0, 1, 2]
+    assert rl.Edit.load(tmp_path / "out" / "anyedit" / "00001.safetensors").config["steps"] == 2
+
+
 def test_sequences_in_batches_by_methods_that_remember(given, covariances, tmp_path):
     methods = ["--methods", "ultraedit", "memit-keys", "--batch", "2", "--layers", "0", "1"]
     sequential_editing.main([*given["plain"], *TWO, *covariances, *methods])

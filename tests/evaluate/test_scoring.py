@@ -234,3 +234,10 @@ def test_one_method_goes_by_its_own_name(tiny):
     for method in (noise, partial(noise)):
         frame = run(tiny, RECORDS, method)
         pd.testing.assert_frame_equal(frame, named.replace({"method": {"scaled": "noise"}}))
+
+
+@pytest.mark.parametrize("name", ["n", "failed", "method"])
+def test_a_metric_by_the_name_of_a_column_of_the_summary_is_refused(name):
+    frame = pd.DataFrame({"case_id": [1], "method": ["rome"], "metric": [name], "value": [0.5]})
+    with pytest.raises(ValueError, match=f"The metrics {name} have the names of columns of the summary"):
+        rl.summarize(frame)

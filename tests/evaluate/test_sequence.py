@@ -196,6 +196,18 @@ def test_bad_arguments_and_a_folder_without_a_sequence_are_told(tiny, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["perplexity", "n", "target", "update_norm"])
+def test_a_score_by_the_name_of_a_column_of_the_tables_is_refused_before_an_edit(tiny, name):
+    edit_was_made = lambda *_: pytest.fail("an edit was computed")  # noqa: E731
+    with pytest.raises(ValueError, match=f"The scorer's names {name} are those of columns"):
+        rl.edit_sequence(tiny, RECORDS, edit_was_made, score=lambda model, record: {name: 0.5}, progress=False)
+
+
+def test_a_scorer_that_compares_with_the_model_before_is_refused(tiny):
+    with pytest.raises(TypeError, match=r"score is score_sentiment.* can be called with \(model, record\)"):
+        rl.edit_sequence(tiny, RECORDS, score=rl.evaluate.score_sentiment, progress=False)
+
+
 def test_without_a_text_or_prompts_their_columns_are_empty_or_missing(tiny, tmp_path):
     bare = [rl.EditRecord(record.request, record.target_true) for record in RECORDS]
     made = rl.edit_sequence(tiny, bare, out=tmp_path, method=noise, progress=False)

@@ -312,6 +312,14 @@ def test_many_edits_are_on_a_logarithmic_axis_and_other_scores_have_panels(seque
         plot_sequence(sequence.drop(columns="ES"))
 
 
+def test_a_sequence_with_a_users_scores_has_a_panel_for_each_of_them(sequence: pd.DataFrame) -> None:
+    own = sequence.rename(columns={f"ES{end}": f"loss{end}" for end in ("", "_low", "_high")})
+    own = own.assign(loss=5.0).drop(columns="base_ES")
+    figure = plot_sequence(own)
+    assert figure.layout.annotations[0].text == "loss"
+    assert figure.layout.yaxis.range is None  # a score above 1 is no share
+
+
 def test_a_sequence_has_a_panel_for_each_measure_and_a_line_for_each_method(sequence: pd.DataFrame) -> None:
     figure = plot_sequence(sequence)
 

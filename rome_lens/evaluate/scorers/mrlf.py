@@ -30,7 +30,7 @@ def score_mrlf(model: Model, record: QuestionRecord, *, new_tokens: int = NEW_TO
     - greedy_match: what the authors call accuracy. The most probable token at each place of the answer, given the
       answer's tokens before it, and then BLEU over characters with weights .1, .2, .3, .4, in which the prediction is
       the reference and the answer is what is rated.
-    - perplexity: of the answers, over all tokens of a rank.
+    - answer_perplexity: what they call perplexity, of the answers, over all tokens of a rank.
 
     Beside them, of what the model writes by itself up to a line break:
 
@@ -65,14 +65,14 @@ def score_mrlf(model: Model, record: QuestionRecord, *, new_tokens: int = NEW_TO
         scores[f"greedy_match_{rank}"] = fmean(
             greedy_match(_text(model, forced[i].predicted), _text(model, forced[i].wanted)) for i in here
         )
-        scores[f"perplexity_{rank}"] = _perplexity([likely[i] for i in here])
+        scores[f"answer_perplexity_{rank}"] = _perplexity([likely[i] for i in here])
         scores[f"bleu_words_{rank}"] = fmean(
             text_overlap(asked[i][1].text, written[i].text)["bleu_words"] for i in here
         )
         scores[f"contains_{rank}"] = fmean(_contains(asked[i][1], written[i].text) for i in here)
     means = {
         name: fmean(scores[f"{name}_{rank}"] for rank in ranks)
-        for name in ("greedy_match", "perplexity", "bleu_words", "contains")
+        for name in ("greedy_match", "answer_perplexity", "bleu_words", "contains")
     }
     return scores | means
 

@@ -102,7 +102,7 @@ def test_mrlf_has_the_published_match_with_swapped_roles_and_what_is_written(say
     assert scores["greedy_match"] == pytest.approx((scores["greedy_match_rank_1"] + scores["greedy_match_rank_2"]) / 2)
     assert [scores[f"contains_rank_{rank}"] for rank in (1, 2)] == [1, 0]
     asked = "Directly answer the Query.\n\nQuery: Who made it?\nAnswer:"
-    assert scores["perplexity_rank_2"] == pytest.approx(math.exp(-log_p(model, asked, "Honda")), rel=1e-2)
+    assert scores["answer_perplexity_rank_2"] == pytest.approx(math.exp(-log_p(model, asked, "Honda")), rel=1e-2)
     said = log_p(model, REQUEST.text, REQUEST.target)
     assert scores["perplexity_doc"] == pytest.approx(math.exp(-said), rel=1e-3)
     assert rl.evaluate.score_mrlf(model, QuestionRecord(REQUEST)).keys() == {"perplexity_doc"}  # without questions
