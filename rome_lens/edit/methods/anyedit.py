@@ -31,7 +31,7 @@ class AnyEditConfig:
     Attributes:
         layers: blocks to edit; None: those of the covariances. The search is for states after the last one.
         window: tokens of the answer that one vector has to give (window_size: 40 for Llama 3 8B, 50 for Qwen2.5 7B;
-            10 for SmolLM2-135M, where 20 are too many: docs/long_answers.md).
+            10 for SmolLM2-135M: docs/long_answers.md).
         steps: the most steps of Adam for a window; the last one only computes the loss (v_num_grad_steps: 25, after
             which SmolLM2-135M still misses tokens in some windows; most stop before 40).
         learning_rate: learning rate of Adam.
