@@ -156,7 +156,7 @@ _SEQUENCE_SCORES = {
     "specificity": "specificity",
     "locality": "locality",
     "greedy_match": "greedy match",
-    "contains": "answers that hold the answer",
+    "contains": "answer contained",
 }
 _MANY = 300  # edits
 

@@ -67,10 +67,7 @@ class MemitTargets:
             wrong.append(f"they belong after layer {self.layer}, but the last edited layer is {layer}")
         if config.contexts is not None and tuple(config.contexts) != self.contexts:
             wrong.append("the contexts are others")
-        if differing := [f"{k}={v}" for k, v in self.search.items() if search_numbers(config)[k] != v]:
-            wrong.append(f"they were searched with {', '.join(differing)}")
-        if wrong:
-            raise ValueError(f"These targets do not fit: {'; '.join(wrong)}. Find them with memit_targets once more.")
+        refuse_misfits(wrong, self.search, config, made_by="memit_targets")
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Writes a safetensors file.
@@ -185,6 +182,16 @@ def subject_states(
     """The residual stream after a block, at the edited token of each bare prompt."""
     prompts = [(request, PLACE) for request in requests]
     return subject_activations(model, state_name("resid", layer), layer, prompts, token=token)
+
+
+def refuse_misfits(wrong: Sequence[str], search: Mapping[str, Any], config: SearchConfig, *, made_by: str) -> None:
+    """Raises ValueError if something is wrong with targets, or the numbers of their search are not the config's."""
+    numbers = search_numbers(config)
+    differing = [f"{name}={value}" for name, value in search.items() if numbers[name] != value]
+    if differing:
+        wrong = [*wrong, f"they were searched with {', '.join(differing)}"]
+    if wrong:
+        raise ValueError(f"These targets do not fit: {'; '.join(wrong)}. Find them with {made_by} once more.")
 
 
 def check_started(model: Model, layer: int, states: Float[Tensor, "value d_model"], values: Sequence[Value]) -> None:

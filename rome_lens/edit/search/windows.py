@@ -14,7 +14,7 @@ from rome_lens.data.records import Continuation, EditRequest, target_rows
 from rome_lens.edit.search.key import prefix_activations
 from rome_lens.edit.search.settings import SearchConfig
 from rome_lens.edit.search.suffix import Prompts
-from rome_lens.edit.search.targets import check_started, search_numbers
+from rome_lens.edit.search.targets import check_started, refuse_misfits, search_numbers
 from rome_lens.edit.search.value import Value, batched, search_values
 from rome_lens.models import Hook, Model, state_name, tokens_that_fit
 from rome_lens.models.teacher_forcing import TargetRow
@@ -54,10 +54,7 @@ class AnyEditTargets:
             wrong.append(
                 f"they belong after layer {self.layer}, in windows of {self.window} tokens, not {layer} and {window}"
             )
-        if differing := [f"{k}={v}" for k, v in self.search.items() if search_numbers(search)[k] != v]:
-            wrong.append(f"they were searched with {', '.join(differing)}")
-        if wrong:
-            raise ValueError(f"These targets do not fit: {'; '.join(wrong)}. Find them with anyedit_targets once more.")
+        refuse_misfits(wrong, self.search, search, made_by="anyedit_targets")
         found = {place: value for each in requests for place, value in self.values[each].items()}
         rows = [max(self.values[each], key=len) for each in requests]
         states = prefix_activations(model, state_name("resid", layer), layer, rows)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rome_lens as rl
 from rome_lens.edit.methods.anyedit import AnyEditConfig, anyedit, anyedit_targets
 from rome_lens.edit.search.key import prefix_activations
+from rome_lens.edit.search.windows import answer_rows
 from rome_lens.models import key_name, state_name
 from tests.edit.methods.test_rome import covariance_of
 
@@ -39,8 +40,7 @@ def edit_of(model, requests=REQUEST, *, layers=(1,), **options) -> rl.Edit:
 
 
 def row_of(model, request=REQUEST):
-    asked = rl.data.Continuation(request.text, request.target, space=request.space)
-    return rl.data.records.target_rows(model, [asked])[0]
+    return answer_rows(model, [request])[0]
 
 
 def targets_of(model, *requests, **options) -> rl.edit.AnyEditTargets:
