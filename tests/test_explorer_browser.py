@@ -63,35 +63,41 @@ def page_address(tiny_folder, tmp_path: Path) -> Iterator[str]:
 
 
 def test_the_explorer_is_clicked_in_a_browser(page_address, tmp_path):
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=120_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1200, "height": 2000})
         page.set_default_timeout(120_000)
         page.goto(page_address)
+        shown = expect(page.locator("body"))  # on failure, says what the page shows instead
 
-        page.get_by_role("button", name="Trace").click()
-        page.get_by_text("Click a cell").wait_for()
+        def press(name: str) -> None:
+            page.get_by_role("button", name=name).click()
+
+        press("Trace")
+        shown.to_contain_text("Click a cell")
         heatmap = page.locator(".nsewdrag").last
         heatmap.wait_for()
         box = heatmap.bounding_box()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        page.get_by_text("Restored at").wait_for()
+        shown.to_contain_text("Restored at")
 
-        page.get_by_role("button", name="Forecast").click()
-        page.get_by_text("it would add at others").wait_for()
-        page.get_by_role("button", name="Protect these").click()
-        page.get_by_role("button", name="Apply").click()
-        page.get_by_text("The model is edited.").wait_for()
+        press("Forecast")
+        shown.to_contain_text("it would add at others")
+        press("Protect these")
+        protected = page.get_by_role("textbox", name="protect")
+        expect(protected).not_to_have_value("")  # until then, the buttons are about to be disabled: a click may be lost
+        press("Apply")
+        shown.to_contain_text("The model is edited.")
         page.screenshot(path=tmp_path / "explorer.png", full_page=True)
         page.set_viewport_size({"width": 480, "height": 2400})
         assert page.evaluate("document.documentElement.scrollWidth") <= 480
         page.wait_for_function("document.querySelector('.main-svg').getBoundingClientRect().width <= 480")
         page.screenshot(path=tmp_path / "narrow.png", full_page=True)
-        undo = page.get_by_role("button", name="Undo")
-        undo.click()
-        page.get_by_text("The model is as it was.").wait_for()
-        assert undo.count() == 0
+        press("Undo")
+        shown.to_contain_text("The model is as it was.")
+        expect(page.get_by_role("button", name="Undo")).to_have_count(0)
         browser.close()
