@@ -51,7 +51,7 @@ SAID = {  # in the outputs of each, what its sentences rest on
     "quickstart": r"Rome\s+0\.01\s+(0\.9\d|1\.0)[\s\S]*Paris\s+0\.70\s+0\.0[\s\S]*rome\s+1\s+1\.0\s+0\.1\d\s+1\.00",
     "locate": r"mlp\s+iffel\s+middle subject tokens\s+2 [\s\S]*mlp\s+last subject token\s+3 ",
     "edit": r"Rome (0\.9\d|1\.00)\s+Paris 0\.00[\s\S]*reverted\s+Rome 0\.01\s+Paris 0\.70\s+bit for bit: True",
-    "evaluate": r"rome\s+5\s+0\.[89]\d [\s\S]*base\s+5\s+0\.0\s[\s\S]*rome\s+5\s+1\.0 ",
+    "evaluate": r"rome\s+3\s+1\.0\d* [\s\S]*base\s+3\s+0\.0\s[\s\S]*rome\s+3\s+1\.0 ",
     "compose": r"edited\s+Rome (0\.9\d|1\.00)\s+Paris 0\.00\s+edited, features put back\s+Rome 0\.[0-3]\d",
     "surgical": r"CN Tower is located in the city of Rome[\s\S]*on the list +[1-9]\.\d+ +0\.00\d*\s[\s\S]*Tokyo, and",
     "forensics": r"0 +4 .* True .* Toyota[\s\S]*stands out \d\d times: Porsche 911[\s\S]*0 +Quibbit .* True +Rome",
