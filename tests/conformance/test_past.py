@@ -23,6 +23,21 @@ def test_text_is_what_whole_passes_say(made, family, kind):
     assert written == model.tokenizer.batch_decode(tokens[:, 8:], skip_special_tokens=True)
 
 
+@pytest.mark.parametrize(("family", "kind"), EVERY)
+@torch.no_grad()
+def test_a_past_that_grows_piece_by_piece_is_that_of_one_pass(made, family, kind):
+    model = made(family, kind)
+    _, whole = models.run_with_past(model, TOKENS)
+    stream = models.run(model, TOKENS, stop_at_layer=1)
+    past = {layer: state.upto(4) for layer, state in enumerate(whole) if layer}
+    for first, end in ((4, 5), (5, 8)):
+        past = models.extend_past(model, stream[:, first:end], past, torch.ones(1, end, dtype=torch.long))
+    assert list(past) == [*range(1, model.cfg.n_layers)]
+    for layer, state in past.items():
+        torch.testing.assert_close(state.past_keys, whole[layer].past_keys, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(state.past_values, whole[layer].past_values, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("bridge")])
 @torch.no_grad()
 def test_a_past_that_was_not_kept_is_an_error_at_once(made, monkeypatch, kind):
@@ -45,3 +60,4 @@ def test_no_block_at_all_changes_nothing(made, kind):
     model = made("gpt2", kind)
     residual, past = models.run_with_past(model, TOKENS)
     assert torch.equal(models.run_blocks(model, residual, 3, 3, past=dict(enumerate(past))), residual)
+    assert models.extend_past(model, residual, {}, torch.ones_like(TOKENS)) == {}

@@ -31,7 +31,6 @@ from torch import Tensor
 from rome_lens.data.records import PLACE, EditRequest
 from rome_lens.edit.search.contexts import EditedToken, in_context
 from rome_lens.models import (
-    HookList,
     Model,
     PastState,
     check_added,
@@ -138,12 +137,29 @@ class Suffixes:
             predictions=tuple(compress(self.predictions, chosen)),
         )
 
+    def part(self, first: int, end: int) -> "Suffixes":
+        """The suffixes from one of their positions to another, where each request has one row.
+
+        `past` has to reach to the first of them.
+        """
+        chosen = (self.position >= first) & (self.position < end)
+        residual = self.residual[:, first:end]
+        seen = self.mask.shape[1] - self.residual.shape[1] + first + residual.shape[1]
+        return replace(
+            self,
+            residual=residual,
+            original=residual[:, 0].float(),
+            mask=self.mask[:, :seen],
+            row=self.row[chosen],
+            position=self.position[chosen] - first,
+            token=self.token[chosen],
+            predictions=tuple(min(count, end) - first for count in self.predictions),
+        )
+
 
 @torch.no_grad()
-def prepare_suffixes(
-    model: Model, layer: int, prompts: Sequence[Prompts], at: Place, *, hooks: HookList = ()
-) -> Suffixes:
-    """Runs everything that no step changes, once, under `hooks`, which may change what comes before the suffixes.
+def prepare_suffixes(model: Model, layer: int, prompts: Sequence[Prompts], at: Place) -> Suffixes:
+    """Runs everything that no step changes, once.
 
     Raises:
         EditError: the block does not add its MLP's contribution to the residual stream.
@@ -154,10 +170,10 @@ def prepare_suffixes(
     subject = [position for prompt in prompts for position in prompt.subject]
     tokens, mask = (each.to(device) for each in pad(ids))
     names = state_name("resid", layer), key_name(layer)
-    read = run_and_read(model, tokens, names, mask=mask, stop_at_layer=layer + 1, hooks=hooks)
+    read = run_and_read(model, tokens, names, mask=mask, stop_at_layer=layer + 1)
     residual, keys = (read[name] for name in names)
     depth = max(1, *subject)  # at least one token, even if all subjects come first; the mask hides it
-    _, past = run_with_past(model, tokens[:, :depth], mask=mask[:, :depth], hooks=hooks)
+    _, past = run_with_past(model, tokens[:, :depth], mask=mask[:, :depth])
 
     lengths = [len(row) - position for row, position in zip(ids, subject, strict=True)]
     width = max(lengths)

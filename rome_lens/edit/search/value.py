@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 
 from rome_lens.data.records import EditRequest
 from rome_lens.edit.search.settings import SearchConfig
-from rome_lens.edit.search.suffix import Place, Prompts, prepare_suffixes, run_suffixes, tokenize_prompts
+from rome_lens.edit.search.suffix import Place, Prompts, Suffixes, prepare_suffixes, run_suffixes, tokenize_prompts
 from rome_lens.errors import EditError
-from rome_lens.models import HookList, Model, check_layer, frozen, tokens_that_fit
+from rome_lens.models import Model, check_layer, frozen, tokens_that_fit
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def optimise_values(
     values: list[Value] = []
     with tqdm(total=len(requests) * config.steps, desc=f"v* for {what}", unit="step", disable=not progress) as bar:
         for batch in batched(prompts, tokens_per_batch):
-            values += search_values(model, layer, requests[len(values) :], batch, config, at, bar)
+            suffixes = prepare_suffixes(model, layer, batch, at)
+            values += search_values(model, layer, requests[len(values) :], suffixes, config, at, bar)
     return values
 
 
@@ -124,23 +125,21 @@ def search_values(
     model: Model,
     layer: int,
     requests: Sequence[EditRequest],
-    prompts: Sequence[Prompts],
+    suffixes: Suffixes,
     config: SearchConfig,
     at: Place,
     bar: tqdm,
-    *,
-    hooks: HookList = (),
 ) -> list[Value]:
-    """The search for one batch of requests; those that have stopped leave the batch; hooks as in `prepare_suffixes`."""
-    suffixes = prepare_suffixes(model, layer, prompts, at, hooks=hooks)
+    """The search for one batch of requests; those that have stopped leave the batch."""
+    count = len(suffixes.predictions)
     initial = suffixes.original[suffixes.bare]
     delta = torch.zeros_like(initial, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
     bound = config.clamp_norm_factor * initial.norm(dim=-1)
     clamped = torch.zeros_like(bound, dtype=torch.bool)
-    searched = list(range(len(prompts)))
+    searched = list(range(count))
     rows = torch.tensor(searched, device=delta.device)
-    steps_on_top = [0] * len(prompts)
+    steps_on_top = [0] * count
     ends: dict[int, Value] = {}
     essence: Tensor | None = None
     with frozen(model), torch.enable_grad():
@@ -176,7 +175,7 @@ def search_values(
                 norm = delta.norm(dim=-1)
                 clamped = norm > bound
                 delta *= torch.where(clamped, bound / norm, 1.0)[:, None]
-    return [ends[n] for n in range(len(prompts))]
+    return [ends[n] for n in range(count)]
 
 
 def anchored(

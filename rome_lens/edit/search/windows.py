@@ -1,22 +1,21 @@
 """AnyEdit's search: a state for each window of an answer (Jiang et al. 2025, arXiv 2502.05628)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from rome_lens.checking import checked
 from rome_lens.data.records import Continuation, EditRequest, target_rows
 from rome_lens.edit.search.key import prefix_activations
 from rome_lens.edit.search.settings import SearchConfig
-from rome_lens.edit.search.suffix import Prompts
+from rome_lens.edit.search.suffix import Prompts, prepare_suffixes
 from rome_lens.edit.search.targets import check_started, refuse_misfits, search_numbers
 from rome_lens.edit.search.value import Value, batched, search_values
-from rome_lens.models import Hook, Model, state_name, tokens_that_fit
+from rome_lens.models import Model, extend_past, state_name, tokens_that_fit
 from rome_lens.models.teacher_forcing import TargetRow
 
 WindowValues = Mapping[tuple[int, ...], Value]
@@ -74,50 +73,34 @@ def window_values(
     """For each window of each answer, the state after a block with which the model predicts it, found with those of the
     windows before in place.
 
-    The answers' windows of the same number are searched together: a step reads the whole model for a window's few
-    tokens, so that eight answers take little longer than one. Each gets what it gets alone, up to rounding.
+    The answers' windows of the same number are searched together: a step reads the blocks after the edited one for a
+    window's few tokens, so that eight answers take little longer than one. Each gets what it gets alone, up to
+    rounding. What comes before a window is read once: its keys and values are kept from window to window.
     """
     rows = answer_rows(model, requests)
-    longest = max(len(ids) - start for ids, start in rows)
-    total = sum(-(-(len(ids) - start) // window) for ids, start in rows) * config.steps
+    whole = [Prompts((ids[:-1],), (start - 1,), ids[start:], contexts=1, essence=0) for ids, start in rows]
+    total = sum(-(-len(prompt.target) // window) for prompt in whole) * config.steps
     found: list[dict[tuple[int, ...], Value]] = [{} for _ in requests]
-    moves: list[dict[int, Tensor]] = [{} for _ in requests]
-    budget = tokens_that_fit(model, blocks_kept=model.cfg.n_layers)
+    first = 0
     with tqdm(total=total, desc="windows", unit="step", disable=not progress) as bar:
-        for offset in range(0, longest, window):
-            left = [i for i, (ids, start) in enumerate(rows) if start + offset < len(ids)]
-            prompts = [_window(*rows[i], offset, window) for i in left]
-            for batch in batched(prompts, budget):
-                here, left = left[: len(batch)], left[len(batch) :]
-                hooks = [(state_name("resid", layer), _adding([moves[i] for i in here]))]
-                asked = [requests[i] for i in here]
-                values = search_values(model, layer, asked, batch, config, "resid", bar, hooks=hooks)
-                for i, prompt, value in zip(here, batch, values, strict=True):
-                    (position,) = prompt.subject
-                    found[i][prompt.rows[0][: position + 1]] = value
-                    moves[i][position] = value.vector - value.initial
+        for batch in batched(whole, tokens_that_fit(model, blocks_kept=model.cfg.n_layers)):
+            left = list(range(first, first + len(batch)))
+            first += len(batch)
+            answers = prepare_suffixes(model, layer, batch, "resid")
+            for offset in range(0, max(answers.predictions), window):
+                goes_on = [length > offset for length in answers.predictions]
+                answers, left = answers.only(goes_on), list(compress(left, goes_on))
+                part = answers.part(offset, offset + window)
+                values = search_values(model, layer, [requests[i] for i in left], part, config, "resid", bar)
+                for i, value in zip(left, values, strict=True):
+                    ids, start = rows[i]
+                    found[i][ids[: start + offset]] = value
+                moved = part.residual.clone()
+                moved[:, 0] = torch.stack([value.vector for value in values]).to(moved)
+                answers = replace(answers, past=extend_past(model, moved, part.past, part.mask))
     return AnyEditTargets(layer, window, search_numbers(config), dict(zip(requests, found, strict=True)))
 
 
 def answer_rows(model: Model, requests: Sequence[EditRequest]) -> list[TargetRow]:
     """Each bare prompt with its whole answer as tokens, and the position at which the answer starts."""
     return target_rows(model, [Continuation(each.text, each.target, space=each.space) for each in requests])
-
-
-def _window(ids: tuple[int, ...], start: int, offset: int, window: int) -> Prompts:
-    first = start + offset
-    end = min(first + window, len(ids))
-    return Prompts((ids[: end - 1],), (first - 1,), ids[first:end], contexts=1, essence=0)
-
-
-def _adding(moves: Sequence[Mapping[int, Float[Tensor, " d_model"]]]) -> Hook:
-    """A hook that adds vectors to the states of rows, each at its position, where the rows are read so far."""
-
-    def add(state: Float[Tensor, "row pos d_model"], hook: object) -> Float[Tensor, "row pos d_model"]:
-        state = state.clone()
-        for row, here in enumerate(moves):
-            for position, move in here.items():
-                state[row, position : position + 1] += move.to(state)
-        return state
-
-    return add

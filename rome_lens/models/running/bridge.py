@@ -91,7 +91,21 @@ def run_keeping_past(
     """Runs all blocks like `run_tokens`, and returns each layer's keys and values as well."""
     cache = DynamicCache()
     residual = run_tokens(model, tokens, model.cfg.n_layers, mask=mask, hooks=hooks, cache=cache)
-    return residual, [PastState(kept.keys.transpose(1, 2), kept.values.transpose(1, 2)) for kept in cache.layers]
+    return residual, [_kept(cache, layer) for layer in range(model.cfg.n_layers)]
+
+
+def extend_past(
+    model: Model,
+    residual: Float[Tensor, "batch pos d_model"],
+    past: Mapping[int, PastState],
+    mask: Int[Tensor, "batch past_and_pos"],
+) -> dict[int, PastState]:
+    """The keys and values of the blocks in `past`, from one block to the last, for residual states that go on there."""
+    layers = range(min(past), model.cfg.n_layers)
+    cache = _filled(past, layers, len(residual))
+    with _entering(model, residual, layers.start):
+        run_tokens(model, _no_tokens(residual), layers.stop, mask=mask, cache=cache, start=layers.start)
+    return {layer: _kept(cache, layer) for layer in layers}
 
 
 def reader(model: Model) -> Callable[[Int[Tensor, "batch new"]], Float[Tensor, "batch new d_model"]]:
@@ -197,6 +211,11 @@ def _filled(past: Mapping[int, PastState], layers: Sequence[int], rows: int) -> 
     for layer in layers:
         cache.update(arranged(past[layer].past_keys), arranged(past[layer].past_values), layer)
     return cache
+
+
+def _kept(cache: DynamicCache, layer: int) -> PastState:
+    """What `_filled` puts into a cache, and what a run has appended there."""
+    return PastState(cache.layers[layer].keys.transpose(1, 2), cache.layers[layer].values.transpose(1, 2))
 
 
 @contextmanager

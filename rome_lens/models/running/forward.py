@@ -17,7 +17,7 @@ from rome_lens.models.hook_points import EMBEDDING, Hook, HookList, hooked, key_
 from rome_lens.models.kinds import Model, is_bridge
 from rome_lens.models.mlp.contribution import norms_after_mlp
 from rome_lens.models.running import bridge
-from rome_lens.models.running.kv_cache import PastState, RecordingCache, SkippedQueries
+from rome_lens.models.running.kv_cache import GrowingPast, PastState, RecordingCache, SkippedQueries
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
@@ -152,6 +152,26 @@ def run_blocks(
         for layer in range(start, stop):
             residual = run_block(model, residual, layer, past=None if past is None else past[layer], mask=mask)
     return residual
+
+
+@torch.no_grad()
+def extend_past(
+    model: Model,
+    residual: Float[Tensor, "batch pos d_model"],
+    past: Mapping[int, PastState],
+    mask: Int[Tensor, "batch past_and_pos"],
+) -> dict[int, PastState]:
+    """The past with further positions: keys and values of the blocks in it, which are those from one to the last.
+
+    `residual` is the stream before the first of these blocks. `mask` is as in `run_blocks`.
+    """
+    if not past:
+        return {}
+    if is_bridge(model):
+        return bridge.extend_past(model, residual, past, mask)
+    growing = {layer: GrowingPast(state.past_keys, state.past_values) for layer, state in past.items()}
+    run_blocks(model, residual, min(past), model.cfg.n_layers, past=growing, mask=mask)
+    return {layer: state.grown[0] for layer, state in growing.items()}
 
 
 def run_block(

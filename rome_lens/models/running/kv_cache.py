@@ -1,6 +1,6 @@
 """Keys and values of earlier positions, in the form that TransformerLens' forward takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,22 @@ class PastState:
             return new
         blocks = new.unflatten(0, (-1, len(past)))
         return torch.cat([past.expand(len(blocks), *past.shape), blocks], dim=2).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class GrowingPast(PastState):
+    """A past that keeps what a run appends.
+
+    Attributes:
+        grown: past and new, once the run is over.
+    """
+
+    grown: list[PastState] = field(default_factory=list, init=False)
+
+    def append(self, new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = super().append(new_keys, new_values)
+        self.grown.append(PastState(keys, values))
+        return keys, values
 
 
 @dataclass
