@@ -60,7 +60,9 @@ _sampled = cache(rl.edit.sample_contexts)
 def add_closed_form_arguments(arguments: argparse.ArgumentParser) -> None:
     """The numbers of MEMIT's and AlphaEdit's closed forms."""
     arguments.add_argument(
-        "--covariance-weight", type=float, help="of MEMIT; 15,000 of GPT-J's d_mlp, scaled to the model's, if absent"
+        "--covariance-weight",
+        type=float,
+        help="of MEMIT (15,000 of GPT-J's d_mlp, scaled to the model's, if absent) and AnyEdit (1 if absent)",
     )
     arguments.add_argument("--null-space-threshold", type=float, default=rl.edit.AlphaEditConfig.null_space_threshold)
     arguments.add_argument("--ridge", type=float, default=rl.edit.AlphaEditConfig.ridge, help="of AlphaEdit")

@@ -43,7 +43,8 @@ def _method(name: str, model: Model, options: argparse.Namespace, pilot: Sequenc
         return partial(rl.edit.ultraedit, config=rates, **QUIET)
     if name == "anyedit":
         windows = rl.edit.AnyEditConfig(layers=options.layers)
-        windows = replace(windows, steps=options.steps or windows.steps)
+        weight = windows.covariance_weight if options.covariance_weight is None else options.covariance_weight
+        windows = replace(windows, steps=options.steps or windows.steps, covariance_weight=weight)
         covariances = kept_covariances(model, options.layers, options)
         return partial(rl.edit.anyedit, config=windows, covariances=covariances, **QUIET)
     if name not in VARIANTS:

@@ -120,11 +120,14 @@ def test_a_sequence_of_passages_is_asked_about_their_parts(given, covariances, t
     record = CASES["UnKEBench or EditEverything"][0]
     path.write_text(json.dumps([record, record | {"id": 2, "question": "And who else lived there?"}]))
     arguments = ["--out", str(tmp_path / "out"), "--records", str(path), "--methods", "anyedit", "--layers", "1"]
-    sequential_editing.main([*arguments, *covariances, "--steps", "2", "--checkpoints", "1", "2"])
+    sequential_editing.main(
+        [*arguments, *covariances, "--steps", "2", "--covariance-weight", "7", "--checkpoints", "1", "2"]
+    )
     table = pd.read_csv(tmp_path / "out" / "checkpoints.csv")
     assert {"perplexity_doc", "greedy_match_sub_question", "contains"} <= set(table)
     assert list(table["edits"]) == [0, 1, 2]
-    assert rl.Edit.load(tmp_path / "out" / "anyedit" / "00001.safetensors").config["steps"] == 2
+    config = rl.Edit.load(tmp_path / "out" / "anyedit" / "00001.safetensors").config
+    assert (config["steps"], config["covariance_weight"]) == (2, 7)
 
 
 def test_sequences_in_batches_by_methods_that_remember(given, covariances, tmp_path):
