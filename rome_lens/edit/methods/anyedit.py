@@ -30,26 +30,28 @@ class AnyEditConfig:
 
     Attributes:
         layers: blocks to edit; None: those of the covariances. The search is for states after the last one.
-        window: tokens of the answer that one vector has to give (window_size: 40 for Llama 3 8B, 50 for Qwen2.5 7B;
-            10 for SmolLM2-135M: docs/long_answers.md).
+        window: tokens of the answer that one vector has to give (window_size: 40 for Llama 3 8B, 50 for Qwen2.5 7B).
+            With one, in a late layer, what is written holds after a paraphrase, but comes at other questions too; with
+            ten, in a middle layer, it is the other way round: docs/long_answers.md.
         steps: the most steps of Adam for a window; the last one only computes the loss (v_num_grad_steps: 25, after
-            which SmolLM2-135M still misses tokens in some windows; most stop before 40).
+            which SmolLM2-135M still misses tokens in some windows).
         learning_rate: learning rate of Adam.
         weight_decay: factor of |delta| / |h|^2.
         clamp_norm_factor: bound on |delta| / |h|, for the residual state h.
-        early_stop_loss: a window's search stops below this loss (0.01 as released). Below log(2) / window, 0.069 for
-            10 tokens, each token has more than half of the probability, so that none is missed in greedy writing.
+        early_stop_loss: a window's search stops below this loss (0.01 as released). Below log(2) / window, each token
+            has more than half of the probability, so that none is missed in greedy writing; the rest is a reserve for
+            prompts in other words, whose keys get only a part of each state.
         covariance_weight: lambda, the weight of C against one key (mom2_update_weight: 15,000, with which a state gets
             about half of the way; see MemitConfig). Small, so that the states that were sought are reached.
     """
 
     layers: Sequence[int] | None = None
-    window: int = 10
+    window: int = 1
     steps: int = 100
     learning_rate: float = 0.5
     weight_decay: float = 1e-3
     clamp_norm_factor: float = 4.0
-    early_stop_loss: float = 0.05
+    early_stop_loss: float = 0.005
     covariance_weight: float = 1.0
 
     def __post_init__(self) -> None:
