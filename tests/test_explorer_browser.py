@@ -71,33 +71,34 @@ def test_the_explorer_is_clicked_in_a_browser(page_address, tmp_path):
         page = browser.new_page(viewport={"width": 1200, "height": 2000})
         page.set_default_timeout(120_000)
         page.goto(page_address)
-        shown = expect(page.locator("body"))  # on failure, says what the page shows instead
 
-        def press(name: str) -> None:
+        def press(name: str, then: str | None = None) -> None:
             page.get_by_role("button", name=name).click()
+            if then:
+                shows(then)
 
-        press("Trace")
-        shown.to_contain_text("Click a cell")
+        def shows(text: str) -> None:
+            """Waits until a reader sees it; on failure, says what the page shows instead."""
+            expect(page.locator("body")).to_contain_text(text, use_inner_text=True)
+
+        press("Trace", then="Click a cell")
         heatmap = page.locator(".nsewdrag").last
         heatmap.wait_for()
         box = heatmap.bounding_box()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        shown.to_contain_text("Restored at")
+        shows("Restored at")
 
-        press("Forecast")
-        shown.to_contain_text("it would add at others")
+        press("Forecast", then="it would add at others")
         press("Protect these")
         protected = page.get_by_role("textbox", name="protect")
         expect(protected).not_to_have_value("")  # until then, the buttons are about to be disabled: a click may be lost
-        press("Apply")
-        shown.to_contain_text("The model is edited.")
+        press("Apply", then="The model is edited.")
         page.screenshot(path=tmp_path / "explorer.png", full_page=True)
         page.set_viewport_size({"width": 480, "height": 2400})
         assert page.evaluate("document.documentElement.scrollWidth") <= 480
         page.wait_for_function("document.querySelector('.main-svg').getBoundingClientRect().width <= 480")
         page.screenshot(path=tmp_path / "narrow.png", full_page=True)
-        press("Undo")
-        shown.to_contain_text("The model is as it was.")
+        press("Undo", then="The model is as it was.")
         expect(page.get_by_role("button", name="Undo")).to_have_count(0)
         browser.close()

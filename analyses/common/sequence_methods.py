@@ -42,9 +42,9 @@ def _method(name: str, model: Model, options: argparse.Namespace, pilot: Sequenc
         rates = rl.edit.UltraEditConfig(learning_rate=options.learning_rate)
         return partial(rl.edit.ultraedit, config=rates, **QUIET)
     if name == "anyedit":
-        windows = rl.edit.AnyEditConfig(layers=options.layers)
-        weight = windows.covariance_weight if options.covariance_weight is None else options.covariance_weight
-        windows = replace(windows, steps=options.steps or windows.steps, covariance_weight=weight)
+        asked = {"steps": options.steps, "covariance_weight": options.covariance_weight}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        windows = rl.edit.AnyEditConfig(layers=options.layers, **asked)
         covariances = kept_covariances(model, options.layers, options)
         return partial(rl.edit.anyedit, config=windows, covariances=covariances, **QUIET)
     if name not in VARIANTS:
