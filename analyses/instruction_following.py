@@ -7,7 +7,7 @@ outputs.csv what was written. A model that judges itself shows only that the par
 one. Outputs are kept as they are written, so that a run that was stopped goes on where it was.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,37 +16,17 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 import rome_lens as rl
-from rome_lens.data.readers.reading import parse_records, text_field
 from rome_lens.evaluate.measuring import BASE, Method
 from rome_lens.models import Model, model_identity
 from rome_lens.storage import open_journal, plain
 
+from .common.instructions import answers, read_instructions
 from .common.manifest import write_manifest
 from .common.methods import add_method_arguments, chosen_methods
 from .common.options import add_record_arguments, chosen_records, parsed, parser, write_csv
 
 _KIND = "rome_lens instruction following 1"
 AGAINST = {"win_rate_unedited": BASE, "win_rate_reference": "reference"}
-
-
-def read_instructions(path: Path, count: int) -> list[dict[str, str]]:
-    """AlpacaEval's `instruction` and `output` of a file of some system's outputs.
-
-    Raises:
-        FormatError: The file is damaged, or a record lacks one of them.
-    """
-
-    def read(row: Mapping[str, Any], _: int) -> dict[str, str]:
-        return {name: text_field(row[name], name) for name in ("instruction", "output")}
-
-    return parse_records(path, read, strict=True)[:count]
-
-
-def written(model: Model, instructions: Sequence[str], new_tokens: int) -> list[str]:
-    """What the model answers."""
-    chat = model.tokenizer.chat_template
-    prompts = [str(rl.data.in_chat(model, text)) if chat else text for text in instructions]
-    return [each.text for each in rl.evaluate.generate_answers(model, prompts, new_tokens=new_tokens, stops=())]
 
 
 def edited(
@@ -79,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_record_arguments(arguments, count=10)
     options = parsed(arguments, argv, full={"count": 100, "most": 805})
 
-    asked = read_instructions(options.instructions, options.most)
+    asked = read_instructions(options.instructions, ("instruction", "output"))[: options.most]
     instructions = [row["instruction"] for row in asked]
     model, records = rl.load_model(options.model), chosen_records(options)
     methods: dict[str, Method | None] = {BASE: None, **chosen_methods(model, options)}
@@ -91,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             journal.claim({f"method {name}": plain(method)})
             if name not in done:
                 with nullcontext() if method is None else edited(model, name, method, records, options.out):
-                    done[name] = written(model, instructions, options.new_tokens)
+                    done[name] = answers(model, instructions, options.new_tokens)
                 journal.append({"method": name, "outputs": done[name]})
     every = {"reference": [row["output"] for row in asked]} | {name: done[name] for name in methods}
     outputs = pd.DataFrame(

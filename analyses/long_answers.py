@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--layers", type=int, nargs="+", default=[4], help="blocks to edit")
     arguments.add_argument("--window", type=int, default=default.window, help="of anyedit, in tokens")
     arguments.add_argument("--steps", type=int, default=default.steps, help="of anyedit, at most, for a window")
+    arguments.add_argument(
+        "--covariance-weight", type=float, default=default.covariance_weight, help="of anyedit, against one key"
+    )
     arguments.add_argument("--at-once", type=int, default=5, help="answers that anyedit searches together")
     arguments.add_argument("--new-tokens", type=int, default=512, help="the most that the model writes")
     arguments.add_argument("--encoder", type=Path, help="a folder with a sentence encoder, for the cosine")
@@ -131,7 +134,8 @@ _encoder = cache(rl.evaluate.sentence_encoder)
 def chosen(model: Model, options: Any, requests: Sequence[rl.EditRequest]) -> dict[str, Method]:
     """The methods that the options name, with one search for all."""
     covariances = kept_covariances(model, options.layers, options)
-    config = rl.edit.AnyEditConfig(window=options.window, steps=options.steps)
+    numbers = {name: getattr(options, name) for name in ("window", "steps", "covariance_weight")}
+    config = rl.edit.AnyEditConfig(**numbers)
     search: SearchConfig = config.search
     shared = {name: getattr(search, name) for name in ("weight_decay", "clamp_norm_factor", "early_stop_loss")}
     single = OneAtATime(covariances, {"token": "last", "contexts": ["{}"], "kl_factor": 0.0} | shared)

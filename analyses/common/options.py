@@ -17,6 +17,7 @@ from rome_lens.locate.prompt import prepare_prompt
 from rome_lens.models import Model
 from rome_lens.storage import new_file
 
+from .instructions import own_answers
 from .tables import as_in_paper
 
 
@@ -135,7 +136,13 @@ def add_collecting_arguments(arguments: argparse.ArgumentParser) -> None:
     arguments.add_argument(
         "--texts", type=Path, help="a text file, for the covariances that are not there yet; WikiText-103 if absent"
     )
-    arguments.add_argument("--tokens", type=int, default=100_000, help="tokens of it to use")
+    arguments.add_argument(
+        "--own-answers",
+        type=Path,
+        metavar="INSTRUCTIONS",
+        help="a file in AlpacaEval's schema; instead of --texts: instructions, each with what the model answers",
+    )
+    arguments.add_argument("--tokens", type=int, default=100_000, help="tokens of the text to use")
 
 
 def rome_covariance(model: Model, options: argparse.Namespace) -> rl.KeyCovariance:
@@ -156,14 +163,23 @@ def kept_covariances(model: Model, layers: Iterable[int], options: argparse.Name
     """
     paths = {layer: options.covariances / f"layer{layer}.safetensors" for layer in layers}
     if missing := [layer for layer, path in paths.items() if not path.exists()]:
-        texts = rl.edit.texts_from_file(options.texts) if options.texts else rl.edit.texts_from_dataset(*TEXTS)
-        made = rl.collect_covariance(model, missing, texts=texts, tokens=options.tokens)
+        made = rl.collect_covariance(model, missing, **_collecting_from(model, options))
         for layer in missing:
             made[layer].save(paths[layer])
     found = {layer: rl.KeyCovariance.load(path) for layer, path in paths.items()}
     for layer, covariance in found.items():
         covariance.check(model, layer)
     return found
+
+
+def _collecting_from(model: Model, options: argparse.Namespace) -> dict[str, Any]:
+    if not options.own_answers:
+        texts = rl.edit.texts_from_file(options.texts) if options.texts else rl.edit.texts_from_dataset(*TEXTS)
+        return {"texts": texts, "tokens": options.tokens}
+    written = own_answers(model, options.own_answers)
+    tokens = sum(len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in written)
+    corpus = f"{model.cfg.model_name}'s answers to {options.own_answers.name}"
+    return {"texts": written, "tokens": min(tokens, options.tokens), "corpus": corpus}
 
 
 def add_fact_arguments(arguments: argparse.ArgumentParser, count: int, samples: int = 3) -> None:

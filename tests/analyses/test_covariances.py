@@ -1,6 +1,7 @@
 """Where analyses take ROME's covariance from."""
 
 import argparse
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -37,6 +38,22 @@ def test_table4_of_a_model_without_a_covariance_collects_one_of_the_suggested_la
 def test_a_covariance_that_is_given_goes_first(tiny, tmp_path):
     rl.KeyCovariance.from_matrix(torch.eye(128), layer=2, tokens=10).save(tmp_path / "covariance.safetensors")
     assert rome_covariance(tiny, options("--covariance", str(tmp_path / "covariance.safetensors"))).layer == 2
+
+
+@guessed
+def test_covariances_are_of_what_the_model_answers_where_that_should_stay(tiny, tmp_path):
+    """Of all that it answers, and of no more than was asked for."""
+    prompts, path = ["Go on.", "Why so?"], tmp_path / "instructions.json"
+    path.write_text(json.dumps([{"instruction": prompt} for prompt in prompts]))
+    written = rl.evaluate.generate_answers(tiny, prompts, new_tokens=120, stops=())
+    texts = [prompt + answer.text for prompt, answer in zip(prompts, written, strict=True)]
+    held = sum(len(tiny.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    for asked, tokens in (("100000", held), ("50", 50)):
+        given = ["--own-answers", str(path), "--tokens", asked, "--covariances", str(tmp_path / asked)]
+        found = rome_covariance(tiny, options(*given))
+        alone = rl.collect_covariance(tiny, [1], texts=texts, tokens=tokens, progress=False)[1]
+        assert (found.tokens, found.corpus) == (tokens, "gpt2's answers to instructions.json")
+        torch.testing.assert_close(found.second_moment, alone.second_moment)
 
 
 @guessed

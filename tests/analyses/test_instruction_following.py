@@ -38,7 +38,7 @@ def test_outputs_are_those_of_the_edited_model_and_win_rates_the_judges(given, t
         wins = [judge(prompt, outputs[method, i], outputs[other, i]) for i, prompt in enumerate(prompts)]
         assert table.loc[method, metric] == sum(wins) / 2
     assert set(whole(out)["inputs"]) == {"outputs.json", "records.json"}
-    monkeypatch.setattr(instruction_following, "written", lambda *_: pytest.fail("This was done already."))
+    monkeypatch.setattr(instruction_following, "answers", lambda *_: pytest.fail("This was done already."))
     instruction_following.main(arguments)
     refused(instruction_following.main, arguments, tiny)
     monkeypatch.setitem(FINETUNING, "ft", rl.edit.FinetuneConfig(steps=1))

@@ -1,0 +1,41 @@
+"""Instructions in AlpacaEval's schema, and what a model answers to them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import rome_lens as rl
+from rome_lens.data.readers.reading import parse_records, text_field
+from rome_lens.models import Model
+
+
+def read_instructions(path: Path, fields: Sequence[str] = ("instruction",)) -> list[dict[str, str]]:
+    """These fields of a file in AlpacaEval's schema; others of some system's outputs are `output` and `generator`.
+
+    Raises:
+        FormatError: The file is damaged, or a record lacks one of them.
+    """
+
+    def read(row: Mapping[str, Any], _: int) -> dict[str, str]:
+        return {name: text_field(row[name], name) for name in fields}
+
+    return parse_records(path, read, strict=True)
+
+
+def answers(model: Model, instructions: Sequence[str], new_tokens: int) -> list[str]:
+    """What the model answers."""
+    prompts = as_asked(model, instructions)
+    return [each.text for each in rl.evaluate.generate_answers(model, prompts, new_tokens=new_tokens, stops=())]
+
+
+def own_answers(model: Model, path: Path, new_tokens: int = 120) -> list[str]:
+    """The file's instructions, as they are asked, each with what the model answers."""
+    instructions = [row["instruction"] for row in read_instructions(path)]
+    written = answers(model, instructions, new_tokens)
+    return [asked + text for asked, text in zip(as_asked(model, instructions), written, strict=True)]
+
+
+def as_asked(model: Model, instructions: Sequence[str]) -> list[str]:
+    """The instructions in the model's chat template, if it has one."""
+    chat = model.tokenizer.chat_template
+    return [str(rl.data.in_chat(model, text)) if chat else text for text in instructions]
