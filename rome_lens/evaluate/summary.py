@@ -15,6 +15,7 @@ PROPORTIONS = frozenset(
 )
 """Scores that are right or wrong, or a record's share of these: of prompts, questions, tokens."""
 _KINDS = ("portability_", "locality_", "EOS_", "AMS_", "robustness_")  # proportions whose names end in a kind
+_OVERLAPS = ("_rouge1", "_rouge2", "_rougeL", "_bleu", "_bleu_words", "_cosine")  # none, whatever they begin with
 
 
 @checked
@@ -117,7 +118,8 @@ def _proportions(frame: pd.DataFrame) -> set[str]:
     found = set()
     for metric, values in frame.groupby("metric")["value"]:
         name, seen = str(metric), set(values.dropna())
-        if seen == {0, 1} or ((name in PROPORTIONS or name.startswith(_KINDS)) and all(0 <= v <= 1 for v in seen)):
+        known = name in PROPORTIONS or (name.startswith(_KINDS) and not name.endswith(_OVERLAPS))
+        if seen == {0, 1} or (known and all(0 <= v <= 1 for v in seen)):
             found.add(name)
     return found
 

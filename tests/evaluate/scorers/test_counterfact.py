@@ -143,12 +143,14 @@ def test_summary_has_means_intervals_and_the_harmonic_mean_of_means():
 
 def test_proportions_have_a_width_and_real_numbers_have_a_bootstrap():
     """Those of the house by name; a user's own if it is 0 or 1 on every record, and both somewhere."""
+    overlaps = {f"locality_near_{name}": [0.5] * 8 for name in (*rl.evaluate.text_overlap("a", "a"), "cosine")}
     before = rows("base", ES=[0] * 8, EM=[0.0] * 8, ours=[0] * 8, always=[0] * 8, locality_near=[0.5] * 8)
-    after = rows("rome", ES=[1] * 8, EM=[0.5] * 8, ours=[1] * 8, always=[0] * 8, locality_near=[1] * 8)
+    after = rows("rome", ES=[1] * 8, EM=[0.5] * 8, ours=[1] * 8, always=[0] * 8, locality_near=[1] * 8, **overlaps)
     summary = rl.summarize(pd.concat([before, after])).set_index("method")
     width = {name: summary[f"{name}_high"] - summary[f"{name}_low"] for name in after["metric"].unique()}
     assert all(width[name].between(0.1, 0.5).all() for name in ("ES", "ours", "locality_near"))
     assert all((width[name] < 1e-12).all() for name in ("EM", "always"))
+    assert all(width[name]["rome"] < 1e-12 for name in overlaps)
 
 
 def test_harmonic_mean_is_zero_where_a_success_is():
