@@ -4,9 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import trange
+
 import rome_lens as rl
 from rome_lens.data.readers.reading import parse_records, text_field
 from rome_lens.models import Model
+
+_AT_ONCE = 16  # of about the same length: a row that is done waits for the others
 
 
 def read_instructions(path: Path, fields: Sequence[str] = ("instruction",)) -> list[dict[str, str]]:
@@ -29,10 +33,15 @@ def answers(model: Model, instructions: Sequence[str], new_tokens: int) -> list[
 
 
 def own_answers(model: Model, path: Path, new_tokens: int = 120) -> list[str]:
-    """The file's instructions, as they are asked, each with what the model answers."""
-    instructions = [row["instruction"] for row in read_instructions(path)]
-    written = answers(model, instructions, new_tokens)
-    return [asked + text for asked, text in zip(as_asked(model, instructions), written, strict=True)]
+    """The file's instructions, as they are asked, each with what the model goes on with."""
+    prompts = as_asked(model, [row["instruction"] for row in read_instructions(path)])
+    alike = sorted(prompts, key=len)
+    written: dict[str, tuple[int, ...]] = {}
+    for start in trange(0, len(alike), _AT_ONCE, desc="own answers", unit="batch"):
+        batch = alike[start : start + _AT_ONCE]
+        found = rl.evaluate.generate_answers(model, batch, new_tokens=new_tokens, stops=())
+        written |= {prompt: each.tokens for prompt, each in zip(batch, found, strict=True)}
+    return [prompt + model.tokenizer.decode(written[prompt], skip_special_tokens=True) for prompt in prompts]
 
 
 def as_asked(model: Model, instructions: Sequence[str]) -> list[str]:

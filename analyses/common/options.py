@@ -133,10 +133,11 @@ def add_collecting_arguments(arguments: argparse.ArgumentParser) -> None:
     arguments.add_argument(
         "--covariances", type=Path, default=Path("results/covariances"), help="a folder: layer4.safetensors..."
     )
-    arguments.add_argument(
+    sources = arguments.add_mutually_exclusive_group()
+    sources.add_argument(
         "--texts", type=Path, help="a text file, for the covariances that are not there yet; WikiText-103 if absent"
     )
-    arguments.add_argument(
+    sources.add_argument(
         "--own-answers",
         type=Path,
         metavar="INSTRUCTIONS",
@@ -146,10 +147,10 @@ def add_collecting_arguments(arguments: argparse.ArgumentParser) -> None:
 
 
 def rome_covariance(model: Model, options: argparse.Namespace) -> rl.KeyCovariance:
-    """The one that is given; else the one that ships for the model; else that of its suggested layer, kept."""
+    """The one that is given; else, without --own-answers, the one that ships; else the suggested layer's, kept."""
     if options.covariance:
         return rl.KeyCovariance.load(options.covariance)
-    if str(model.cfg.model_name) in SHIPPED_COVARIANCES:
+    if str(model.cfg.model_name) in SHIPPED_COVARIANCES and not options.own_answers:
         return shipped_covariance(model)
     layer = rl.edit.suggested_layer(model)
     return kept_covariances(model, [layer], options)[layer]
@@ -159,7 +160,8 @@ def kept_covariances(model: Model, layers: Iterable[int], options: argparse.Name
     """Those in the folder, and those that it lacks, collected from the text in one pass.
 
     Raises:
-        CovarianceError: one in the folder is that of another model or layer.
+        CovarianceError: one in the folder is that of another model or layer, or --own-answers is given and it is of
+            something else.
     """
     paths = {layer: options.covariances / f"layer{layer}.safetensors" for layer in layers}
     if missing := [layer for layer, path in paths.items() if not path.exists()]:
@@ -169,7 +171,16 @@ def kept_covariances(model: Model, layers: Iterable[int], options: argparse.Name
     found = {layer: rl.KeyCovariance.load(path) for layer, path in paths.items()}
     for layer, covariance in found.items():
         covariance.check(model, layer)
+        if options.own_answers and covariance.corpus != (expected := _own_corpus(model, options)):
+            raise rl.errors.CovarianceError(
+                f"{paths[layer]} is of {covariance.corpus or 'an unknown text'}, expected {expected}. Give another "
+                "folder as --covariances, or leave --own-answers out."
+            )
     return found
+
+
+def _own_corpus(model: Model, options: argparse.Namespace) -> str:
+    return f"{model.cfg.model_name}'s answers to {options.own_answers.name}"
 
 
 def _collecting_from(model: Model, options: argparse.Namespace) -> dict[str, Any]:
@@ -178,8 +189,7 @@ def _collecting_from(model: Model, options: argparse.Namespace) -> dict[str, Any
         return {"texts": texts, "tokens": options.tokens}
     written = own_answers(model, options.own_answers)
     tokens = sum(len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in written)
-    corpus = f"{model.cfg.model_name}'s answers to {options.own_answers.name}"
-    return {"texts": written, "tokens": min(tokens, options.tokens), "corpus": corpus}
+    return {"texts": written, "tokens": min(tokens, options.tokens), "corpus": _own_corpus(model, options)}
 
 
 def add_fact_arguments(arguments: argparse.ArgumentParser, count: int, samples: int = 3) -> None:

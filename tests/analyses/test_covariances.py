@@ -11,6 +11,7 @@ import torch
 import rome_lens as rl
 from analyses import table4_counterfact
 from analyses.common.options import add_covariance_arguments, rome_covariance
+from rome_lens.edit.covariance.shipped import SHIPPED_COVARIANCES
 from tests import tiny as models
 
 
@@ -42,11 +43,11 @@ def test_a_covariance_that_is_given_goes_first(tiny, tmp_path):
 
 @guessed
 def test_covariances_are_of_what_the_model_answers_where_that_should_stay(tiny, tmp_path):
-    """Of all that it answers, and of no more than was asked for."""
+    """Of all that it answers, as it goes on, and of no more than was asked for."""
     prompts, path = ["Go on.", "Why so?"], tmp_path / "instructions.json"
     path.write_text(json.dumps([{"instruction": prompt} for prompt in prompts]))
     written = rl.evaluate.generate_answers(tiny, prompts, new_tokens=120, stops=())
-    texts = [prompt + answer.text for prompt, answer in zip(prompts, written, strict=True)]
+    texts = [prompt + tiny.tokenizer.decode(each.tokens) for prompt, each in zip(prompts, written, strict=True)]
     held = sum(len(tiny.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
     for asked, tokens in (("100000", held), ("50", 50)):
         given = ["--own-answers", str(path), "--tokens", asked, "--covariances", str(tmp_path / asked)]
@@ -54,6 +55,24 @@ def test_covariances_are_of_what_the_model_answers_where_that_should_stay(tiny, 
         alone = rl.collect_covariance(tiny, [1], texts=texts, tokens=tokens, progress=False)[1]
         assert (found.tokens, found.corpus) == (tokens, "gpt2's answers to instructions.json")
         torch.testing.assert_close(found.second_moment, alone.second_moment)
+
+
+@guessed
+def test_a_covariance_of_something_else_is_not_taken_for_one_of_own_answers(tiny, tmp_path, monkeypatch, capsys):
+    """Neither one that ships or is kept in the folder, nor that of a text given besides."""
+    (tmp_path / "instructions.json").write_text('[{"instruction": "Go on."}]')
+    asked = ["--own-answers", str(tmp_path / "instructions.json"), "--covariances", str(tmp_path)]
+    monkeypatch.setitem(SHIPPED_COVARIANCES, "gpt2", "gpt2.safetensors")
+    for corpus in ("", "other.txt", "gpt2's answers to others.json"):
+        kept = rl.KeyCovariance.from_matrix(torch.eye(128), layer=1, tokens=10, corpus=corpus)
+        kept.save(tmp_path / "layer1.safetensors", overwrite=True)
+        with pytest.raises(
+            rl.errors.CovarianceError, match="expected gpt2's answers to instructions.json. Give another"
+        ):
+            rome_covariance(tiny, options(*asked))
+    with pytest.raises(SystemExit):
+        options(*asked, "--texts", "corpus.txt")
+    assert "--texts: not allowed with argument --own-answers" in capsys.readouterr().err
 
 
 @guessed
