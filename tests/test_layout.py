@@ -114,13 +114,3 @@ def test_every_public_name_and_its_public_methods_have_docstrings(name):
 def test_every_module_says_what_it_is_for(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree) or not tree.body or path.name == "version.py"
-
-
-def test_the_folder_of_edits_has_few_rooms():
-    rooms = [path.name for path in (PACKAGE / "edit").iterdir() if path.name not in ("__init__.py", "__pycache__")]
-    assert len(rooms) <= 8, rooms
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_file_does_one_thing(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
