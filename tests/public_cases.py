@@ -476,7 +476,6 @@ CASES: dict[str, Any] = {
     "weight_changes": lambda w: {"original": w.model, "suspect": w.model},
 }
 ELSEWHERE = {
-    "run_harness": "lm-evaluation-harness takes seconds to import",
     "recommend_layers": "no tiny model knows facts",
     "builtin_covariances": "none ships for a tiny model",
     "texts_from_dataset": "datasets takes seconds to import",
@@ -485,7 +484,6 @@ ELSEWHERE = {
 if importlib.util.find_spec("anywidget") is None:
     ELSEWHERE["Explorer"] = "needs anywidget"
 CASES |= {
-    "run_harness": lambda w: {"model": w.model, "tasks": ["hellaswag"]},
     "recommend_layers": lambda w: {"model": w.model, "facts": [w.record]},
     "builtin_covariances": lambda w: {"model": w.model},
     "suggested_layer": lambda w: {"model": w.model},
@@ -533,7 +531,6 @@ REFUSED: dict[str, list[Any]] = {
     "steps": NOT_COUNTS,
     "subject": ["", " ", " Rome"],
     "target": ["", " "],
-    "tasks": [[], "hellaswag"],
     "texts_at_once": NOT_COUNTS,
     "text": ["", []],
     "tokens": NOT_COUNTS,
