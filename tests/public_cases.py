@@ -172,7 +172,7 @@ def frame(*columns: str, **values: Any) -> pd.DataFrame:
     return pd.DataFrame({**{column: [0.25, 0.5] for column in columns}, **values})
 
 
-EFFECTS = frame("layer", "mean", "ci_low", "ci_high", "n", kind="mlp", role="last token", corruption="3 sigma")
+EFFECTS = frame("layer", "mean", "ci_low", "ci_high", "n", kind="mlp", role="last token")
 SCORES = [f"{metric}{end}" for metric in ("S", "ES", "PS", "NS") for end in ("", "_low", "_high")]
 SUMMARY = frame(*SCORES, "n", "layer", method=["base", "rome"], token=["", "last"])
 LENS = frame("answer_probability", condition=["before", "after"], layer=0)
@@ -230,7 +230,6 @@ CASES: dict[str, Any] = {
     "MendConfig": lambda w: {"layers": [1, 2]},
     "Preset": lambda w: {"model": "GPT-2", "method": "rome", "matrices": {"out": (1,)}},
     "ModelComparison": lambda w: dict.fromkeys(["tokens", "divergence", "lens", "contributions"], LENS),
-    "MultivariateGaussianNoise": lambda w: {"scale": 1.0},
     "Prediction": lambda w: {"wanted": (1, 2), "predicted": (1, 3)},
     "QuestionRecord": lambda w: {"request": REQUEST},
     "Answer": lambda w: {"text": "Rome", "tokens": (1,)},
@@ -246,7 +245,6 @@ CASES: dict[str, Any] = {
     "RomeConfig": lambda w: {"layer": 1, **w.search},
     "State": lambda w: {"kind": "mlp", "position": 3, "layer": 1},
     "StopRule": lambda w: {"perplexity_factor": 2.0},
-    "StudentNoise": lambda w: {"std": 0.1},
     "Texts": lambda w: {"corpus": "mine", "read": lambda: iter([CORPUS])},
     "TokenReplacement": lambda w: {"subject": "The Space Needle"},
     "TraceConfig": lambda w: {},
@@ -383,13 +381,8 @@ CASES: dict[str, Any] = {
     "plot_comparison": lambda w: {"lens": w.comparison.lens, "contributions": w.comparison.contributions},
     "plot_effect_maps": lambda w: {"frame": EFFECTS.assign(layer=[0, 1])},
     "plot_layers": lambda w: {"table": SUMMARY.assign(effect=0.1, effect_low=0.0, effect_high=0.2, layer=[0, 1])},
-    "plot_noise_levels": lambda w: {"frame": EFFECTS},
-    "plot_robustness": lambda w: {
-        "frame": frame("peak_effect", "agreement", corruption="a", metric="prob", window=1, peak_role="b", peak_layer=1)
-    },
     "plot_scores": lambda w: {"summary": SUMMARY},
     "plot_sequence": lambda w: {"frame": frame("edits", "perplexity", "norm_growth", "ES", method="rome")},
-    "plot_severed": lambda w: {"frame": EFFECTS},
     "plot_trace": lambda w: {"frame": w.trace.to_frame()},
     "plot_traces": lambda w: {"frame": w.trace.to_frame()},
     "predict_restored": lambda w: {
@@ -406,15 +399,6 @@ CASES: dict[str, Any] = {
         "samples": 2,
     },
     "revert_edits": lambda w: {"model": w.model},
-    "robustness_report": lambda w: {
-        "model": w.model,
-        "facts": [FACT],
-        "corruptions": {"small": rl.GaussianNoise(std=0.1)},
-        "metrics": ["prob"],
-        "windows": [1],
-        "samples": 1,
-        **QUIET,
-    },
     "rome": lambda w: {
         "model": w.model,
         "request": REQUEST,
@@ -541,7 +525,6 @@ REFUSED: dict[str, list[Any]] = {
     "traced": NOT_COUNTS,
     "traces": [[]],
     "window": NOT_COUNTS,
-    "windows": [[], [0]],
 }
 """By a parameter's name: what nobody can have meant."""
 RESULTS = {
@@ -690,7 +673,7 @@ def costly(name: str, parameter: str, value: Any) -> bool:
     if parameter == "path" and value is None:
         return True  # a download
     return (
-        parameter in ("samples", "steps", "window", "windows", "length", "new_tokens")
+        parameter in ("samples", "steps", "window", "length", "new_tokens")
         and isinstance(value, int)
         and value > 20
     )
