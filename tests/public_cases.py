@@ -147,12 +147,6 @@ class World:
     def comparison(self) -> rl.evaluate.ModelComparison:
         return rl.compare_models(self.model, self.edit, [FACT.text], **QUIET)
 
-    @cached_property
-    def published(self) -> Path:
-        path = self.folder / "published.npz"
-        np.savez(path, **{"mom2.mom2": np.eye(8), "mom2.count": 100})
-        return path
-
     def data(self, kind: str) -> Path:
         """The smallest file of a data set."""
         path = self.folder / f"{kind}.json"
@@ -351,7 +345,6 @@ CASES: dict[str, Any] = {
     "load_known_facts": lambda w: {"path": w.data("known")},
     "list_presets": lambda w: {},
     "load_question_bank": lambda w: {},
-    "load_published_covariance": lambda w: {"path": w.published, "layer": 1},
     "load_model": lambda w: {"name": w.folder / "gpt2", "device": w.model and "cpu"},
     "load_sequence": lambda w: {"folder": w.sequence},
     "load_traces": lambda w: {"folder": w.traces},
@@ -553,7 +546,6 @@ MEANT = [
     ("Explorer", "prompts", []),
     ("Explorer", "target", ""),
     ("Explorer", "target", " "),
-    ("load_published_covariance", "layer", 99),
 ]
 
 
@@ -672,11 +664,7 @@ def costly(name: str, parameter: str, value: Any) -> bool:
     """Whether a call means much work, and rightly so."""
     if parameter == "path" and value is None:
         return True  # a download
-    return (
-        parameter in ("samples", "steps", "window", "length", "new_tokens")
-        and isinstance(value, int)
-        and value > 20
-    )
+    return parameter in ("samples", "steps", "window", "length", "new_tokens") and isinstance(value, int) and value > 20
 
 
 def outcome(name: str, arguments: dict[str, Any]) -> BaseException | None:

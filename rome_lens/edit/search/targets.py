@@ -26,7 +26,6 @@ from rome_lens.storage import load_tensors, open_checkpoint, plain, save_tensors
 _KIND = "rome_lens memit targets 2"
 Parts = tuple[dict[str, Tensor], dict[str, Any]]
 _FACTS = {"layer": int, "contexts": list, "search": dict, "ends": list, "requests": list}
-_ADDED = {"steps_on_top": None, "anchor_norm": None}  # numbers that files of earlier versions lack
 _SEARCH = "rome_lens search of memit targets 1"
 _REQUESTS_AT_ONCE, _ON_A_CPU = 64, 4  # between two checkpoints; a CPU runs them one by one
 _MOST_DIFFERENCE = 0.02
@@ -109,7 +108,7 @@ class MemitTargets:
                 Value(vector, initial, **end)
                 for vector, initial, end in zip(tensors["vectors"], tensors["initial"], facts["ends"], strict=True)
             )
-            search = {name: (_ADDED | facts["search"])[name] for name in search_numbers(SearchConfig())}
+            search = {name: facts["search"][name] for name in search_numbers(SearchConfig())}
             targets = cls(facts["layer"], tuple(facts["contexts"]), search, requests, values)
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"{path} holds no whole targets ({error!r}). Find them again.") from error
