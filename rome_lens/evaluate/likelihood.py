@@ -25,10 +25,6 @@ def mean_log_probabilities(
         model: Model to run; left unchanged.
         continuations: Prompts and what follows them.
         tokens_per_batch: Bounds memory; the result does not depend on it.
-
-    Raises:
-        ValueError: a continuation has no tokens, or together with its prompt exceeds the model's context.
-        NotFiniteError: the model's logits are NaN or infinite.
     """
     found = token_log_probabilities(model, continuations, tokens_per_batch=tokens_per_batch)
     return torch.tensor([each.mean() for each in found])

@@ -67,10 +67,6 @@ class Explorer:
             tracing: The options to begin with; None: three samples, and otherwise as in `causal_trace`.
             config: For `rome`; its layer is the one to begin with.
             covariances: By layer, which are those to choose from; None: the one that ships for the model.
-
-        Raises:
-            ValueError: a prompt is blank, or `config` names a layer that has no covariance.
-            UnavailableError: ipywidgets or anywidget is not installed.
         """
         if prompts:
             check_prompts(prompts)

@@ -154,11 +154,7 @@ CORRUPTIONS = {
 def corrupted_embeddings(
     model: Model, fact: Fact, prompt: TracedPrompt, corruption: Corruption | CorruptionFunction, samples: int
 ) -> Float[Tensor, "sample token d_model"]:
-    """The embeddings that replace those of the subject's tokens.
-
-    Raises:
-        ValueError: a corruption of the user's own returned something else.
-    """
+    """The embeddings that replace those of the subject's tokens."""
     clean = embed(model, prompt.tokens)[prompt.subject.start : prompt.subject.stop]
     made = corruption.corrupted if isinstance(corruption, Corruption) else corruption
     found = made(model, fact, clean, samples)

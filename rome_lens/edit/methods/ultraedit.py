@@ -192,11 +192,7 @@ class _Statistics:
         self.count = total
 
     def normalised(self, rows: Float[Tensor, "token d"]) -> Float[Tensor, "token d"]:
-        """(z - mean) / deviation.
-
-        Raises:
-            EditError: of one row there is no deviation.
-        """
+        """(z - mean) / deviation."""
         if self.count < 2:
             raise EditError(
                 "The target is one token, and UltraEdit normalises by the deviation among the targets' tokens. No "

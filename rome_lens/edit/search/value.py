@@ -89,10 +89,6 @@ def optimise_values(
 
     Returns:
         A Value for each request, in their order.
-
-    Raises:
-        EditError: a loss is not finite.
-        ValueError: no such layer, or a prompt in a context is longer than the model's context.
     """
     check_layer(model, layer)
     prompts = [tokenize_prompts(model, request, contexts, token=config.token) for request in requests]

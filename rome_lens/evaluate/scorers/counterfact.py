@@ -43,9 +43,6 @@ def compare_targets(
     With p the geometric mean of a target's token probabilities after a prompt: the share of prompts with
     p(favoured) > p(other), and the mean of p(favoured) - p(other). A group without prompts is left out. `space` is that
     of `Continuation`.
-
-    Raises:
-        ValueError: a prompt is longer than the model's context.
     """
     asked = [
         Continuation(prompt, target, space=space)

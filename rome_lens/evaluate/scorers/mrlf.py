@@ -78,11 +78,7 @@ def score_mrlf(model: Model, record: QuestionRecord, *, new_tokens: int = NEW_TO
 
 
 def greedy_match(predicted: str, answer: str) -> float:
-    """MRLF-Bench's accuracy: BLEU over characters of the answer, with the prediction as the reference.
-
-    Raises:
-        UnavailableError: nltk is not installed.
-    """
+    """MRLF-Bench's accuracy: BLEU over characters of the answer, with the prediction as the reference."""
     try:
         with undrawn():
             from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
