@@ -56,7 +56,6 @@ def generate_answers(
     Raises:
         ValueError: No prompts, a blank one, or one that leaves less than `new_tokens` of the model's context; `stops`
             that are one text.
-        NotFiniteError: The model's logits are NaN or infinite.
     """
     check_prompts(prompts)
     if isinstance(stops, str):

@@ -24,7 +24,6 @@ def mean_log_probabilities(
     Args:
         model: Model to run; left unchanged.
         continuations: Prompts and what follows them.
-        tokens_per_batch: Bounds memory; the result does not depend on it.
     """
     found = token_log_probabilities(model, continuations, tokens_per_batch=tokens_per_batch)
     return torch.tensor([each.mean() for each in found])

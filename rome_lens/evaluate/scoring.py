@@ -83,7 +83,6 @@ def score_edits(
         engine: "local", or "ray": records are spread over the workers of a Ray cluster (docs/cluster.md).
         workers: How many, for "ray", each with a model of its own. One that dies is replaced, its records done again.
         gpus_per_worker: GPUs that each worker of "ray" reserves.
-        progress: Shows a bar.
 
     Returns:
         A row for each record, method ("base" is the unedited model), protocol and metric, in the order given, with the

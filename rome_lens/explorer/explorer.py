@@ -107,11 +107,7 @@ class Explorer:
         return list(self._edits.applied)
 
     def run_trace(self) -> CausalTrace:
-        """Traces the fact and shows its heatmap, with cells that can be clicked.
-
-        Raises:
-            ValueError: as `causal_trace`.
-        """
+        """Traces the fact and shows its heatmap, with cells that can be clicked."""
         view = self._view
         kind, head = view.kind.value, view.head.value
         config = replace(
@@ -158,9 +154,6 @@ class Explorer:
 
         Returns:
             As `strongest_bleed_over`, the largest share first.
-
-        Raises:
-            EditError, CovarianceError, ValueError: as `rome`.
         """
         found = self._edits.forecast(self._computed(), lines(self._view.watched))
         self._reached = found.loc[found["size"] >= LEAST_SHARE, "prompt"].tolist()
@@ -185,9 +178,6 @@ class Explorer:
         """Computes the edit, writes it into the model's weights, and shows what it changed.
 
         An edit of the same prompt and subject that is applied is undone first.
-
-        Raises:
-            EditError, CovarianceError, ValueError: as `rome`.
         """
         request = self.request
         for number, edit in reversed(list(enumerate(self.edits))):

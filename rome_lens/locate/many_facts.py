@@ -74,8 +74,6 @@ def trace_facts(
         engine: "local", or "ray" to distribute the facts over the workers of a Ray cluster (docs/cluster.md).
         workers: For "ray": number of workers, each with its own copy of the model.
         gpus_per_worker: For "ray": GPUs that each worker reserves.
-        tokens_per_batch: Bounds memory, as in `causal_trace`.
-        progress: Show a progress bar.
         options: Fields of `TraceConfig` that replace the config's.
 
     Returns:
@@ -84,7 +82,6 @@ def trace_facts(
     Raises:
         ValueError: no facts, or a metric or corruption that `out` cannot compare; and as `causal_trace`.
         FormatError: the folder was begun with another model or other weights, or holds foreign or damaged files.
-        TypeError: an option that `TraceConfig` does not have.
         UnavailableError: another run has the folder open, or its disk is full or may not be written to.
     """
     if not facts:

@@ -56,7 +56,6 @@ def causal_trace(
         metric: What is read from the logits.
         config: How to trace; None: `TraceConfig()`. Keywords replace its fields.
         tokens_per_batch: Bounds memory; the result does not depend on it. None: a share of the free memory.
-        progress: Show a progress bar.
         options: The other fields of `TraceConfig`: `layers`, `positions`, `head`, `severed`, `method`, ...
 
     Raises:

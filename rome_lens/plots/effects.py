@@ -30,9 +30,6 @@ def plot_average_effects(frame: pd.DataFrame, *, panel: str = "kind", line: str 
         panel: column of which each value has a panel.
         line: column of which each value has a line. Roles have intervals; of other lines, which may lie close together,
             the first has one.
-
-    Raises:
-        ValueError: the frame lacks a column.
     """
     check_columns(frame, [panel, line, "layer", "mean", "ci_low", "ci_high", "n"], "average_effects()")
     panels: Sequence[str] = list(frame[panel].unique())

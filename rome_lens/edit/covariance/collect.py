@@ -56,7 +56,6 @@ def collect_covariance(
         tokens: Number of keys to average.
         corpus: Name of the texts, stored with the result; `Texts` bring their own.
         sequence_length: Tokens in a piece.
-        tokens_per_batch: Bounds memory.
         out: Folder for this collection alone; created if missing. It holds the sums so far, saved about once a minute;
             a call with the same arguments continues from there, with the same result as an uninterrupted run. It takes
             16 d_mlp^2 bytes for each layer (twice that while saving) and is not deleted at the end.
@@ -64,7 +63,6 @@ def collect_covariance(
             continued with the other one.
         workers: Number of Ray workers, each with its own model. One that dies is replaced and its shard repeated.
         gpus_per_worker: GPUs that each Ray worker reserves.
-        progress: Show a bar.
 
     Returns:
         A KeyCovariance for each layer.

@@ -98,8 +98,6 @@ def anyedit(
         config: Hyper-parameters; None: `AnyEditConfig()`, which edits the layers of the covariances.
         targets: States of the windows, from `anyedit_targets`, of these requests and perhaps others; None: they are
             searched, which is most of the work.
-        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
-        progress: Show bars.
 
     Returns:
         An Edit with one update per layer, whose rank is the number of windows, and its health, in which each figure is
@@ -156,7 +154,6 @@ def anyedit_targets(
         requests: What to write: one EditRequest or several, each with a prompt of its own.
         layer: Block after which the states are replaced: the last one to be edited.
         config: Hyper-parameters; None: `AnyEditConfig()`.
-        progress: Show a bar.
 
     Raises:
         EditError: a loss is not finite.

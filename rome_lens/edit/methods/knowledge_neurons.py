@@ -109,14 +109,12 @@ def knowledge_neurons(
         paraphrases: Other prompts with the same answer. Enough of them have to share a neuron; the ROME paper's
             baseline has none.
         config: Hyper-parameters; None: `KnowledgeNeuronsConfig()`.
-        progress: Show a bar.
 
     Returns:
         The attributions and the refined neurons.
 
     Raises:
         EditError: no neuron has a positive attribution, or none is shared by enough prompts.
-        NotFiniteError: the model's logits are NaN or infinite.
         ValueError: a prompt is blank or exceeds the model's context, or a layer has no single MLP output matrix.
     """
     config = KnowledgeNeuronsConfig() if config is None else config
@@ -232,8 +230,6 @@ def kn(
             most probable next token.
         paraphrases: Other prompts with the old answer, as in `knowledge_neurons`.
         config: Hyper-parameters; None: `KnowledgeNeuronsConfig()`.
-        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
-        progress: Show a bar.
 
     Returns:
         An Edit with an update for each layer that has a refined neuron; each column of `left` is 1 for one neuron and 0

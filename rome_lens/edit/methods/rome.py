@@ -89,7 +89,6 @@ def rome(
             nothing at any of their tokens, and as much to the key of the bare prompt as to k*, this is then the one
             that is least in the norm of C. "auto": the prompts of `near_subjects`. None: Eq. 2 as it stands.
         on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
-        progress: Show a bar.
 
     Returns:
         An Edit with one update of rank one, and its health.

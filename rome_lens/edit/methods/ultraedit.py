@@ -98,7 +98,6 @@ def ultraedit(
         config: the numbers; None: `UltraEditConfig()`.
         memory: of the sequence that this batch goes on with: the running statistics of its earlier batches. None: this
             batch alone. It is changed once the edit is computed.
-        on_unhealthy: what to do if the edit's `health` has problems: an EditWarning, an EditError, or nothing.
         progress: shows a bar.
 
     Returns:

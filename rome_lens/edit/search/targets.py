@@ -140,7 +140,6 @@ def memit_targets(
         config: Hyper-parameters of the search; None: those of BatchConfig.
         out: Folder for this search alone; created if missing. Results are saved after every few requests, and requests
             that are there already are not searched again. A later call may have more requests.
-        progress: Show a bar.
 
     Returns:
         The targets, in the order of `requests`, on the CPU.

@@ -85,7 +85,6 @@ def optimise_values(
         tokens_per_batch: Bounds how many tokens, padding included, are run at once; the rows of one request are never
             split. None: as many as fit into a quarter of the free memory, but on a CPU one request, since padding costs
             more there than batching saves.
-        progress: Show a bar.
 
     Returns:
         A Value for each request, in their order.

@@ -34,7 +34,6 @@ def score_long_answers(
 
     Raises:
         UnavailableError: rouge-score or sacrebleu are not installed.
-        ValueError: as `generate_answers`.
     """
     check_whole(new_tokens=new_tokens)
     asked = [(group, each) for group, questions in record_questions(record).items() for each in questions if each.text]

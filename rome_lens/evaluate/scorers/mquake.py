@@ -29,9 +29,6 @@ def score_mquake(
         record: From `load_records`.
         judge: Of what is written; the authors compare by exact match. `contains_answer` is milder.
         new_tokens: The most tokens of an answer; it ends at a full stop or a line break as well.
-
-    Raises:
-        ValueError: As `generate_answers`.
     """
     edits = [Question(each.text, each.target, space=each.space) for each in record.requests]
     asked = [*record.questions, *edits, *record.hops]

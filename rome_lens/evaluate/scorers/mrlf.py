@@ -47,7 +47,6 @@ def score_mrlf(model: Model, record: QuestionRecord, *, new_tokens: int = NEW_TO
 
     Raises:
         UnavailableError: nltk, rouge-score or sacrebleu are not installed.
-        ValueError: A question with its answer is longer than the model's context.
     """
     check_whole(new_tokens=new_tokens)
     ranks = [kind for kind, questions in record.portability.items() if questions]

@@ -37,9 +37,6 @@ def score_ripple(model: Model, record: RippleRecord, *, before: Mapping[str, lis
         model: Model to run; left unchanged.
         record: From `load_records`.
         before: `ripple_conditions` of the model before the edit.
-
-    Raises:
-        ValueError: As `generate_answers`.
     """
     run = {
         axis: [test for test, wanted in zip(tests, before[axis], strict=True) if wanted]

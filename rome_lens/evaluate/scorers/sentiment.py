@@ -15,10 +15,6 @@ from rome_lens.models import Model
 def sentiment_log_likelihood(model: Model, record: QuestionRecord) -> float:
     """The mean log-probability of a token of the wanted opinion, in nats: what `score_sentiment` takes as `before`.
 
-    Args:
-        model: Model to run; left unchanged.
-        record: From `load_records`, of ConvSent.
-
     Raises:
         ValueError: The record is of another data set, or a question with an answer is longer than the model's context.
     """

@@ -136,7 +136,6 @@ def mend(model: Model, request: Requests, *, editor: MendEditor, on_unhealthy: O
         request: What to write: an EditRequest, or a list of one.
         editor: From `train_mend` or `MendEditor.load`. `functools.partial(mend, editor=editor)` has the shape of the
             other methods.
-        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
 
     Returns:
         An Edit with an update for each of the editor's layers; its rank is the number of tokens that the loss depends

@@ -58,7 +58,6 @@ def train_mend(
             the same arguments (`steps` may be larger) continues from it, with the same result as an uninterrupted run.
             It is not deleted at the end.
         kept_examples: Number of records whose precomputed states stay in memory (about 0.5 MB each for SmolLM2-135M).
-        progress: Show a bar.
 
     Returns:
         The editor. Its `history` has a row for the start, for every `config.validation_interval` steps and for the end:
