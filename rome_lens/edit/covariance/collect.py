@@ -61,8 +61,6 @@ def collect_covariance(
             16 d_mlp^2 bytes for each layer (twice that while saving) and is not deleted at the end.
         engine: "local", or "ray" to distribute shards of the text over a Ray cluster (docs/cluster.md). A run may be
             continued with the other one.
-        workers: Number of Ray workers, each with its own model. One that dies is replaced and its shard repeated.
-        gpus_per_worker: GPUs that each Ray worker reserves.
 
     Returns:
         A KeyCovariance for each layer.
@@ -70,9 +68,6 @@ def collect_covariance(
     Raises:
         ValueError: no such layer, or the texts hold fewer tokens than `tokens`; and as `open_workers`.
         CovarianceError: a key is not finite.
-        FormatError: the folder was begun with another model, other weights, arguments or texts, or holds foreign or
-            damaged files.
-        UnavailableError: Ray is not installed; another run has the folder open; or it cannot be written to.
     """
     source, model = model, loaded(model)
     layers = list(dict.fromkeys(layers))

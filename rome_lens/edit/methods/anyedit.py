@@ -153,7 +153,6 @@ def anyedit_targets(
         model: Model to run; its weights and `requires_grad` flags are left unchanged.
         requests: What to write: one EditRequest or several, each with a prompt of its own.
         layer: Block after which the states are replaced: the last one to be edited.
-        config: Hyper-parameters; None: `AnyEditConfig()`.
 
     Raises:
         EditError: a loss is not finite.

@@ -89,7 +89,6 @@ def finetune(
     Args:
         model: Model to train; its weights are restored bit for bit afterwards, also if this raises.
         requests: What to write, in one batch.
-        config: Hyper-parameters; None: `FinetuneConfig()`.
 
     Returns:
         An Edit with one update per layer. Its health has the norms, steps, `nll` and `target_probability` (of the worst

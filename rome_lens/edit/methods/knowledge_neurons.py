@@ -108,7 +108,6 @@ def knowledge_neurons(
             model's most probable next token.
         paraphrases: Other prompts with the same answer. Enough of them have to share a neuron; the ROME paper's
             baseline has none.
-        config: Hyper-parameters; None: `KnowledgeNeuronsConfig()`.
 
     Returns:
         The attributions and the refined neurons.
@@ -229,7 +228,6 @@ def kn(
         request: What to write: an EditRequest, or a list of one. Its `true_answer` is the old answer; None: the model's
             most probable next token.
         paraphrases: Other prompts with the old answer, as in `knowledge_neurons`.
-        config: Hyper-parameters; None: `KnowledgeNeuronsConfig()`.
 
     Returns:
         An Edit with an update for each layer that has a refined neuron; each column of `left` is 1 for one neuron and 0

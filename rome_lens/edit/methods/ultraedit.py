@@ -95,7 +95,6 @@ def ultraedit(
     Args:
         model: Model to edit; left unchanged.
         requests: What to write, all in one batch; the authors write 100 at a time.
-        config: the numbers; None: `UltraEditConfig()`.
         memory: of the sequence that this batch goes on with: the running statistics of its earlier batches. None: this
             batch alone. It is changed once the edit is computed.
         progress: shows a bar.

@@ -91,12 +91,7 @@ class MemitTargets:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "MemitTargets":
-        """Reads a file that `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            FormatError: the file is damaged or holds something else.
-        """
+        """Reads a file that `save` wrote."""
         return cls._of_parts(path, load_tensors(path, kind=_KIND, facts=_FACTS))
 
     @classmethod
@@ -146,9 +141,6 @@ def memit_targets(
 
     Raises:
         EditError: a loss is not finite.
-        FormatError: the folder was begun with another model, other weights, layer or hyper-parameters, or holds foreign
-            or damaged files.
-        UnavailableError: another run has the folder open, or it cannot be written to.
         ValueError: no or contradicting requests, or no such layer.
     """
     config = BatchConfig() if config is None else config

@@ -31,9 +31,6 @@ def score_long_answers(
             answers, such as an end token, are not compared.
         encoder: Adds the figure cosine; `sentence_encoder` makes one.
         new_tokens: The most tokens of an answer.
-
-    Raises:
-        UnavailableError: rouge-score or sacrebleu are not installed.
     """
     check_whole(new_tokens=new_tokens)
     asked = [(group, each) for group, questions in record_questions(record).items() for each in questions if each.text]

@@ -44,9 +44,6 @@ def score_mrlf(model: Model, record: QuestionRecord, *, new_tokens: int = NEW_TO
         model: Model to run; left unchanged.
         record: From `load_records`, of MRLF-Bench.
         new_tokens: The most tokens that are written.
-
-    Raises:
-        UnavailableError: nltk, rouge-score or sacrebleu are not installed.
     """
     check_whole(new_tokens=new_tokens)
     ranks = [kind for kind, questions in record.portability.items() if questions]

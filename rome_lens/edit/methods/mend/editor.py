@@ -85,12 +85,7 @@ class MendEditor:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> "MendEditor":
-        """Reads a file that `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            FormatError: the file is damaged or holds something else.
-        """
+        """Reads a file that `save` wrote."""
         tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS)
         try:
             config, layers, widths = MendConfig(**facts["config"]), tuple(facts["layers"]), tuple(facts["widths"])

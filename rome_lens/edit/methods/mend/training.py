@@ -52,7 +52,6 @@ def train_mend(
         steps: Maximum number of steps of Adam.
         validation: Validation records. The editor with the least loss on them is returned, and training stops early
             (`config.patience`). Without any, the last editor is returned.
-        config: Hyper-parameters; None: `MendConfig()`.
         seed: Seed of the editor's initial matrices and of the order of records.
         out: Folder for this training alone; created if missing. A checkpoint is saved about once a minute; a call with
             the same arguments (`steps` may be larger) continues from it, with the same result as an uninterrupted run.
@@ -66,9 +65,6 @@ def train_mend(
 
     Raises:
         EditError: a weight or a loss is not finite.
-        FormatError: the folder was begun with another model, other weights or arguments, or holds foreign or damaged
-            files.
-        UnavailableError: another run has the folder open, or it cannot be written to.
         ValueError: no records, one without a locality question, an invalid layer, or a text that exceeds the model's
             context.
     """
