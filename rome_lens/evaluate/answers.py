@@ -47,7 +47,6 @@ def generate_answers(
     with their keys and values kept; a prompt that occurs twice is continued once.
 
     Args:
-        model: Model to run; left unchanged.
         prompts: Texts, as they are: see `in_chat` for a chat template.
         new_tokens: The most tokens that an answer has.
         stops: Texts that end an answer.

@@ -22,7 +22,6 @@ def mean_log_probabilities(
     The authors' evaluation compares these (experiments/py/eval_utils_counterfact.py).
 
     Args:
-        model: Model to run; left unchanged.
         continuations: Prompts and what follows them.
     """
     found = token_log_probabilities(model, continuations, tokens_per_batch=tokens_per_batch)

@@ -40,10 +40,9 @@ def trace_kinds(
     as `list(traces.values())`.
 
     Args:
-        model: Model to run; left unchanged.
         fact: Prompt, subject and, optionally, answer.
         kinds: States to restore, each kind once.
-        config: How to trace; its kind is not used. None: `TraceConfig()`.
+        config: How to trace; its kind is not used.
         options: Fields of `TraceConfig` that replace the config's; `head` is that of the kind "head".
 
     Returns:
@@ -120,10 +119,9 @@ def trace_heads(
     Each column is the row that `causal_trace` gives for kind "head", that head and that position.
 
     Args:
-        model: Model to run; left unchanged.
         fact: Prompt, subject and, optionally, answer.
         position: Number of the token; None: the prompt's last one, where attention has its effect (paper figure 2).
-        config: How to trace; its kind, head and positions are not used. None: `TraceConfig()`.
+        config: How to trace; its kind, head and positions are not used.
         options: Fields of `TraceConfig` that replace the config's.
 
     Raises:

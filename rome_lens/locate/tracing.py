@@ -47,7 +47,6 @@ def causal_trace(
     is traced. An answer that the model does not predict is traced with a warning.
 
     Args:
-        model: Model to run; left unchanged.
         fact: Prompt, subject and, optionally, answer.
         kind: States to restore. `TraceConfig` describes this and the next four; None: the config's.
         window: Number of layers restored together.

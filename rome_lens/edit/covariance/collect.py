@@ -56,9 +56,7 @@ def collect_covariance(
         tokens: Number of keys to average.
         corpus: Name of the texts, stored with the result; `Texts` bring their own.
         sequence_length: Tokens in a piece.
-        out: Folder for this collection alone; created if missing. It holds the sums so far, saved about once a minute;
-            a call with the same arguments continues from there, with the same result as an uninterrupted run. It takes
-            16 d_mlp^2 bytes for each layer (twice that while saving) and is not deleted at the end.
+        out: Folder for the sums, saved about once a minute: 16 d_mlp^2 bytes for each layer, twice that while saving.
         engine: "local", or "ray" to distribute shards of the text over a Ray cluster (docs/cluster.md). A run may be
             continued with the other one.
 

@@ -34,7 +34,6 @@ def screen_triggers(
     strings that are like the ordinary ones this is said of one in n + 1, where n is the number of ordinary ones.
 
     Args:
-        model: Model to run; left unchanged.
         triggers: The strings to look at.
         prompts: What is asked; the triggers' effects are only seen on these.
         ordinary: Prefixes that are known to be harmless, two or more, of the candidates' kind and length; or how many

@@ -102,7 +102,6 @@ def knowledge_neurons(
     attributions are averaged.
 
     Args:
-        model: Model to run; left unchanged.
         fact: A prompt about a subject.
         answer: The model's answer; None: the `answer` of a Fact or `true_answer` of a request, or if there is none, the
             model's most probable next token.
@@ -224,7 +223,6 @@ def kn(
     `request.true_answer` is None.
 
     Args:
-        model: Model to run; left unchanged.
         request: What to write: an EditRequest, or a list of one. Its `true_answer` is the old answer; None: the model's
             most probable next token.
         paraphrases: Other prompts with the old answer, as in `knowledge_neurons`.

@@ -93,7 +93,6 @@ def ultraedit(
     their statistics.
 
     Args:
-        model: Model to edit; left unchanged.
         requests: What to write, all in one batch; the authors write 100 at a time.
         memory: of the sequence that this batch goes on with: the running statistics of its earlier batches. None: this
             batch alone. It is changed once the edit is computed.

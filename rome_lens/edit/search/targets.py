@@ -133,8 +133,7 @@ def memit_targets(
         requests: What to write.
         layer: Block after which the state is replaced: the last one to be edited.
         config: Hyper-parameters of the search; None: those of BatchConfig.
-        out: Folder for this search alone; created if missing. Results are saved after every few requests, and requests
-            that are there already are not searched again. A later call may have more requests.
+        out: Folder for the results, saved after every few requests. A later call may have more requests.
 
     Returns:
         The targets, in the order of `requests`, on the CPU.

@@ -26,7 +26,6 @@ def score_long_answers(
     paraphrase, portability_KIND (sub_question) and locality_KIND (only those with an answer).
 
     Args:
-        model: Model to run; left unchanged.
         record: A question, other wordings, and further questions, as they are put: see `in_chat`. Special tokens in the
             answers, such as an end token, are not compared.
         encoder: Adds the figure cosine; `sentence_encoder` makes one.

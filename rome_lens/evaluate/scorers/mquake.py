@@ -25,8 +25,6 @@ def score_mquake(
     For batches of k cases, edit with all their requests and score inside `edit.applied(model)`.
 
     Args:
-        model: Model to run; left unchanged.
-        record: From `load_records`.
         judge: Of what is written; the authors compare by exact match. `contains_answer` is milder.
         new_tokens: The most tokens of an answer; it ends at a full stop or a line break as well.
     """

@@ -41,7 +41,6 @@ def score_mrlf(model: Model, record: QuestionRecord, *, new_tokens: int = NEW_TO
     again after each step, score in `edit_sequence`.
 
     Args:
-        model: Model to run; left unchanged.
         record: From `load_records`, of MRLF-Bench.
         new_tokens: The most tokens that are written.
     """

@@ -28,7 +28,6 @@ def score_specificity(
     `compare_models`, in nats: what the model said before is the reference.
 
     Args:
-        model: is run, not changed.
         record: without neighbourhood prompts it has no scores.
         before: `neighborhood_log_probabilities` of the model before the edit.
     """

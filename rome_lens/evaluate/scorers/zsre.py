@@ -32,7 +32,6 @@ def score_zsre(
     itself, which with a tokenizer that adds BOS compares with BOS; we tokenise question and answer together.
 
     Args:
-        model: is run, not changed.
         record: from `load_zsre`.
         before: `locality_predictions` of the model before the edit.
     """

@@ -29,7 +29,6 @@ def perplexity(
     more context and lower numbers at several times the cost, and before and after an edit only the comparison counts.
 
     Args:
-        model: Model to run; left unchanged.
         text: A text, or its token ids without BOS.
         tokens: Number of its tokens to read, from the start; all if it has fewer.
         window: Tokens in a window, BOS included; at most the model's context.

@@ -127,7 +127,6 @@ def mend(model: Model, request: Requests, *, editor: MendEditor, on_unhealthy: O
     blocks are edited, as an Edit holds no others; the authors edit the input matrices (c_fc) as well.
 
     Args:
-        model: Model to run; left unchanged.
         request: What to write: an EditRequest, or a list of one.
         editor: From `train_mend` or `MendEditor.load`. `functools.partial(mend, editor=editor)` has the shape of the
             other methods.

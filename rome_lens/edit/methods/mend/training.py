@@ -46,16 +46,13 @@ def train_mend(
     the last blocks. Records are shuffled anew in each epoch; their order depends only on the seed.
 
     Args:
-        model: Model to run; left unchanged.
         records: Training records, such as `load_zsre(path, target="alt")`. Each needs a locality question; the prompt
             itself stands in for a missing paraphrase.
         steps: Maximum number of steps of Adam.
         validation: Validation records. The editor with the least loss on them is returned, and training stops early
             (`config.patience`). Without any, the last editor is returned.
         seed: Seed of the editor's initial matrices and of the order of records.
-        out: Folder for this training alone; created if missing. A checkpoint is saved about once a minute; a call with
-            the same arguments (`steps` may be larger) continues from it, with the same result as an uninterrupted run.
-            It is not deleted at the end.
+        out: Folder for a checkpoint, saved about once a minute. `steps` may be larger in a later call.
         kept_examples: Number of records whose precomputed states stay in memory (about 0.5 MB each for SmolLM2-135M).
 
     Returns:
