@@ -17,8 +17,7 @@ from rome_lens.plots.style import (
     PANEL_TITLE,
     ROLE_COLOURS,
     WHISKERS,
-    check_columns,
-    plain,
+    checked_frame,
     with_n,
 )
 
@@ -37,7 +36,7 @@ def plot_average_effects(frame: pd.DataFrame) -> go.Figure:
     Raises:
         ValueError: the frame lacks a column.
     """
-    check_columns(frame, ["kind", *_EFFECTS], "average_effects()")
+    frame = checked_frame(frame, ["kind", *_EFFECTS], "average_effects()")
     colours = dict(zip(frame["role"].unique(), ROLE_COLOURS, strict=False))
     return _lines(frame, panel="kind", line="role", colours=colours)
 
@@ -56,7 +55,7 @@ def plot_noise_levels(frame: pd.DataFrame | Mapping[str, pd.DataFrame]) -> go.Fi
     """
     if isinstance(frame, Mapping):
         frame = pd.concat([part.assign(corruption=name) for name, part in frame.items()] or [pd.DataFrame()])
-    check_columns(frame, ["corruption", *_EFFECTS], "average_effects(), with a corruption,")
+    frame = checked_frame(frame, ["corruption", *_EFFECTS], "average_effects(), with a corruption,")
     names = list(frame["corruption"].unique())
     colours = dict(zip(names, cycle(("#222222", *METHOD_COLOURS[1:])), strict=False))
     return _lines(frame, panel="role", line="corruption", colours=colours, bands=names[:1])
@@ -74,7 +73,7 @@ def plot_severed(frame: pd.DataFrame, *, role: str = "last subject token") -> go
     Raises:
         ValueError: the frame lacks a column, or has several roles and not this one.
     """
-    check_columns(frame, ["kind", *_EFFECTS], "average_effects()")
+    frame = checked_frame(frame, ["kind", *_EFFECTS], "average_effects()")
     if frame["role"].nunique() > 1:
         if role not in set(frame["role"]):
             raise ValueError(f"role is {role!r}, expected one of the frame's: {', '.join(frame['role'].unique())}.")
@@ -166,17 +165,17 @@ def plot_robustness(frame: pd.DataFrame) -> go.Figure:
         ValueError: the frame lacks a column.
     """
     columns = ["corruption", "metric", "window", "peak_role", "peak_layer", "agreement"]
-    check_columns(frame, columns, "robustness_report()")
+    frame = checked_frame(frame, columns, "robustness_report()")
     parts = frame.assign(window=[f"window {window}" for window in frame["window"]])
     told = [name for name in ("corruption", "metric", "window") if name == "corruption" or frame[name].nunique() > 1]
-    settings = [plain(", ".join(map(str, row))) for row in parts[told].itertuples(index=False)]
+    settings = [", ".join(map(str, row)) for row in parts[told].itertuples(index=False)]
     figure = go.Figure()
     for i, (role, part) in enumerate(frame.assign(setting=settings).groupby("peak_role", sort=False)):
         figure.add_scatter(
             x=part["peak_layer"],
             y=part["setting"],
             mode="markers+text",
-            name=plain(str(role)),
+            name=str(role),
             showlegend=True,
             marker={"size": 11, "color": ROLE_COLOURS[i % len(ROLE_COLOURS)]},
             text=[f"{agreement:.2f}" for agreement in part["agreement"]],
