@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from rome_lens.checking import check_whole
 from rome_lens.errors import UnavailableError
 from rome_lens.models import Model
 from rome_lens.models.loading.load import load_model
@@ -47,6 +48,9 @@ def open_workers(
             where Ray was started, or one.
         gpus_per_worker: For "ray": GPUs that each worker reserves, and sees; a fraction lets workers share one.
     """
+    check_whole(workers=workers)
+    if not gpus_per_worker >= 0:
+        raise ValueError(f"gpus_per_worker is {gpus_per_worker}, expected at least 0.")
     if engine == "local":
         yield _SerialMap(loaded(model))
     elif engine == "ray":

@@ -12,8 +12,8 @@ import warnings
 from dataclasses import asdict, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import NoneType, SimpleNamespace
+from typing import Any, get_args, get_origin
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 import rome_lens as rl
 import rome_lens.plots
+from rome_lens.checking import _leaves
 from rome_lens.edit.methods.mend.network import EditorNetwork
 from tests.public import PUBLIC
 from tests.tiny import CORPUS, save_model
@@ -485,7 +486,7 @@ REFUSED: dict[str, list[Any]] = {
     "kind": ["all"],
     "kinds": [["all"], []],
     "layer": [-1, 99],
-    "layers": [[], [-1], [99]],
+    "layers": [[], [-99], [99]],
     "learning_rate": [0.0, -1.0, float("nan")],
     "length": NOT_COUNTS,
     "lengths": [[(0, 5)], [(10, -1)]],
@@ -495,7 +496,7 @@ REFUSED: dict[str, list[Any]] = {
     "new_tokens": NOT_COUNTS,
     "on_unhealthy": ["shout"],
     "ordinary": [0, [], [" "]],
-    "positions": [[-1], [99]],
+    "positions": [[-99], [99]],
     "prompts": [[], [""], [" "], "a text"],
     "prompt": ["no place", "{} and {}"],
     "records": [[]],
@@ -589,7 +590,7 @@ def test_what_it_cannot_use_is_refused(world, name):
     before = kept(world)
     for parameter in parameters:
         for value in () if name in RESULTS else REFUSED.get(parameter, ()):
-            if (name, parameter, value) in MEANT or (isinstance(PUBLIC[name], type) and value in (99, [99])):
+            if (name, parameter, value) in MEANT or (isinstance(PUBLIC[name], type) and value in (99, [99], [-99])):
                 continue  # whether there is such a layer is seen when there is a model
             error = outcome(name, {**arguments, parameter: value})
             assert error is not None, f"{name}({parameter}={value!r}) was accepted"
@@ -603,6 +604,50 @@ def test_what_it_cannot_use_is_refused(world, name):
 
 def broken_frames(whole: pd.DataFrame) -> list[pd.DataFrame]:
     return [pd.DataFrame(), whole.iloc[:0], pd.DataFrame({"a": [1.0]})]
+
+
+FREE = {"case_id", "number", "position", "positions", "severed_positions", "shots"}
+"""Whole numbers that may be below 0: they count from the end, or are a data set's own."""
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - RESULTS - BY_THEMSELVES - {"HeadMap", "MendEditor"}))
+def test_numbers_are_finite_and_counts_are_no_less_than_0(world, name):
+    """By annotation, so that a new argument is tried as well."""
+    arguments = CASES[name](world)
+    for parameter, each in inspect.signature(PUBLIC[name]).parameters.items():
+        leaves = set(_leaves(each.annotation))
+        wrong = [float("nan"), float("inf"), -float("inf")] if float in leaves else []
+        wrong += [-5] if leaves <= {int, NoneType} and parameter not in FREE else []
+        for value in wrong:
+            error = outcome(name, {**arguments, parameter: value})
+            assert error is not None, f"{name}({parameter}={value!r}) was accepted"
+            check_message(error, parameter, value)
+
+
+LONE = "half \ud83d"
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - BY_THEMSELVES))
+def test_texts_that_are_no_characters_are_refused(world, name):
+    arguments = CASES[name](world)
+    for parameter, each in inspect.signature(PUBLIC[name]).parameters.items():
+        hints = get_args(each.annotation) or (each.annotation,)
+        if str in hints and not any(get_origin(hint) is os.PathLike for hint in hints):
+            error = outcome(name, {**arguments, parameter: LONE})
+            assert error is not None, f"{name}({parameter}={LONE!r}) was accepted"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_keyword_is_named_with_a_short_list(name):
+    takes = inspect.signature(PUBLIC[name]).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in takes.values()) or name in BY_THEMSELVES:
+        return
+    with pytest.raises(TypeError) as caught:
+        PUBLIC[name](nonsense=1)
+    said = str(caught.value)
+    assert said.startswith(f"{name} has no argument 'nonsense'.")
+    assert "rome_lens." not in said
+    assert len(said) < 300
 
 
 VALUES = st.one_of(

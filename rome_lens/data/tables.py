@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from rome_lens.data.record_files import read_records
 from rome_lens.errors import FormatError, UnavailableError
 from rome_lens.storage import MOST_JSON_BYTES, check_size, existing_file, foreign
@@ -31,11 +33,16 @@ def raw_records(source: Any) -> Any:
             f"source has the parts {list(source)}, expected one of them. Choose, for example "
             f"load_records(data[{next(iter(source), 'test')!r}])."
         )
+    if isinstance(source, pd.DataFrame):
+        try:
+            return _frame_rows(source)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise FormatError(f"The DataFrame is no table of records: {error}. Name each column once.") from error
     rows = source if isinstance(source, list) else getattr(source, "to_list", lambda: None)()
     if not isinstance(rows, list):
         raise FormatError(
-            f"source is of the type {type(source).__name__}, expected a path, a list of records, or a data set of "
-            "Hugging Face's."
+            f"source is of the type {type(source).__name__}, expected a path, a list of records, a DataFrame, or "
+            "a data set of Hugging Face's."
         )
     return rows
 
@@ -53,13 +60,16 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
         return rows
 
 
-def _parquet_rows(path: Path) -> Any:
-    import pandas as pd
+def _frame_rows(frame: pd.DataFrame) -> Any:
+    """The rows as JSON's values; a missing cell is None."""
+    return json.loads(frame.to_json(orient="records", force_ascii=False))
 
+
+def _parquet_rows(path: Path) -> Any:
     check_size(path, MOST_JSON_BYTES)
     try:
         with foreign(path, "is damaged or is not Parquet", "Fetch it again."):
-            return json.loads(pd.read_parquet(path).to_json(orient="records"))
+            return _frame_rows(pd.read_parquet(path))
     except FormatError as error:
         if isinstance(error.__cause__, ImportError):
             raise UnavailableError(

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens.checking import check_whole, checked
+from rome_lens.checking import check_positive, check_whole, checked, checked_result
 from rome_lens.data.records import EditRecord, EditRequest
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.health import EditHealth
@@ -34,7 +34,7 @@ _KIND = "rome_lens sequence of edits 1"
 Originals = dict[tuple[int, MlpMatrix], Float[Tensor, "d_in d_out"]]
 
 
-@checked
+@checked_result
 @dataclass(frozen=True)
 class StopRule:
     """When a sequence ends before its last record.
@@ -47,6 +47,9 @@ class StopRule:
 
     unhealthy: bool = False
     perplexity_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(self, "perplexity_factor")
 
     def reason(self, health: EditHealth | None, perplexity: float | None, base: float | None) -> str:
         """Why to stop after an edit of this health, and, at a checkpoint, this perplexity; "" to go on."""
@@ -116,7 +119,7 @@ def edit_sequence(
     wanted = set(checkpoints)
     if any(checkpoint < 1 for checkpoint in wanted):
         raise ValueError(f"checkpoints are {sorted(wanted)}, expected numbers of edits, at least 1.")
-    check_whole(batch=batch)
+    check_whole(batch=batch, perplexity_tokens=perplexity_tokens)
     starts = range(0, len(records), batch)
     for start in starts:
         check_requests(_requests(records[start : start + batch]))

@@ -14,7 +14,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.checking import check_seed, checked
+from rome_lens.checking import check_seed, check_tensor, checked
 from rome_lens.data.readers.builtin import load_builtin_records
 from rome_lens.data.records import Fact, check_subject, check_text, subject_range
 from rome_lens.locate.own import name_of
@@ -158,13 +158,7 @@ def corrupted_embeddings(
     clean = embed(model, prompt.tokens)[prompt.subject.start : prompt.subject.stop]
     made = corruption.corrupted if isinstance(corruption, Corruption) else corruption
     found = made(model, fact, clean, samples)
-    if not isinstance(found, Tensor) or found.shape[1:] != clean.shape or not found.numel():
-        got = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else repr(found)
-        raise ValueError(
-            f"The corruption {name_of(corruption)} gave {got}, expected [samples, {len(clean)}, {clean.shape[1]}] (or "
-            "one sample, if nothing is random)."
-        )
-    return found
+    return check_tensor(f"The corruption {name_of(corruption)}", found, "samples", *clean.shape)
 
 
 def resolved(corruption: Corruption | CorruptionFunction, model: Model) -> Corruption | CorruptionFunction:

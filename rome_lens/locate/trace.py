@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.checking import checked
+from rome_lens.checking import checked_result
 from rome_lens.data.records import Fact
 from rome_lens.errors import FormatError
 from rome_lens.locate.config import TraceConfig
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-@checked
+@checked_result
 @dataclass(frozen=True, eq=False)
 class CausalTrace:
     """The (position, layer) grid of one fact and one kind of state.

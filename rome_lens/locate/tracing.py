@@ -100,9 +100,8 @@ def trace_prompt(
 
     The caller has tokenised the fact and checked the config: `causal_trace` and `trace_facts` do.
     """
+    config = config.at(prompt.length, model.cfg.n_layers)
     wanted = range(prompt.length) if config.positions is None else config.positions
-    if outside := [p for p in wanted if p >= prompt.length]:
-        raise ValueError(f"The positions {outside} do not exist: the prompt has {prompt.length} tokens.")
     measures = make_measures(model, fact, prompt, metrics, config.wrong_answer)
     if config.method == "exact":
         ran = _corrupted(model, fact, prompt, config) if ran is None else ran

@@ -15,7 +15,7 @@ from rome_lens.plots.style import (
     METHOD_COLOURS,
     PANEL_TITLE,
     ROLE_COLOURS,
-    check_columns,
+    checked_frame,
     with_n,
 )
 
@@ -31,7 +31,7 @@ def plot_average_effects(frame: pd.DataFrame, *, panel: str = "kind", line: str 
         line: column of which each value has a line. Roles have intervals; of other lines, which may lie close together,
             the first has one.
     """
-    check_columns(frame, [panel, line, "layer", "mean", "ci_low", "ci_high", "n"], "average_effects()")
+    frame = checked_frame(frame, [panel, line, "layer", "mean", "ci_low", "ci_high", "n"], "average_effects()")
     panels: Sequence[str] = list(frame[panel].unique())
     names = list(frame[line].unique())
     palette = (*ROLE_COLOURS, *["#333333"] * len(names)) if line == "role" else ("#222222", *METHOD_COLOURS[1:])

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from rome_lens.checking import checked
 from rome_lens.data.records import EditRequest
-from rome_lens.edit.artifact.adapter import save_lora
+from rome_lens.edit.artifact.adapter import load_lora, save_lora
 from rome_lens.edit.artifact.applied import AppliedEdit, applied_edits
 from rome_lens.edit.artifact.file import load_fields, save_fields
 from rome_lens.edit.artifact.health import EditHealth
@@ -259,14 +260,26 @@ class Edit:
         """Reads a file that `save` wrote. Untrusted files are safe: all content is checked, and none of it is executed.
 
         Args:
-            path: The file.
+            path: The file; or the folder of an adapter, which `from_peft` reads.
             max_bytes: Larger files are refused; an edit of one fact takes a few KB.
 
         Raises:
             FileNotFoundError: there is no such file.
             FormatError: the file is too large, damaged, something else, or its parts do not fit together.
         """
+        if Path(path).is_dir():
+            return cls.from_peft(path)
         return cls(**load_fields(path, max_bytes=max_bytes))
+
+    @classmethod
+    def from_peft(cls, folder: str | os.PathLike[str]) -> "Edit":
+        """Reads a LoRA adapter of MLP matrices, such as `to_peft` writes. It does not tell what requests it is for.
+
+        Raises:
+            FileNotFoundError: the folder holds no adapter.
+            FormatError: it is damaged, of another kind than LoRA, or changes more than MLP matrices.
+        """
+        return cls(tuple(load_lora(folder)), (), method="peft")
 
     def __str__(self) -> str:
         layers = ", ".join(str(layer) for layer in dict.fromkeys(update.layer for update in self.updates))

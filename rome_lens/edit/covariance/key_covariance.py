@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.checking import checked
+from rome_lens.checking import checked_result
 from rome_lens.edit.artifact.written import writings
 from rome_lens.edit.covariance.diagnostics import (
     CovarianceReport,
@@ -38,7 +38,7 @@ _LEAST_COSINE = 0.99  # between a model's fingerprint and the stored one
 _LEAST_COSINE_EDITED = 0.5  # edits of earlier layers move the keys; those of another model have nothing in common
 
 
-@checked
+@checked_result
 @dataclass(frozen=True, eq=False)
 class KeyCovariance:
     """The uncentred second moment of a layer's keys, and its provenance.

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from rome_lens.checking import check_whole, checked
+from rome_lens.checking import check_least, check_positive, check_whole, checked
 from rome_lens.edit.artifact.edit import Edit, as_json
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
@@ -15,7 +15,7 @@ from rome_lens.edit.methods.batch import Measured, checked_layers, spread_over_l
 from rome_lens.edit.methods.closed_forms import memit_factor
 from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.search.key import prefix_activations
-from rome_lens.edit.search.settings import SearchConfig, check_ascending, check_least, check_positive
+from rome_lens.edit.search.settings import SearchConfig, check_ascending
 from rome_lens.edit.search.targets import check_requests
 from rome_lens.edit.search.value import search_figures
 from rome_lens.edit.search.windows import AnyEditTargets, answer_rows, window_values

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 import torch
 from tqdm.auto import tqdm
 
-from rome_lens.checking import checked
+from rome_lens.checking import check_least, check_positive, checked
 from rome_lens.data.records import Continuation, target_rows
 from rome_lens.edit.artifact.edit import Edit, as_json
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.artifact.written import keeping
 from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.presets.table import preset_to_use
-from rome_lens.edit.search.settings import check_positive
 from rome_lens.errors import EditError
 from rome_lens.models import Model, find_output_matrix, frozen, requiring_grad
 from rome_lens.models.teacher_forcing import run_until
@@ -44,6 +43,7 @@ class FinetuneConfig:
         if not self.layers or len(set(self.layers)) < len(self.layers) or min(self.layers) < 0:
             raise ValueError(f"layers is {self.layers!r}, expected one or more blocks, counted from 0, each once.")
         check_positive(self, "learning_rate", "steps", "max_change")
+        check_least(self, weight_decay=0)
 
     @classmethod
     def constrained(cls, layers: Sequence[int] = (0,), *, max_change: float = 5e-4) -> "FinetuneConfig":

@@ -8,12 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens.checking import checked
+from rome_lens.checking import check_least, checked
 from rome_lens.data.records import Continuation, EditRequest, Fact, check_prompts, target_rows
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
 from rome_lens.edit.methods.requests import Requests, only_request
-from rome_lens.edit.search.settings import check_least
 from rome_lens.errors import EditError
 from rome_lens.models import (
     Hook,

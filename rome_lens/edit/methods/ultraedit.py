@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens.checking import check_whole, checked
+from rome_lens.checking import check_positive, check_whole, checked
 from rome_lens.data.records import Continuation, EditRequest, target_rows
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
@@ -17,7 +17,7 @@ from rome_lens.edit.methods.memory import EditMemory
 from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.presets.table import preset_to_use
 from rome_lens.edit.search.gradients import inputs_and_gradients
-from rome_lens.edit.search.settings import check_ascending, check_positive
+from rome_lens.edit.search.settings import check_ascending
 from rome_lens.edit.search.targets import check_requests
 from rome_lens.errors import EditError
 from rome_lens.models import MlpMatrix, Model, in_float64, logits

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
-from rome_lens.checking import check_seed, check_whole
+from rome_lens.checking import check_least, check_positive, check_seed, check_whole
 from rome_lens.edit.presets.table import Method, preset_to_use
 from rome_lens.edit.search.contexts import EditedToken, check_contexts, check_lengths, check_token, sample_contexts
 from rome_lens.models import Model
@@ -102,17 +102,3 @@ def check_ascending(layers: Sequence[int]) -> None:
     """Raises ValueError unless these are distinct, ascending numbers of blocks."""
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0:
         raise ValueError(f"layers is {list(layers)}, expected distinct, ascending numbers of blocks, counted from 0.")
-
-
-def check_positive(config: object, *names: str) -> None:
-    """Raises ValueError unless these fields of the config are None or above 0."""
-    for name in names:
-        if (value := getattr(config, name)) is not None and not value > 0:
-            raise ValueError(f"{name} is {value}, expected a number above 0.")
-
-
-def check_least(config: object, **least: int | float) -> None:
-    """Raises ValueError unless these fields of the config are None or at least this large."""
-    for name, smallest in least.items():
-        if (value := getattr(config, name)) is not None and not value >= smallest:
-            raise ValueError(f"{name} is {value}, expected at least {smallest}.")

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens.checking import checked
+from rome_lens.checking import checked, checked_result
 from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
 from rome_lens.edit.artifact.health import (
@@ -54,7 +54,7 @@ _SAVED_AT_ONCE = 4  # facts whose search a kill may lose
 MOST_OF_THE_RANK = 0.8
 
 
-@checked
+@checked_result
 @dataclass(frozen=True)
 class LedgerRoom:
     """How full a ledger is.

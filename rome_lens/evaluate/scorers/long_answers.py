@@ -4,7 +4,7 @@ import warnings
 from statistics import fmean
 
 from rome_lens.calling import undrawn
-from rome_lens.checking import check_whole, checked
+from rome_lens.checking import check_tensor, check_whole, checked
 from rome_lens.data.records import QuestionRecord
 from rome_lens.errors import UnavailableError
 from rome_lens.evaluate.answers import generate_answers
@@ -38,7 +38,8 @@ def score_long_answers(
     for (group, question), answer in zip(asked, answers, strict=True):
         figures = text_overlap(_without_specials(model, question.text), answer.text)
         if encoder is not None:
-            one, other = encoder([_without_specials(model, question.text), answer.text])
+            vectors = encoder([_without_specials(model, question.text), answer.text])
+            one, other = check_tensor("The encoder", vectors, 2, "width")
             figures["cosine"] = float(one @ other)
         found.setdefault(group, []).append(figures)
     return {

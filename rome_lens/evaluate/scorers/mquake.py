@@ -7,7 +7,7 @@ from rome_lens.checking import checked
 from rome_lens.data.cases import MultiHopRecord
 from rome_lens.data.records import Question
 from rome_lens.evaluate.answers import Answer, generate_answers
-from rome_lens.evaluate.judges import Judge, exact_match
+from rome_lens.evaluate.judges import Judge, exact_match, verdict
 from rome_lens.models import Model
 
 
@@ -34,12 +34,12 @@ def score_mquake(
 
     def right(questions: Sequence[Question], answers: Sequence[Answer]) -> list[float]:
         pairs = zip(questions, answers, strict=True)
-        return [judge(q.prompt, (q.text, *q.aliases), answer.text) for q, answer in pairs]
+        return [verdict(judge, q.prompt, (q.text, *q.aliases), answer.text) for q, answer in pairs]
 
     replies = [next(written) for _ in record.questions]
     scores = {"multi_hop": max(right(record.questions, replies))}
     pairs = list(zip(record.questions, replies, strict=True))
-    if before := [judge(q.prompt, (q.instead,), answer.text) for q, answer in pairs if q.instead]:
+    if before := [verdict(judge, q.prompt, (q.instead,), answer.text) for q, answer in pairs if q.instead]:
         scores["unchanged"] = max(before)
     scores["edit_wise"] = fmean(right(edits, [next(written) for _ in edits]))
     if record.hops:

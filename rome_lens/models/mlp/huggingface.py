@@ -1,5 +1,6 @@
 """Where models of Hugging Face's classes keep their MLPs' matrices."""
 
+import re
 from typing import Any
 
 import torch
@@ -42,6 +43,17 @@ _INPUTS = {
     "down_proj": "up_proj",
 }
 """The module with W_in, by the last name of the one with W_out; W_gate is in `gate_proj`."""
+
+
+def place_of_module(path: str) -> tuple[int, MlpMatrix]:
+    """The layer and matrix of an MLP's module, from its dotted name. Raises ValueError if it is none known here."""
+    for known in _MODULES:
+        parent, _, last = known.rpartition(".")
+        names: dict[str, MlpMatrix] = {last: "out", _INPUTS[last]: "in", "gate_proj": "gate"}
+        found = re.fullmatch(re.escape(parent).replace(r"\{\}", r"(\d+)") + r"\.(\w+)", path)
+        if found and found[2] in names:
+            return int(found[1]), names[found[2]]
+    raise ValueError(f"{path!r} is no matrix of an MLP known here, expected {', '.join(_MODULES)} or their inputs")
 
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from rome_lens.checking import checked
+from rome_lens.checking import checked, checked_result
 from rome_lens.data.records import Continuation, target_rows
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
@@ -23,7 +23,7 @@ _KIND = "rome_lens mend editor 2"
 _FACTS = {"layers": list, "widths": list, "config": dict, "model": str, "architecture": str, "history": list}
 
 
-@checked
+@checked_result
 @dataclass(frozen=True, eq=False)
 class MendEditor:
     """An editor for one model: `train_mend` returns it, `mend` uses it.
