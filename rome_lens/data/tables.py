@@ -1,15 +1,14 @@
-"""Records from files of any kind that data sets are published in: JSON, JSON lines, CSV, Parquet, Hugging Face's."""
+"""Records from files of any kind that data sets are published in: JSON, JSON lines, CSV, Hugging Face's."""
 
 import csv
 import io
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rome_lens.data.record_files import read_records
-from rome_lens.errors import FormatError, UnavailableError
+from rome_lens.errors import FormatError
 from rome_lens.storage import MOST_JSON_BYTES, check_size, existing_file, foreign
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -21,14 +20,9 @@ def raw_records(source: Any) -> Any:
     Raises:
         FileNotFoundError: There is no such file.
         FormatError: The file is of another kind or damaged, or what was given is no data set.
-        UnavailableError: A Parquet file, and nothing installed that reads it.
     """
     if isinstance(source, str | os.PathLike):
         path = existing_file(source, "a file of records")
-        with path.open("rb") as opened:
-            start = opened.read(4)
-        if start == b"PAR1":
-            return _parquet_rows(path)
         if path.suffix.lower() in _SEPARATORS:
             return _csv_rows(path)
         return read_records(path)
@@ -57,18 +51,3 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
             if None in row or None in row.values():
                 raise ValueError(f"row {number} has not as many cells as the header")
         return rows
-
-
-def _parquet_rows(path: Path) -> Any:
-    import pandas as pd
-
-    check_size(path, MOST_JSON_BYTES)
-    try:
-        with foreign(path, "is damaged or is not Parquet", "Fetch it again."):
-            return json.loads(pd.read_parquet(path).to_json(orient="records"))
-    except FormatError as error:
-        if isinstance(error.__cause__, ImportError):
-            raise UnavailableError(
-                f"{path} is a Parquet file, and nothing is installed that reads it: pip install pyarrow."
-            ) from error
-        raise
