@@ -10,8 +10,7 @@ from torch import Tensor
 from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.health import EditHealth
 from rome_lens.edit.artifact.update import Update, one_for_each_matrix
-from rome_lens.errors import EditError, FormatError
-from rome_lens.storage import load_tensors, save_tensors
+from rome_lens.storage import foreign, load_tensors, save_tensors
 
 _KIND = "rome_lens edit 3"
 _FACTS = {
@@ -59,12 +58,10 @@ def load_fields(path: str | os.PathLike[str], *, max_bytes: int) -> dict[str, An
     tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS, may_lack=_MAY_LACK, max_bytes=max_bytes)
     layers, made_for, requests, health = (facts.pop(name) for name in ("layers", "made_for", "requests", "health"))
     matrices = facts.pop("matrices", ["out"] * len(layers))
-    try:
+    with foreign(path, "is not a whole edit"):
         numbers = range(len(layers))
         if tensors.keys() != {f"{i}.{side}" for i in numbers for side in ("left", "right")}:
             raise ValueError(f"it holds the tensors {sorted(tensors)[:6]} for {len(layers)} updates")
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise ValueError("its factors hold NaN or infinity, expected finite float32 matrices")
         updates = [
             Update(layer, tensors[f"{i}.left"], tensors[f"{i}.right"], weights, matrix)
             for i, layer, weights, matrix in zip(numbers, layers, made_for, matrices, strict=True)
@@ -76,5 +73,3 @@ def load_fields(path: str | os.PathLike[str], *, max_bytes: int) -> dict[str, An
             "requests": tuple(EditRequest(**request) for request in requests),
             "health": None if health is None else EditHealth(**health),
         }
-    except (TypeError, ValueError, EditError) as error:
-        raise FormatError(f"{path} is not a whole edit ({error}). Save or fetch it again.") from error

@@ -68,6 +68,8 @@ def write_batch(
     if memory is not None:
         memory.check(problem.method, as_json(problem.config))
     layers = checked_layers(model, problem.config.layers, covariances)
+    if memory is not None:
+        memory.expect(**{f"keys.{layer}": covariances[layer].second_moment.shape for layer in layers})
     preserve = problem.preserve
     if preserve == "auto":
         edited = {layer: covariances[layer] for layer in layers}
