@@ -28,6 +28,7 @@ from rome_lens.evaluate.sequence_edits import SequenceEdits, as_one
 from rome_lens.evaluate.sequence_tables import EditSequence, Key, check_names, number_or_nan, tables
 from rome_lens.evaluate.side_effects.perplexity import perplexity
 from rome_lens.models import MlpMatrix, Model, find_matrix, model_identity
+from rome_lens.models.tokens import check_unicode
 from rome_lens.storage import Journal, check_same, digest, foreign, open_journal, plain, read_journal
 
 _KIND = "rome_lens sequence of edits 1"
@@ -124,6 +125,7 @@ def edit_sequence(
     for start in starts:
         check_requests(_requests(records[start : start + batch]))
     stop = StopRule() if stop is None else stop
+    check_unicode(text or "")
     text_digest = None if text is None else hashlib.sha256(text.encode()).hexdigest()
     depends = {"text": text_digest, "perplexity_tokens": perplexity_tokens, "method": plain(method)}
     depends |= {"batch": batch, "score": plain(score)}
