@@ -13,7 +13,7 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (
         b"PAR1",
         "a Parquet file",
-        "That is never read: one damaged byte can end the whole process. If you trust it, give what pandas makes of it: "
+        "That is never read: one damaged byte can end the process. If you trust it, give what pandas makes of it: "
         "load_records(json.loads(pandas.read_parquet(path).to_json(orient='records'))).",
     ),
     (b"ARROW1", "an Arrow (Feather) file", _CONVERT.format("feather")),

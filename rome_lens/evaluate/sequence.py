@@ -215,7 +215,7 @@ def _requests(records: Iterable[Record]) -> list[EditRequest]:
 
 
 def _read(row: Mapping[str, Any]) -> tuple[Key, Any]:
-    """A row by its kind and the number of edits. Raises TypeError, ValueError or KeyError if it has not what it needs."""
+    """A row by its kind and the number of edits. Raises TypeError, ValueError or KeyError if it lacks what it needs."""
     kind, number, value = str(row["kind"]), int(row["number"]), row["row"]
     check_whole(least=0, number=number)
     scores = {"base": [value], "scores": value, "edit": [value]}.get(kind, [])

@@ -131,6 +131,6 @@ class CausalTrace:
             start, end = trace.subject_range
             if trace.restored.ndim != 2 or len(grid) != len(trace.tokens) or not 0 <= start < end <= len(grid):
                 raise ValueError(
-                    f"a grid {list(trace.restored.shape)} of {len(trace.tokens)} tokens, the subject at {start} to {end}"
+                    f"a grid {list(trace.restored.shape)} of {len(trace.tokens)} tokens, subject at {start} to {end}"
                 )
             return trace

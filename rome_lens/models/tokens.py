@@ -10,7 +10,6 @@ from rome_lens.models.kinds import Model, is_bridge
 from rome_lens.models.parameters import bos_token, check_model
 from rome_lens.models.spacing import separator
 
-
 _BLOCK = 1 << 20  # characters tokenised at once
 
 
@@ -126,8 +125,8 @@ def check_unicode(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"The text {text[:60]!r} holds {text[error.start]!r} at character {error.start}: half of a character, which "
-            "is no text. Leave it out, or read the text again: open(path, encoding='utf-8')."
+            f"The text {text[:60]!r} holds {text[error.start]!r} at character {error.start}: half of a character, "
+            "which is no text. Leave it out, or read the text again: open(path, encoding='utf-8')."
         ) from error
 
 

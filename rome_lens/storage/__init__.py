@@ -9,7 +9,15 @@ from rome_lens.storage.checkpoint import Checkpoint, open_checkpoint, read_check
 from rome_lens.storage.files import check_new_file, check_room, new_file, writing
 from rome_lens.storage.identity import check_same, plain
 from rome_lens.storage.journal import Journal, open_journal, read_journal
-from rome_lens.storage.reading import MOST_JSON_BYTES, check_size, existing_file, foreign, is_out_of_memory, load_json, parse_json
+from rome_lens.storage.reading import (
+    MOST_JSON_BYTES,
+    check_size,
+    existing_file,
+    foreign,
+    is_out_of_memory,
+    load_json,
+    parse_json,
+)
 from rome_lens.storage.tensors import check_shapes, digest, load_tensors, save_tensors
 
 __all__ = [

@@ -59,7 +59,8 @@ def foreign(path: str | os.PathLike[str], problem: str, advice: str = "Save or f
             raise
         if is_out_of_memory(error):
             raise UnavailableError(
-                f"There is not enough memory to read {path} ({_reason(error)}). Free some, or read it on a larger machine."
+                f"There is not enough memory to read {path} ({_reason(error)}). Free some, or read it on a larger "
+                "machine."
             ) from error
         raise FormatError(f"{path} {problem} ({_reason(error)}). {advice}") from error
 

@@ -1,5 +1,7 @@
 """Texts become the tokens that the model's own to_tokens gives, with the characters they cover."""
 
+from itertools import chain
+
 import pytest
 import torch
 
@@ -129,18 +131,18 @@ def test_a_long_text_is_read_no_further_than_needed(tiny, monkeypatch):
     monkeypatch.setattr(tokens, "_encode", lambda model, text: seen.append(text) or encode(model, text))
     whole = tiny.tokenizer(CORPUS * 20, add_special_tokens=False)["input_ids"]
     pieces = list(tokens.token_pieces(tiny, [CORPUS * 20], 8, 40))
-    assert sum(pieces, []) == whole[:40]
+    assert list(chain(*pieces)) == whole[:40]
     assert len(seen) == 1
     assert len(seen[0]) <= 1000
-    assert sum(tokens.token_pieces(tiny, [CORPUS * 20], 8, 1 << 20), []) == whole
+    assert list(chain(*tokens.token_pieces(tiny, [CORPUS * 20], 8, 1 << 20))) == whole
     assert sum(map(len, seen[1:])) == len(CORPUS * 20)
     short = CORPUS[:499]
     list(tokens.token_pieces(tiny, [short, short], 8, 1 << 20))
     assert seen[-2:] == [short, short]
 
 
-@pytest.mark.parametrize("half", ["\ud800", "\udfff"])
-def test_half_a_character_is_named_wherever_text_comes_in(tiny, half):
+def test_half_a_character_is_named_wherever_text_comes_in(tiny):
+    half = "\ud800"
     text = f"The capital of {half} is"
     calls = [
         lambda: rl.Fact("{} is in", half),

@@ -60,8 +60,8 @@ def texts_from_dataset(
     """The texts of a dataset, streamed: only what is read is downloaded.
 
     The paper used Wikipedia: `texts_from_dataset("wikimedia/wikipedia", "20231101.en", seed=0)`. A smaller one:
-    `texts_from_dataset("Salesforce/wikitext", "wikitext-103-raw-v1")`. The package datasets reads Parquet with code that a
-    damaged file can crash: give folders that you trust.
+    `texts_from_dataset("Salesforce/wikitext", "wikitext-103-raw-v1")`. The package
+    datasets reads Parquet with code that a damaged file can crash: give folders that you trust.
 
     Args:
         name: Name of a dataset on the Hugging Face hub, or a folder that holds one (Parquet, JSON lines, text).

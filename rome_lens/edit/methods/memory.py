@@ -46,8 +46,8 @@ class EditMemory:
         for name, shape in shapes.items():
             if name in self.tensors and self.tensors[name].shape != shape:
                 raise ValueError(
-                    f"{name} of this memory is {list(self.tensors[name].shape)}, expected {list(shape)}: it was begun on "
-                    "another model. Give each sequence a memory of its own: EditMemory()."
+                    f"{name} of this memory is {list(self.tensors[name].shape)}, expected {list(shape)}: it was begun "
+                    "on another model. Give each sequence a memory of its own: EditMemory()."
                 )
 
     def keep(self, method: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -75,8 +75,8 @@ class EditLedger:
     """Facts that a model is to say, in one layer, added and withdrawn in any order.
 
     Args:
-        model: Unedited; run when facts are added and for the edit, and left unchanged. It has to stay as it is while the
-            ledger is used (with the ledger's own edit reverted).
+        model: Unedited; run when facts are added and for the edit, and left unchanged. It has to stay as it is while
+            the ledger is used (with the ledger's own edit reverted).
         covariances: Covariances of the keys, by layer; None: the one that ships for the model.
         config: ROME's numbers, of which `consistent` has to be true: a fact has one key. Its layer may be left out if
             there is one covariance.
@@ -154,9 +154,9 @@ class EditLedger:
             progress: shows a bar.
 
         Raises:
-            EditError: the model is not as it was when the ledger was begun, in any weight; a fact's key is that of another
-                fact or of what is preserved; there is no room for so many; or a loss is not finite. What was found
-                until then is kept.
+            EditError: the model is not as it was when the ledger was begun, in any weight; a fact's key is that of
+                another fact or of what is preserved; there is no room for so many; or a loss is not finite. What was
+                found until then is kept.
             UnavailableError: another run has the ledger open, or the disk is full; what was there is kept.
             ValueError: two targets for one prompt, or a prompt that does not fit.
 
@@ -308,8 +308,8 @@ class EditLedger:
         """Raises EditError unless every weight is as it was: keys and values are those of the model as it is."""
         if model_identity(self._model) != self._made_on:
             raise EditError(
-                f"{self._model.cfg.model_name} is not what it was when the ledger was begun: its weights have changed, in "
-                f"layer {self.layer} or another. Revert the edits of the model (revert_edits), or begin a ledger for it."
+                f"{self._model.cfg.model_name} is not what it was when the ledger was begun: its weights have changed, "
+                f"in layer {self.layer} or another. Revert the model's edits (revert_edits), or begin a ledger for it."
             )
 
     def _warn_if_nearly_full(self) -> None:

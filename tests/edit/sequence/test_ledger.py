@@ -177,7 +177,9 @@ def test_a_model_that_was_changed_meanwhile_is_refused(tiny):
         for verb in (lambda: ledger.add(REQUESTS[0], progress=False), ledger.edit, ledger.to_frame, ledger.room):
             with (
                 changed.applied(tiny),
-                pytest.raises(rl.errors.EditError, match="is not what it was .* weights have changed.* Revert the edits"),
+                pytest.raises(
+                    rl.errors.EditError, match="is not what it was .* weights have changed.* Revert the model's edits"
+                ),
             ):
                 verb()
     assert ledger.facts == (REQUEST,)

@@ -13,8 +13,8 @@ from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_probl
 from rome_lens.edit.methods.mend.config import MendConfig
 from rome_lens.edit.methods.mend.factors import edited_factors, edits_in_place, gradient_factors
 from rome_lens.edit.methods.mend.network import EditorNetwork
-from rome_lens.edit.methods.requests import Requests, only_request
 from rome_lens.edit.methods.mend.state import checked_history
+from rome_lens.edit.methods.requests import Requests, only_request
 from rome_lens.edit.search.settings import check_ascending
 from rome_lens.errors import EditError
 from rome_lens.models import Model, architecture_digest, output_matrix
