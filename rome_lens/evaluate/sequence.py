@@ -218,15 +218,13 @@ def _read(row: Mapping[str, Any]) -> tuple[Key, Any]:
     """A row by its kind and the number of edits. Raises TypeError, ValueError or KeyError if it lacks what it needs."""
     kind, number, value = str(row["kind"]), int(row["number"]), row["row"]
     check_whole(least=0, number=number)
-    scores = {"base": [value], "scores": value, "edit": [value]}.get(kind, [])
+    scores = {"base": [value], "scores": value, "perplexity": [{kind: value}]}.get(kind, [])
     if kind == "edit":
         EditRequest(**value["request"])
         EditHealth(**({"update_norm": 0.0, "relative_update_norm": 0.0} | value["health"]))
         scores = [value["scores"], value["norm_growth"]]
-        if not isinstance(value["error"], str):
-            raise TypeError(f"the error is {value['error']!r}, expected a text")
-    elif kind == "perplexity":
-        scores = [{kind: value}]
+        if not isinstance(error := value.get("error", ""), str):
+            raise TypeError(f"the error is {error!r}, expected a text")
     for each in scores:
         if not all(isinstance(score, int | float | None) for score in each.values()):
             raise TypeError(f"the numbers are {str(each)[:80]}")
