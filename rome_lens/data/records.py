@@ -7,7 +7,7 @@ from rome_lens.checking import checked, remedies
 from rome_lens.errors import DataWarning, warn
 from rome_lens.models import Model
 from rome_lens.models.teacher_forcing import TargetRow
-from rome_lens.models.tokens import TokenizedText, tokenize, tokenize_continuation
+from rome_lens.models.tokens import TokenizedText, check_unicode, tokenize, tokenize_continuation
 
 PLACE = "{}"
 
@@ -38,6 +38,7 @@ def check_template(template: str, what: str) -> None:
             f"The {what} {template!r} holds {{}} {template.count(PLACE)} times, expected exactly once. "
             f"Write the {what} with {{}} where the subject stands."
         )
+    check_unicode(template)
 
 
 def check_text(value: str, what: str) -> None:
@@ -46,6 +47,7 @@ def check_text(value: str, what: str) -> None:
         raise TypeError(f"The {what} is {value!r}, expected a string.")
     if not value.strip():
         raise ValueError(f"The {what} is empty ({value!r}). Give at least one character that is not a space.")
+    check_unicode(value)
 
 
 def check_subject(subject: str) -> None:

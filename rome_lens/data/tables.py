@@ -1,4 +1,4 @@
-"""Records from files of any kind that data sets are published in: JSON, JSON lines, CSV, Parquet, Hugging Face's."""
+"""Records from files of any kind that data sets are published in: JSON, JSON lines, CSV, Hugging Face's."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from rome_lens.data.record_files import read_records
-from rome_lens.errors import FormatError, UnavailableError
+from rome_lens.errors import FormatError
 from rome_lens.storage import MOST_JSON_BYTES, check_size, existing_file, foreign
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -21,10 +21,6 @@ def raw_records(source: Any) -> Any:
     """What a file or a data set holds, as JSON's values."""
     if isinstance(source, str | os.PathLike):
         path = existing_file(source, "a file of records")
-        with path.open("rb") as opened:
-            start = opened.read(4)
-        if start == b"PAR1":
-            return _parquet_rows(path)
         if path.suffix.lower() in _SEPARATORS:
             return _csv_rows(path)
         return read_records(path)
@@ -63,16 +59,3 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
 def _frame_rows(frame: pd.DataFrame) -> Any:
     """The rows as JSON's values; a missing cell is None."""
     return json.loads(frame.to_json(orient="records", force_ascii=False))
-
-
-def _parquet_rows(path: Path) -> Any:
-    check_size(path, MOST_JSON_BYTES)
-    try:
-        with foreign(path, "is damaged or is not Parquet", "Fetch it again."):
-            return _frame_rows(pd.read_parquet(path))
-    except FormatError as error:
-        if isinstance(error.__cause__, ImportError):
-            raise UnavailableError(
-                f"{path} is a Parquet file, and nothing is installed that reads it: pip install pyarrow."
-            ) from error
-        raise

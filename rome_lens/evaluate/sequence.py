@@ -28,7 +28,8 @@ from rome_lens.evaluate.sequence_edits import SequenceEdits, as_one
 from rome_lens.evaluate.sequence_tables import EditSequence, Key, check_names, number_or_nan, tables
 from rome_lens.evaluate.side_effects.perplexity import perplexity
 from rome_lens.models import MlpMatrix, Model, find_matrix, model_identity
-from rome_lens.storage import Journal, check_same, digest, open_journal, plain, read_journal
+from rome_lens.models.tokens import check_unicode
+from rome_lens.storage import Journal, check_same, digest, foreign, open_journal, plain, read_journal
 
 _KIND = "rome_lens sequence of edits 1"
 Originals = dict[tuple[int, MlpMatrix], Float[Tensor, "d_in d_out"]]
@@ -124,6 +125,7 @@ def edit_sequence(
     for start in starts:
         check_requests(_requests(records[start : start + batch]))
     stop = StopRule() if stop is None else stop
+    check_unicode(text or "")
     text_digest = None if text is None else hashlib.sha256(text.encode()).hexdigest()
     depends = {"text": text_digest, "perplexity_tokens": perplexity_tokens, "method": plain(method)}
     depends |= {"batch": batch, "score": plain(score)}
@@ -202,7 +204,8 @@ def load_sequence(folder: str | os.PathLike[str]) -> EditSequence:
         FileNotFoundError: there is no sequence in this folder.
     """
     rows = dict(read_journal(folder, kind=_KIND, read=_read))
-    return tables(rows, max((number for kind, number in rows if kind == "edit"), default=0), "")
+    with foreign(folder, "holds rows that belong to no sequence", "Measure it again in another folder."):
+        return tables(rows, max((number for kind, number in rows if kind == "edit"), default=0), "")
 
 
 def _requests(records: Iterable[Record]) -> list[EditRequest]:
@@ -211,8 +214,20 @@ def _requests(records: Iterable[Record]) -> list[EditRequest]:
 
 
 def _read(row: Mapping[str, Any]) -> tuple[Key, Any]:
-    """A row by its kind and the number of edits."""
-    return (str(row["kind"]), int(row["number"])), row["row"]
+    """A row by its kind and the number of edits. Raises TypeError, ValueError or KeyError if it lacks what it needs."""
+    kind, number, value = str(row["kind"]), int(row["number"]), row["row"]
+    check_whole(least=0, number=number)
+    scores = {"base": [value], "scores": value, "perplexity": [{kind: value}]}.get(kind, [])
+    if kind == "edit":
+        EditRequest(**value["request"])
+        EditHealth(**({"update_norm": 0.0, "relative_update_norm": 0.0} | value["health"]))
+        scores = [value["scores"], value["norm_growth"]]
+        if not isinstance(error := value.get("error", ""), str):
+            raise TypeError(f"the error is {error!r}, expected a text")
+    for each in scores:
+        if not all(isinstance(score, int | float | None) for score in each.values()):
+            raise TypeError(f"the numbers are {str(each)[:80]}")
+    return (kind, number), value
 
 
 class _Rows:

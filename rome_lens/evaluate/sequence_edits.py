@@ -36,7 +36,8 @@ class SequenceEdits:
             return self._made(number, requests)
         path = self._folder / f"{number:05}.safetensors"
         edit = kept_edit(path, requests, partial(self._made, number, requests))
-        self._memory_path(number - 1).unlink(missing_ok=True)
+        if (before := self._memory_path(number - 1)).is_file():
+            before.unlink()
         return edit
 
     def _made(self, number: int, requests: Sequence[EditRequest]) -> Edit:

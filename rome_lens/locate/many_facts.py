@@ -160,4 +160,4 @@ def _key(fact: Fact, config: TraceConfig) -> str:
 
 def _read(row: Mapping[str, Any]) -> tuple[str, CausalTrace]:
     """A stored trace and its `_key`."""
-    return row["key"], CausalTrace.from_dict(row["trace"])
+    return str(row["key"]), CausalTrace.from_dict(row["trace"])

@@ -409,20 +409,16 @@ def test_csv_and_json_lines_are_read_and_a_row_that_lacks_cells_is_named(tmp_pat
     assert load_records(lines) == [CASES["QAEdit"][1]]
 
 
-def test_parquet_is_read_by_pandas_or_the_error_says_what_to_install(tmp_path, monkeypatch):
-    """What pandas reads is checked with a frame in its place, so that no engine is needed."""
+def test_parquet_is_refused_unread_and_the_advice_works(tmp_path, monkeypatch):
+    """No reader of Parquet survives every damaged file: one byte ended the process."""
     path = tmp_path / "rows.parquet"
-    path.write_bytes(b"PAR1 and more")
     frame = pd.DataFrame([CASES["QAEdit"][0]])
-    monkeypatch.setattr(pd, "read_parquet", lambda path: frame)
-    assert load_records(path) == [CASES["QAEdit"][1]]
-
-    def missing(path):
-        raise ImportError("Unable to find a usable engine")
-
-    monkeypatch.setattr(pd, "read_parquet", missing)
-    with pytest.raises(rl.errors.UnavailableError, match="is a Parquet file, and nothing .* pip install pyarrow"):
+    frame.to_parquet(path)
+    advice = json.loads(pd.read_parquet(path).to_json(orient="records"))
+    monkeypatch.setattr(pd, "read_parquet", lambda path: pytest.fail("read"))
+    with pytest.raises(rl.errors.FormatError, match=r"is a Parquet file.*never read.*load_records\(json.loads\(pandas"):
         load_records(path)
+    assert load_records(advice) == [CASES["QAEdit"][1]]
 
 
 def test_a_data_set_object_gives_its_rows_and_broken_ones_can_be_left_out():

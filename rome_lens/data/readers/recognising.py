@@ -124,8 +124,8 @@ def load_records(source: Any, *, strict: bool = True) -> list[AnyRecord]:
     several records have, which are numbered anew, are told by a DataWarning.
 
     Args:
-        source: A file of JSON, JSON lines, CSV or Parquet; a data set of Hugging Face's `datasets`; a DataFrame; or a
-            list of dicts.
+        source: A file of JSON, JSON lines or CSV; a data set of Hugging Face's `datasets`; a DataFrame; or a list of
+            dicts.
         strict: Whether a broken record is an error. If not, it is left out, and a DataWarning tells which and why.
 
     Returns:
@@ -135,7 +135,6 @@ def load_records(source: Any, *, strict: bool = True) -> list[AnyRecord]:
         FileNotFoundError: There is no such file.
         FormatError: The file is damaged or of another kind, no schema fits, or a record lacks a field or has a broken
             one; the message names the schema, the record and the field.
-        UnavailableError: A Parquet file, and nothing installed that reads it.
     """
     place = _place(source)
     raw = raw_records(source)

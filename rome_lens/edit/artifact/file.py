@@ -10,8 +10,7 @@ from torch import Tensor
 from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.health import EditHealth
 from rome_lens.edit.artifact.update import Update, one_for_each_matrix
-from rome_lens.errors import EditError, FormatError
-from rome_lens.storage import load_tensors, save_tensors
+from rome_lens.storage import foreign, load_tensors, save_tensors
 
 _KIND = "rome_lens edit 4"
 _FACTS = {
@@ -58,12 +57,10 @@ def load_fields(path: str | os.PathLike[str], *, max_bytes: int) -> dict[str, An
     layers, matrices, made_for, requests, health = map(
         facts.pop, ("layers", "matrices", "made_for", "requests", "health")
     )
-    try:
+    with foreign(path, "is not a whole edit"):
         numbers = range(len(layers))
         if tensors.keys() != {f"{i}.{side}" for i in numbers for side in ("left", "right")}:
             raise ValueError(f"it holds the tensors {sorted(tensors)[:6]} for {len(layers)} updates")
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise ValueError("its factors hold NaN or infinity, expected finite float32 matrices")
         updates = [
             Update(layer, tensors[f"{i}.left"], tensors[f"{i}.right"], weights, matrix)
             for i, layer, weights, matrix in zip(numbers, layers, made_for, matrices, strict=True)
@@ -73,5 +70,3 @@ def load_fields(path: str | os.PathLike[str], *, max_bytes: int) -> dict[str, An
             "requests": tuple(EditRequest(**request) for request in requests),
             "health": None if health is None else EditHealth(**health),
         }
-    except (TypeError, ValueError, EditError) as error:
-        raise FormatError(f"{path} is not a whole edit ({error}). Save or fetch it again.") from error

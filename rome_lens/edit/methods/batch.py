@@ -68,6 +68,8 @@ def write_batch(
     if memory is not None:
         memory.check(problem.method, as_json(problem.config))
     layers = checked_layers(model, problem.config.layers, covariances)
+    if memory is not None:
+        memory.expect(**{f"keys.{layer}": covariances[layer].second_moment.shape for layer in layers})
     preserve = problem.preserve
     if preserve == "auto":
         edited = {layer: covariances[layer] for layer in layers}
@@ -117,13 +119,15 @@ def checked_layers(model: Model, layers: Sequence[int] | None, covariances: Mapp
     layers = sorted(covariances) if layers is None else list(layers)
     if not layers:
         raise CovarianceError("covariances is empty, expected {layer: KeyCovariance}, as collect_covariance gives it.")
-    if missing := [layer for layer in layers if layer not in covariances]:
-        raise CovarianceError(
-            f"There is no covariance of the layers {missing}, only of {sorted(covariances)}. Collect them: "
-            f"collect_covariance(model, layers={missing}, texts=...)."
-        )
     for layer in layers:
         finite_matrix(model, layer)
+    if missing := [layer for layer in layers if layer not in covariances]:
+        raise CovarianceError(
+            f"There is no covariance of the layers {missing}, only of {sorted(covariances)}. Collect all of them in "
+            f"one pass, covariances=collect_covariance(model, layers={layers}, texts=...), or edit others (the "
+            "config's layers)."
+        )
+    for layer in layers:
         covariances[layer].check(model, layer)
         if norms_mlp_output(model, layer):
             raise ValueError(

@@ -175,6 +175,7 @@ class _Statistics:
     def of(cls, memory: EditMemory, shape: torch.Size) -> "_Statistics":
         """Those of a memory; if it has none yet, those of no rows."""
         name, none = f"{shape[0]}x{shape[1]}", torch.zeros(sum(shape), dtype=torch.float64)
+        memory.expect(**{f"{name}.count": (1,), f"{name}.mean": none.shape, f"{name}.squares": none.shape})
         mean, squares = (memory.tensors.get(f"{name}.{each}", none).clone() for each in ("mean", "squares"))
         return cls(name, int(memory.tensors.get(f"{name}.count", torch.zeros(1))[0]), mean, squares)
 

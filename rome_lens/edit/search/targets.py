@@ -13,15 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens.checking import checked
+from rome_lens.checking import check_whole, checked
 from rome_lens.data.records import PLACE, EditRequest
 from rome_lens.edit.search.contexts import EditedToken
 from rome_lens.edit.search.key import subject_activations
 from rome_lens.edit.search.settings import BatchConfig, SearchConfig
 from rome_lens.edit.search.value import Value, optimise_values
-from rome_lens.errors import EditError, FormatError
+from rome_lens.errors import EditError
 from rome_lens.models import Model, check_layer, model_identity, state_name
-from rome_lens.storage import load_tensors, open_checkpoint, plain, save_tensors
+from rome_lens.storage import check_shapes, foreign, load_tensors, open_checkpoint, plain, save_tensors
 
 _KIND = "rome_lens memit targets 2"
 Parts = tuple[dict[str, Tensor], dict[str, Any]]
@@ -97,19 +97,20 @@ class MemitTargets:
     @classmethod
     def _of_parts(cls, path: str | os.PathLike[str] | None, parts: Parts) -> "MemitTargets":
         tensors, facts = parts
-        try:
+        with foreign(path or "", "holds no whole targets", "Find them again."):
+            count, width = len(facts["requests"]), tensors["vectors"].shape[-1]
+            shape = (count, width) if count else (0,)
+            check_shapes(tensors, vectors=shape, initial=shape)
+            check_whole(least=0, layer=facts["layer"])
             requests = tuple(EditRequest(**request) for request in facts["requests"])
             values = tuple(
                 Value(vector, initial, **end)
                 for vector, initial, end in zip(tensors["vectors"], tensors["initial"], facts["ends"], strict=True)
             )
-            search = {name: facts["search"][name] for name in search_numbers(SearchConfig())}
-            targets = cls(facts["layer"], tuple(facts["contexts"]), search, requests, values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{path} holds no whole targets ({error!r}). Find them again.") from error
-        if len(requests) != len(values):
-            raise FormatError(f"{path} holds {len(values)} values of {len(requests)} requests. Find them again.")
-        return targets
+            contexts, names = tuple(facts["contexts"]), search_numbers(SearchConfig())
+            search = {name: facts["search"][name] for name in names}
+            search_numbers(SearchConfig(contexts=contexts, **search))
+            return cls(facts["layer"], contexts, search, requests, values)
 
 
 _DIAGNOSTICS = tuple(f.name for f in fields(Value) if f.name not in ("vector", "initial"))

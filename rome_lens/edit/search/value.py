@@ -16,13 +16,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from rome_lens.checking import checked
 from rome_lens.data.records import EditRequest
-from rome_lens.edit.search.settings import SearchConfig
+from rome_lens.edit.search.settings import SearchConfig, check_least
 from rome_lens.edit.search.suffix import Place, Prompts, Suffixes, prepare_suffixes, run_suffixes, tokenize_prompts
 from rome_lens.errors import EditError
 from rome_lens.models import Model, check_layer, frozen, tokens_that_fit
 
 
+@checked
 @dataclass(frozen=True)
 class Value:
     """v* and the diagnostics of its search.
@@ -45,6 +47,14 @@ class Value:
     kl: float
     weight_decay: float
     clamped: bool
+
+    def __post_init__(self) -> None:
+        check_least(self, steps=0)
+        if self.vector.shape != self.initial.shape or self.nll < 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"A value {list(self.vector.shape)} found from {list(self.initial.shape)} with nll {self.nll} and "
+                f"weight_decay {self.weight_decay}: expected equal shapes and no number below 0."
+            )
 
 
 def optimise_value(

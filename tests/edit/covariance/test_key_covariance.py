@@ -187,8 +187,12 @@ def test_what_ships_is_given_by_layer_and_an_error_says_how_to_collect_the_rest(
     model = copy.deepcopy(tiny)
     model.cfg.model_name = "smollm2-135m"
     assert list(rl.edit.builtin_covariances(model)) == list(rl.edit.covariance.builtin(model, layers=[4])) == [4]
-    with pytest.raises(ValueError, match=r"layers \[3, 5\] of smollm2-135m, only that of layer 4. .*layers=\[3, 5\]"):
-        rl.edit.builtin_covariances(model, layers=[3, 4, 5])
+    with pytest.raises(
+        ValueError, match=r"layers \[1, 2\] of smollm2-135m, only that of layer 4. .*layers=\[1, 2, 4\]"
+    ):
+        rl.edit.builtin_covariances(model, layers=[1, 2, 4])
+    with pytest.raises(ValueError, match="has layers 0 to 2"):  # to collect its covariance would be no advice
+        rl.edit.builtin_covariances(model, layers=[4, 99])
     with pytest.raises(ValueError, match="none ships for gpt2"):
         rl.edit.builtin_covariances(tiny)
 

@@ -181,8 +181,13 @@ def no_search(monkeypatch):
 def test_a_missing_covariance_is_named_before_any_work(tiny, monkeypatch, name):
     no_search(monkeypatch)
     config = type(METHODS[name][1])(layers=[0, 1, 2])
-    with pytest.raises(rl.errors.CovarianceError, match=re.escape("no covariance of the layers [2], only of [0, 1]")):
+    with pytest.raises(
+        rl.errors.CovarianceError, match=re.escape("no covariance of the layers [2], only of [0, 1]")
+    ) as raised:
         edit_of(tiny, name, config=config)
+    assert "collect_covariance(model, layers=[0, 1, 2]," in str(raised.value), "what it gives can be passed on"
+    with pytest.raises(ValueError, match="has layers 0 to 2"):
+        edit_of(tiny, name, config=type(METHODS[name][1])(layers=[1, 99]))
     with pytest.raises(rl.errors.CovarianceError, match="covariances is empty"):
         edit_of(tiny, name, covariances={})
 

@@ -132,7 +132,9 @@ def _validate(model: Model, state: TrainingState, held_out: Iterable[Example], c
         edit, locality = map(fmean, zip(*losses, strict=True))
         row |= {"validation_edit_loss": edit, "validation_locality_loss": locality}
         row[_VALIDATION_LOSS] = config.edit_weight * edit + config.locality_weight * locality
-    if not losses or row[_VALIDATION_LOSS] < min((past[_VALIDATION_LOSS] for past in state.history), default=inf):
+    if not losses or row[_VALIDATION_LOSS] < min(
+        (past.get(_VALIDATION_LOSS, inf) for past in state.history), default=inf
+    ):
         state.keep_best()
     state.history.append(row)
 
