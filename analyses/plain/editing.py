@@ -69,6 +69,7 @@ def _edited_position(model: Model, prompt: str, subject: str, token: str, after:
     """Counted in tokens of what comes before; `after` characters follow the prompt."""
     start = prompt.rindex(subject)
     until = {
+        "subject_end": prompt[: start + len(subject)],
         "subject_first": prompt[:start].rstrip(),
         "subject_last": prompt[: start + len(subject)],
         "subject_first_after_last": prompt[: start + len(subject)],

@@ -130,5 +130,5 @@ def test_an_unhealthy_edit_is_refused_or_warned_of(tiny):
     config = rl.edit.FinetuneConfig(steps=1)
     with pytest.warns(rl.errors.EditWarning, match="the target got a probability of"):
         rl.edit.finetune(tiny, REQUESTS, config=config, progress=False)
-    with pytest.raises(rl.errors.EditError, match="may do harm"):
+    with pytest.raises(rl.errors.EditError, match="is unhealthy"):
         rl.edit.finetune(tiny, REQUESTS, config=config, on_unhealthy="raise", progress=False)
