@@ -85,7 +85,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     how many fail at the bare prompt without a problem.
     """
     held = frame[list(CONTEXTS)] >= 0.5
-    held["silent failures"] = ~held["bare"] & (frame["problems"] == "")
+    held["silent_failures"] = ~held["bare"] & (frame["problems"] == "")
     held.insert(0, "subjects", 1)
     table = held.groupby(frame["tokens"].astype(str)).sum()
     table.loc["all"] = table.sum()
