@@ -57,6 +57,7 @@ class RomeConfig(SearchConfig):
             token="subject_last",
             contexts=contexts,
             context_lengths=((5, 10), (10, 10)),
+            norm_over_contexts=False,
             consistent=False,
             constrain_bare_prompt=False,
         )

@@ -62,8 +62,6 @@ class Prompts:
         target: the target's tokens.
         contexts: number of rows that predict the target.
         essence: the row that predicts the essence, at its edited token.
-        scale: the row whose activation sets delta's bound and decay: the bare prompt's or, where "subject_end" is a
-            token after the subject there, the first context's, if there is one.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -71,7 +69,6 @@ class Prompts:
     target: tuple[int, ...]
     contexts: int
     essence: int
-    scale: int = 0
 
 
 def tokenize_prompts(
@@ -88,15 +85,7 @@ def tokenize_prompts(
     if not same:
         rows.append(essence)
         subject.append(position)
-    after_subject = token == "subject_end" and subject[0] != in_context(model, request, PLACE, token="subject_last")[1]
-    return Prompts(
-        tuple(rows),
-        tuple(subject),
-        whole.ids[start:],
-        contexts=len(located),
-        essence=same[0] if same else len(located),
-        scale=1 if after_subject and len(located) > 1 else 0,
-    )
+    return Prompts(tuple(rows), tuple(subject), whole.ids[start:], len(located), same[0] if same else len(located))
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +99,6 @@ class Suffixes:
         mask: 0 at padding of past or suffix, else 1.
         request: number of each row's request.
         bare: each request's row without a context.
-        scale: each request's row whose activation sets the bound and the decay of delta.
         row, position: where a target token is predicted (counted in `residual`).
         token: the target token that is to be predicted there.
         essence: each request's row that predicts the essence, at its first position.
@@ -123,7 +111,6 @@ class Suffixes:
     mask: Int[Tensor, "row past_and_pos"]
     request: Int[Tensor, " row"]
     bare: Int[Tensor, " request"]
-    scale: Int[Tensor, " request"]
     row: Int[Tensor, " prediction"]
     position: Int[Tensor, " prediction"]
     token: Int[Tensor, " prediction"]
@@ -143,7 +130,6 @@ class Suffixes:
             mask=self.mask[rows],
             request=new_request[self.request[rows]],
             bare=new_row[self.bare[kept]],
-            scale=new_row[self.scale[kept]],
             row=new_row[self.row[predictions]],
             position=self.position[predictions],
             token=self.token[predictions],
@@ -214,9 +200,6 @@ def prepare_suffixes(model: Model, layer: int, prompts: Sequence[Prompts], at: P
         mask=seen.to(device),
         request=torch.tensor(owners, device=device),
         bare=torch.tensor(first_rows, device=device),
-        scale=torch.tensor(
-            [first + prompt.scale for first, prompt in zip(first_rows, prompts, strict=True)], device=device
-        ),
         row=where_predicted[:, 0],
         position=where_predicted[:, 1],
         token=where_predicted[:, 2],

@@ -135,7 +135,10 @@ def search_values(
     initial = suffixes.original[suffixes.bare]
     delta = torch.zeros_like(initial, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
-    scale = suffixes.original[suffixes.scale].norm(dim=-1)
+    norms = suffixes.original.norm(dim=-1)
+    scale = norms[suffixes.bare]
+    if config.norm_over_contexts:
+        scale = torch.stack([part.mean() for part in norms[suffixes.row].split(suffixes.predictions)])
     bound = config.clamp_norm_factor * scale
     clamped = torch.zeros_like(bound, dtype=torch.bool)
     searched = list(range(count))
