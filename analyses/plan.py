@@ -19,10 +19,10 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from rome_lens import RomeConfig, load_model
-from rome_lens.evaluate import cost
 from rome_lens.models import Kind, run
-from rome_lens.models.loading.shape import Shape, shape_of_config
 
+from .common import cost
+from .common.cost import Shape, shape_of_config
 from .common.made_up import save_made_up
 from .common.options import program
 

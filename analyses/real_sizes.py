@@ -24,12 +24,12 @@ import torch
 import rome_lens as rl
 from rome_lens.edit.search.settings import SearchConfig
 from rome_lens.edit.search.suffix import Place
-from rome_lens.evaluate import cost
 from rome_lens.models import Model
-from rome_lens.models.loading.shape import Shape, shape_of_config
 from rome_lens.storage import open_journal
 
 from . import plan
+from .common import cost
+from .common.cost import Shape, shape_of_config
 from .common.made_up import save_made_up, words
 from .common.manifest import write_manifest
 from .common.measuring import measured

@@ -46,11 +46,6 @@ def open_workers(
         workers: For "ray": number of workers. Each reserves one CPU, and uses as many threads as OMP_NUM_THREADS says
             where Ray was started, or one.
         gpus_per_worker: For "ray": GPUs that each worker reserves, and sees; a fraction lets workers share one.
-
-    Raises:
-        ValueError: no such engine, fewer than one worker, more than the cluster has room for, or a model that cannot be
-            copied.
-        UnavailableError: Ray is not installed.
     """
     if engine == "local":
         yield _SerialMap(loaded(model))

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import numpy as np
 import platformdirs
 import torch
 
@@ -169,11 +168,6 @@ def _covariance(file: Path) -> None:
     rl.KeyCovariance.from_matrix(torch.eye(8), layer=1, tokens=100, model="m").save(file)
 
 
-def _published(file: Path) -> None:
-    with file.open("wb") as opened:
-        np.savez(opened, **{"mom2.mom2": np.eye(8, dtype=np.float32), "mom2.count": 100})
-
-
 def _records(name: str) -> Reader:
     def make(file: Path) -> None:
         file.write_text(json.dumps([RECORDS[name], RECORDS[name] | {"case_id": 2}]), encoding="utf-8")
@@ -184,9 +178,6 @@ def _records(name: str) -> Reader:
 READERS = [
     Reader("Edit.load", EDIT.save, rl.Edit.load),
     Reader("KeyCovariance.load", _covariance, rl.KeyCovariance.load),
-    Reader(
-        "load_published_covariance", _published, lambda file: rl.edit.load_published_covariance(file, layer=1), share=1
-    ),
     Reader("covariance checkpoint", _collect, _collect, whole_folder=True),
     Reader(
         "MendEditor.load",

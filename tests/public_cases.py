@@ -147,12 +147,6 @@ class World:
     def comparison(self) -> rl.evaluate.ModelComparison:
         return rl.compare_models(self.model, self.edit, [FACT.text], **QUIET)
 
-    @cached_property
-    def published(self) -> Path:
-        path = self.folder / "published.npz"
-        np.savez(path, **{"mom2.mom2": np.eye(8), "mom2.count": 100})
-        return path
-
     def data(self, kind: str) -> Path:
         """The smallest file of a data set."""
         path = self.folder / f"{kind}.json"
@@ -172,7 +166,7 @@ def frame(*columns: str, **values: Any) -> pd.DataFrame:
     return pd.DataFrame({**{column: [0.25, 0.5] for column in columns}, **values})
 
 
-EFFECTS = frame("layer", "mean", "ci_low", "ci_high", "n", kind="mlp", role="last token", corruption="3 sigma")
+EFFECTS = frame("layer", "mean", "ci_low", "ci_high", "n", kind="mlp", role="last token")
 SCORES = [f"{metric}{end}" for metric in ("S", "ES", "PS", "NS") for end in ("", "_low", "_high")]
 SUMMARY = frame(*SCORES, "n", "layer", method=["base", "rome"], token=["", "last"])
 LENS = frame("answer_probability", condition=["before", "after"], layer=0)
@@ -230,7 +224,6 @@ CASES: dict[str, Any] = {
     "MendConfig": lambda w: {"layers": [1, 2]},
     "Preset": lambda w: {"model": "GPT-2", "method": "rome", "matrices": {"out": (1,)}},
     "ModelComparison": lambda w: dict.fromkeys(["tokens", "divergence", "lens", "contributions"], LENS),
-    "MultivariateGaussianNoise": lambda w: {"scale": 1.0},
     "Prediction": lambda w: {"wanted": (1, 2), "predicted": (1, 3)},
     "QuestionRecord": lambda w: {"request": REQUEST},
     "Answer": lambda w: {"text": "Rome", "tokens": (1,)},
@@ -246,7 +239,6 @@ CASES: dict[str, Any] = {
     "RomeConfig": lambda w: {"layer": 1, **w.search},
     "State": lambda w: {"kind": "mlp", "position": 3, "layer": 1},
     "StopRule": lambda w: {"perplexity_factor": 2.0},
-    "StudentNoise": lambda w: {"std": 0.1},
     "Texts": lambda w: {"corpus": "mine", "read": lambda: iter([CORPUS])},
     "TokenReplacement": lambda w: {"subject": "The Space Needle"},
     "TraceConfig": lambda w: {},
@@ -353,7 +345,6 @@ CASES: dict[str, Any] = {
     "load_known_facts": lambda w: {"path": w.data("known")},
     "list_presets": lambda w: {},
     "load_question_bank": lambda w: {},
-    "load_published_covariance": lambda w: {"path": w.published, "layer": 1},
     "load_model": lambda w: {"name": w.folder / "gpt2", "device": w.model and "cpu"},
     "load_sequence": lambda w: {"folder": w.sequence},
     "load_traces": lambda w: {"folder": w.traces},
@@ -383,13 +374,8 @@ CASES: dict[str, Any] = {
     "plot_comparison": lambda w: {"lens": w.comparison.lens, "contributions": w.comparison.contributions},
     "plot_effect_maps": lambda w: {"frame": EFFECTS.assign(layer=[0, 1])},
     "plot_layers": lambda w: {"table": SUMMARY.assign(effect=0.1, effect_low=0.0, effect_high=0.2, layer=[0, 1])},
-    "plot_noise_levels": lambda w: {"frame": EFFECTS},
-    "plot_robustness": lambda w: {
-        "frame": frame("peak_effect", "agreement", corruption="a", metric="prob", window=1, peak_role="b", peak_layer=1)
-    },
     "plot_scores": lambda w: {"summary": SUMMARY},
     "plot_sequence": lambda w: {"frame": frame("edits", "perplexity", "norm_growth", "ES", method="rome")},
-    "plot_severed": lambda w: {"frame": EFFECTS},
     "plot_trace": lambda w: {"frame": w.trace.to_frame()},
     "plot_traces": lambda w: {"frame": w.trace.to_frame()},
     "predict_restored": lambda w: {
@@ -406,15 +392,6 @@ CASES: dict[str, Any] = {
         "samples": 2,
     },
     "revert_edits": lambda w: {"model": w.model},
-    "robustness_report": lambda w: {
-        "model": w.model,
-        "facts": [FACT],
-        "corruptions": {"small": rl.GaussianNoise(std=0.1)},
-        "metrics": ["prob"],
-        "windows": [1],
-        "samples": 1,
-        **QUIET,
-    },
     "rome": lambda w: {
         "model": w.model,
         "request": REQUEST,
@@ -476,7 +453,6 @@ CASES: dict[str, Any] = {
     "weight_changes": lambda w: {"original": w.model, "suspect": w.model},
 }
 ELSEWHERE = {
-    "run_harness": "lm-evaluation-harness takes seconds to import",
     "recommend_layers": "no tiny model knows facts",
     "builtin_covariances": "none ships for a tiny model",
     "texts_from_dataset": "datasets takes seconds to import",
@@ -485,7 +461,6 @@ ELSEWHERE = {
 if importlib.util.find_spec("anywidget") is None:
     ELSEWHERE["Explorer"] = "needs anywidget"
 CASES |= {
-    "run_harness": lambda w: {"model": w.model, "tasks": ["hellaswag"]},
     "recommend_layers": lambda w: {"model": w.model, "facts": [w.record]},
     "builtin_covariances": lambda w: {"model": w.model},
     "suggested_layer": lambda w: {"model": w.model},
@@ -534,7 +509,6 @@ REFUSED: dict[str, list[Any]] = {
     "steps": NOT_COUNTS,
     "subject": ["", " ", " Rome"],
     "target": ["", " "],
-    "tasks": [[], "hellaswag"],
     "texts_at_once": NOT_COUNTS,
     "text": ["", []],
     "tokens": NOT_COUNTS,
@@ -545,7 +519,6 @@ REFUSED: dict[str, list[Any]] = {
     "traced": NOT_COUNTS,
     "traces": [[]],
     "window": NOT_COUNTS,
-    "windows": [[], [0]],
 }
 """By a parameter's name: what nobody can have meant."""
 RESULTS = {
@@ -574,7 +547,6 @@ MEANT = [
     ("Explorer", "prompts", []),
     ("Explorer", "target", ""),
     ("Explorer", "target", " "),
-    ("load_published_covariance", "layer", 99),
 ]
 
 
@@ -693,11 +665,7 @@ def costly(name: str, parameter: str, value: Any) -> bool:
     """Whether a call means much work, and rightly so."""
     if parameter == "path" and value is None:
         return True  # a download
-    return (
-        parameter in ("samples", "steps", "window", "windows", "length", "new_tokens")
-        and isinstance(value, int)
-        and value > 20
-    )
+    return parameter in ("samples", "steps", "window", "length", "new_tokens") and isinstance(value, int) and value > 20
 
 
 def outcome(name: str, arguments: dict[str, Any]) -> BaseException | None:

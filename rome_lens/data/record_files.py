@@ -42,10 +42,6 @@ def read_records(path: str | os.PathLike[str]) -> Any:
     """The value in a JSON file, or a list with the value of each line of a JSON lines file.
 
     A byte order mark is skipped.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        FormatError: the file is something else; the message says what, as far as its first bytes show it.
     """
     path = existing_file(path, "a JSON file")
     check_size(path, MOST_JSON_BYTES)

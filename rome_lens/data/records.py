@@ -18,11 +18,7 @@ def fill(template: str, value: str) -> str:
 
 
 def template_about(subject: str, text: str) -> str:
-    """The text with {} in place of the subject's first occurrence.
-
-    Raises:
-        ValueError: the subject does not occur in the text.
-    """
+    """The text with {} in place of the subject's first occurrence."""
     check_text(subject, "subject")
     if subject not in text:
         raise ValueError(f"The subject {subject!r} is not in the prompt {text!r}. Spell both alike.")
@@ -252,9 +248,6 @@ def subject_range(model: Model, about: Fact | EditRequest) -> tuple[TokenizedTex
 
     The positions come from the tokenizer's character offsets, so that a BOS token, a leading space, a second occurrence
     of the subject, or a token that reaches beyond the subject's end does not shift them.
-
-    Raises:
-        ValueError: no token covers the subject; and as `tokenize`.
     """
     text = tokenize(model, about.text)
     start, end = about.subject_characters
@@ -268,10 +261,6 @@ def subject_range(model: Model, about: Fact | EditRequest) -> tuple[TokenizedTex
 
 
 def target_rows(model: Model, continuations: Iterable[Continuation]) -> list[TargetRow]:
-    """Each prompt with its continuation as tokens, and the position at which the continuation starts.
-
-    Raises:
-        ValueError: as `tokenize_continuation`.
-    """
+    """Each prompt with its continuation as tokens, and the position at which the continuation starts."""
     encoded = [tokenize_continuation(model, c.prompt, c.text, space=c.space) for c in continuations]
     return [(text.ids, start) for text, start in encoded]

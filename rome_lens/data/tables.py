@@ -16,13 +16,7 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def raw_records(source: Any) -> Any:
-    """What a file or a data set holds, as JSON's values.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        FormatError: The file is of another kind or damaged, or what was given is no data set.
-        UnavailableError: A Parquet file, and nothing installed that reads it.
-    """
+    """What a file or a data set holds, as JSON's values."""
     if isinstance(source, str | os.PathLike):
         path = existing_file(source, "a file of records")
         with path.open("rb") as opened:

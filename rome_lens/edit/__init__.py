@@ -8,7 +8,6 @@ from rome_lens.edit.covariance.collect import collect_covariance
 from rome_lens.edit.covariance.corpora import Texts, texts_from_dataset, texts_from_file, texts_from_model
 from rome_lens.edit.covariance.diagnostics import CovarianceReport
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
-from rome_lens.edit.covariance.published import load_published_covariance
 from rome_lens.edit.covariance.shipped import builtin_covariances
 from rome_lens.edit.forensics.detecting import detect_edits
 from rome_lens.edit.forensics.triggers import screen_triggers
@@ -76,7 +75,6 @@ __all__ = [
     "kn",
     "knowledge_neurons",
     "list_presets",
-    "load_published_covariance",
     "memit",
     "memit_targets",
     "mend",

@@ -110,9 +110,6 @@ def edit_sequence(
         TypeError: `score` cannot be called with a model and a record alone.
         ValueError: there are no records, a checkpoint or `batch` is below 1, two requests of a batch contradict each
             other, or a score has the name of a column of the tables.
-        FormatError: the folder was begun with other records, another method, another text, another model or other
-            weights, or holds other files or damaged ones.
-        UnavailableError: another run has the folder open, or its disk is full or may not be written to.
     """
     if not records:
         raise ValueError("records is empty, expected at least 1 EditRecord.")
@@ -200,7 +197,6 @@ def load_sequence(folder: str | os.PathLike[str]) -> EditSequence:
 
     Raises:
         FileNotFoundError: there is no sequence in this folder.
-        FormatError: the file of rows holds something else.
     """
     rows = dict(read_journal(folder, kind=_KIND, read=_read))
     return tables(rows, max((number for kind, number in rows if kind == "edit"), default=0), "")

@@ -126,9 +126,5 @@ class TraceConfig:
 
 
 def with_options(config: TraceConfig | None, options: Mapping[str, Any]) -> TraceConfig:
-    """The config with its fields replaced by the options that are not None.
-
-    Raises:
-        TypeError, ValueError: as `TraceConfig`.
-    """
+    """The config with its fields replaced by the options that are not None."""
     return replace(config or TraceConfig(), **{name: each for name, each in options.items() if each is not None})

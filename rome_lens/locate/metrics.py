@@ -84,11 +84,7 @@ class Measure:
 def make_measures(
     model: Model, fact: Fact, prompt: TracedPrompt, metrics: Sequence[MetricName | Metric], wrong_answer: str | None
 ) -> list[Measure]:
-    """The metrics for one fact.
-
-    Raises:
-        ValueError: "logit_diff" without a wrong answer, or with one that begins as the answer does.
-    """
+    """The metrics for one fact."""
     if wrong_answer is not None:
         whole, start = tokenize_continuation(model, fact.text, wrong_answer, space=fact.space)
         prompt = replace(prompt, wrong=whole.ids[start])

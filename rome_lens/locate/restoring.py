@@ -46,7 +46,6 @@ def restore_states(
     An empty list gives the corrupted run's value; all residual states of one layer give the clean run's.
 
     Args:
-        model: Model to run; left unchanged.
         fact: Prompt, subject and, optionally, answer.
         states: States to restore.
         samples: This and the next three are as in `TraceConfig`.

@@ -47,7 +47,6 @@ def causal_trace(
     is traced. An answer that the model does not predict is traced with a warning.
 
     Args:
-        model: Model to run; left unchanged.
         fact: Prompt, subject and, optionally, answer.
         kind: States to restore. `TraceConfig` describes this and the next four; None: the config's.
         window: Number of layers restored together.
@@ -56,7 +55,6 @@ def causal_trace(
         metric: What is read from the logits.
         config: How to trace; None: `TraceConfig()`. Keywords replace its fields.
         tokens_per_batch: Bounds memory; the result does not depend on it. None: a share of the free memory.
-        progress: Show a progress bar.
         options: The other fields of `TraceConfig`: `layers`, `positions`, `head`, `severed`, `method`, ...
 
     Raises:

@@ -27,10 +27,6 @@ class TokenizedText:
 def tokenize(model: Model, text: str) -> TokenizedText:
     """Tokenises by the model's own rule: BOS first if and only if `model.cfg.default_prepend_bos`.
 
-    Raises:
-        ValueError: the model has no tokenizer, or one without character offsets; the text is longer than the model's
-            context.
-
     Warns:
         DataWarning: the text begins with BOS, and gets another.
     """
@@ -63,9 +59,6 @@ def tokenize_continuation(
     BOS, and for tokenizers that treat the start of a text in their own way. Spaces at the prompt's end belong to the
     continuation's first token, as in running text. Any other token with characters of both (Anglo, -S, axon) is split,
     because the model has read the prompt's own tokens.
-
-    Raises:
-        ValueError: the continuation has no tokens; and as `tokenize`.
 
     Warns:
         DataWarning: as `tokenize`.

@@ -94,9 +94,6 @@ def plot_effect_maps(frame: pd.DataFrame) -> go.Figure:
 
     Args:
         frame: what `average_effects` gives.
-
-    Raises:
-        ValueError: the frame lacks a column.
     """
     check_columns(frame, ["kind", "role", "layer", "mean", "n"], "average_effects()")
     heatmaps = []

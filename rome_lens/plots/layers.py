@@ -27,9 +27,6 @@ def plot_layers(table: pd.DataFrame | Recommended) -> go.Figure:
 
     Args:
         table: what `recommend_layers` gives, or its `table`.
-
-    Raises:
-        ValueError: the frame lacks a column.
     """
     table = table if isinstance(table, pd.DataFrame) else table.table
     scores = ["S", "ES", "PS", "NS"]

@@ -39,9 +39,6 @@ def plot_scores(summary: pd.DataFrame) -> go.Figure:
 
     Args:
         summary: What `summarize` gives.
-
-    Raises:
-        ValueError: The frame lacks a column.
     """
     check_columns(summary, ["method", "n"], "summarize()")
     metrics = [metric for metric in _METRICS if metric in summary]
@@ -173,9 +170,6 @@ def plot_sequence(frame: pd.DataFrame | Edited | Mapping[str, Edited]) -> go.Fig
     Args:
         frame: what `edit_sequence` gives, or several by the methods' names; or their `checkpoints` put together, with a
             column `method`.
-
-    Raises:
-        ValueError: the frame lacks a column.
     """
     if not isinstance(frame, pd.DataFrame):
         runs = frame if isinstance(frame, Mapping) else {"edited": frame}

@@ -58,7 +58,6 @@ def load_tensors(
     *,
     kind: str,
     facts: Mapping[str, type | UnionType],
-    may_lack: Mapping[str, type | UnionType] | None = None,
     max_bytes: int | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what `save_tensors` wrote: the tensors, in the CPU's memory, and the facts.
@@ -67,7 +66,6 @@ def load_tensors(
         path: The file.
         kind: The kind that it has to be.
         facts: Names and types of exactly the facts that it has to hold.
-        may_lack: Names and types of facts that it may hold as well.
         max_bytes: Larger files are refused; None: no bound.
 
     Raises:
@@ -87,7 +85,7 @@ def load_tensors(
             _check_checksum(path, metadata.get("sha256", ""))
             # Copies, because safetensors gives views of the file, which somebody may write to later.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a dict)
-    return tensors, _facts_of(path, metadata.get("facts", ""), facts, may_lack or {})
+    return tensors, _facts_of(path, metadata.get("facts", ""), facts)
 
 
 def digest(tensor: Tensor) -> str:
@@ -123,13 +121,10 @@ def _check_header(path: Path) -> None:
         raise ValueError(f"its header would be {header} bytes long, at most {_MOST_HEADER_BYTES} are read")
 
 
-def _facts_of(
-    path: Path, text: str, expected: Mapping[str, type | UnionType], may_lack: Mapping[str, type | UnionType]
-) -> dict[str, Any]:
+def _facts_of(path: Path, text: str, expected: Mapping[str, type | UnionType]) -> dict[str, Any]:
     with foreign(f"The header of {path}", "holds facts that are not JSON"):
         facts = parse_json(text)
-    there = {name: kind for name, kind in may_lack.items() if isinstance(facts, dict) and name in facts}
-    check_facts(path, facts, {**expected, **there})
+    check_facts(path, facts, expected)
     return facts
 
 

@@ -77,26 +77,3 @@ def test_a_change_of_a_per_cent_looks_small():
     assert compared.layout.yaxis2.range[1] >= 0.1
     with pytest.raises(ValueError, match="contributions is None"):
         rl.plots.plot_comparison(lens)
-
-
-def test_severed_effects_are_those_of_one_role():
-    columns = ["kind", "role", "layer", "mean", "ci_low", "ci_high", "n"]
-    rows = [("resid", role, 0, mean, 0.0, 1.0, 8) for role, mean in (("last subject token", 0.5), ("last token", 0.1))]
-    frame = pd.DataFrame(rows, columns=columns)
-    assert [list(bar.y) for bar in rl.plots.plot_severed(frame).data] == [[0.5]]
-    figure = rl.plots.plot_severed(frame, role="last token")
-    assert [list(bar.y) for bar in figure.data] == [[0.1]]
-    assert figure.layout.xaxis.title.text == "layer (n = 8)"
-    with pytest.raises(ValueError, match="expected one of the frame's: last subject token, last token"):
-        rl.plots.plot_severed(frame, role="subject")
-
-
-def test_effects_of_corruptions_may_be_given_by_their_names():
-    columns = ["kind", "role", "layer", "mean", "ci_low", "ci_high", "n"]
-    frame = pd.DataFrame([("mlp", "last token", 0, 0.5, 0.0, 1.0, 8)], columns=columns)
-    given = rl.plots.plot_noise_levels({"3 sigma": frame, "1 sigma": frame})
-    assert given == rl.plots.plot_noise_levels(
-        pd.concat([frame.assign(corruption=name) for name in ("3 sigma", "1 sigma")])
-    )
-    with pytest.raises(ValueError, match="lacks the columns"):
-        rl.plots.plot_noise_levels({})

@@ -24,11 +24,7 @@ def file(path: str | os.PathLike[str] | None, name: str, refresh: bool) -> str |
 
 
 def parse_records(path: str | os.PathLike[str], read: Callable[[Mapping[str, Any], int], T], strict: bool) -> list[T]:
-    """The records of a file, each converted by `read(record, index)`.
-
-    Raises:
-        FormatError: as `load_counterfact`.
-    """
+    """The records of a file, each converted by `read(record, index)`."""
     return parse_list(read_records(path), str(path), read, strict)
 
 

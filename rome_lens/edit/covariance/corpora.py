@@ -40,7 +40,6 @@ def texts_from_file(path: str | os.PathLike[str]) -> Texts:
     """The text of a UTF-8 file, in blocks of about a million characters.
 
     Raises:
-        FileNotFoundError: there is no such file.
         FormatError: (while reading) the file is not UTF-8.
     """
     path = Path(path)

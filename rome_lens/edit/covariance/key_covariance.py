@@ -207,12 +207,7 @@ class KeyCovariance:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "KeyCovariance":
-        """Reads a file that `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            FormatError: the file is damaged or holds something else.
-        """
+        """Reads a file that `save` wrote."""
         tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS)
         triangle = tensors.get("lower_triangle", torch.empty(0))
         width = int((2 * triangle.numel()) ** 0.5)

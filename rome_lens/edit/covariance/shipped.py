@@ -36,11 +36,7 @@ def builtin_covariances(model: Model, layers: Sequence[int] | None = None) -> di
 
 
 def shipped_covariance(model: Model) -> KeyCovariance:
-    """The covariance that ships with this package, for a model's default edit layer.
-
-    Raises:
-        ValueError: there is none for this model.
-    """
+    """The covariance that ships with this package, for a model's default edit layer."""
     name = SHIPPED_COVARIANCES.get(str(model.cfg.model_name))
     if name is None:
         preset = nearest_preset(model, "rome")

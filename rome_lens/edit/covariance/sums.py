@@ -61,11 +61,7 @@ class PartialSums:
         checkpoint.save({"sums": self.sums.cpu()}, facts)
 
     def resume(self, checkpoint: Checkpoint, pieces: Iterator[list[int]]) -> None:
-        """Continues from the checkpoint, if there is one, and skips the pieces that it includes.
-
-        Raises:
-            FormatError: it was begun with other texts, or does not fit.
-        """
+        """Continues from the checkpoint, if there is one, and skips the pieces that it includes."""
         if checkpoint.found is None:
             return
         (sums, facts), place = (checkpoint.found[0].get("sums"), checkpoint.found[1]), checkpoint.path

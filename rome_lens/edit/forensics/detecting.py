@@ -45,7 +45,6 @@ def detect_edits(
         candidates: parts of each layer, at most.
         subjects: Names of things that the model may have been edited about, the more the better. If the edited one is
             among them it can be told, and the object with it much more surely. None: the object is sought without.
-        progress: Show a bar.
 
     Returns:
         A row for each layer and candidate, the highest score first: layer, candidate (number within the layer, from 0),

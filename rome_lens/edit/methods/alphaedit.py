@@ -62,7 +62,6 @@ def alphaedit(
 
     Raises:
         CovarianceError: no eigenvalue of C is below the threshold; and as `memit`.
-        EditError, ValueError: as `memit`.
     """
     config = AlphaEditConfig() if config is None else config
     form = partial(alphaedit_factor, threshold=config.null_space_threshold, ridge=config.ridge)

@@ -93,24 +93,18 @@ def anyedit(
     Args:
         model: Model to run. Updates are applied meanwhile; afterwards its weights are bit for bit what they were.
         requests: What to write: one EditRequest or several, each with a prompt of its own.
-        covariances: Covariances of the keys, by layer, from `collect_covariance`; None: the one that ships for this
-            model.
+        covariances: As in `memit`.
         config: Hyper-parameters; None: `AnyEditConfig()`, which edits the layers of the covariances.
         targets: States of the windows, from `anyedit_targets`, of these requests and perhaps others; None: they are
             searched, which is most of the work.
-        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
-        progress: Show bars.
 
     Returns:
         An Edit with one update per layer, whose rank is the number of windows, and its health, in which each figure is
         the worst among windows and layers.
 
     Raises:
-        CovarianceError: a layer's covariance is missing, singular, or of another layer or model.
-        EditError: a weight, loss or update is not finite, the targets are of another model, or the edit is unhealthy
-            and `on_unhealthy` is "raise". No weight is changed.
-        ValueError: no or contradicting requests, an answer that does not fit into the model's context with its prompt,
-            an invalid layer, targets of another edit, or a model that norms its MLPs' outputs.
+        CovarianceError, EditError, ValueError: as `memit`; and an answer that does not fit into the model's context
+            with its prompt.
     """
     config = AnyEditConfig() if config is None else config
     requests, covariances = as_requests(requests), covariances_for(model, covariances)
@@ -156,8 +150,6 @@ def anyedit_targets(
         model: Model to run; its weights and `requires_grad` flags are left unchanged.
         requests: What to write: one EditRequest or several, each with a prompt of its own.
         layer: Block after which the states are replaced: the last one to be edited.
-        config: Hyper-parameters; None: `AnyEditConfig()`.
-        progress: Show a bar.
 
     Raises:
         EditError: a loss is not finite.

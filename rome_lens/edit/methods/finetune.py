@@ -89,9 +89,6 @@ def finetune(
     Args:
         model: Model to train; its weights are restored bit for bit afterwards, also if this raises.
         requests: What to write, in one batch.
-        config: Hyper-parameters; None: `FinetuneConfig()`.
-        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
-        progress: Show a bar.
 
     Returns:
         An Edit with one update per layer. Its health has the norms, `target_probability`, steps, `nll` of the worst

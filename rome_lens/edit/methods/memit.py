@@ -89,8 +89,6 @@ def memit(
             "auto": the prompts of `near_subjects`.
         memory: Of the sequence that this batch continues: the keys of its earlier batches, if the config wants them;
             updated once the edit is computed. None: no sequence.
-        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
-        progress: Show bars.
 
     Returns:
         An Edit with one update per layer, whose rank is the number of requests, and its health, in which each figure is

@@ -74,11 +74,7 @@ def auto_prompts(
     form: Callable[..., Float[Tensor, "d_mlp request"]],
     token: EditedToken,
 ) -> list[str]:
-    """What `preserve="auto"` stands for: the prompts of `near_subjects`, by the method's own closed form.
-
-    Raises:
-        ValueError: another token than the subject's last is edited.
-    """
+    """What `preserve="auto"` stands for: the prompts of `near_subjects`, by the method's own closed form."""
     if token not in ("subject_end", "subject_last"):
         raise ValueError(
             f"preserve is 'auto' and token is {token!r}, expected 'subject_end', whose keys the bank holds. List the "

@@ -92,13 +92,11 @@ def rome(
         model: Model to run; its weights and `requires_grad` flags are left unchanged.
         request: What to write: an EditRequest, or a list of one.
         covariance: Covariance of the keys of the edited layer; None: the one that ships for this model.
-        config: Hyper-parameters; None: `RomeConfig()`.
         preserve: Prompts whose answers stay exactly as they are, up to rounding: texts, or Facts, EditRequests or
             records, whose prompt (for records, the request's) counts. Among the updates with W_hat k* = v* that add
             nothing at any of their tokens, and as much to the key of the bare prompt as to k*, this is then the one
             that is least in the norm of C. "auto": the prompts of `near_subjects`. None: Eq. 2 as it stands.
         on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
-        progress: Show a bar.
 
     Returns:
         An Edit with one update of rank one, and its health.

@@ -93,12 +93,9 @@ def ultraedit(
     their statistics.
 
     Args:
-        model: Model to edit; left unchanged.
         requests: What to write, all in one batch; the authors write 100 at a time.
-        config: the numbers; None: `UltraEditConfig()`.
         memory: of the sequence that this batch goes on with: the running statistics of its earlier batches. None: this
             batch alone. It is changed once the edit is computed.
-        on_unhealthy: what to do if the edit's `health` has problems: an EditWarning, an EditError, or nothing.
         progress: shows a bar.
 
     Returns:
@@ -190,11 +187,7 @@ class _Statistics:
         self.count = total
 
     def normalised(self, rows: Float[Tensor, "token d"]) -> Float[Tensor, "token d"]:
-        """(z - mean) / deviation.
-
-        Raises:
-            EditError: of one row there is no deviation.
-        """
+        """(z - mean) / deviation."""
         if self.count < 2:
             raise EditError(
                 "The target is one token, and UltraEdit normalises by the deviation among the targets' tokens. No "

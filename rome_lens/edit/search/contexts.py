@@ -66,11 +66,7 @@ def sample_contexts(
 def in_context(
     model: Model, request: EditRequest, context: str, *, token: EditedToken = "subject_end"
 ) -> tuple[TokenizedText, int, int]:
-    """Context, prompt and target as tokens, the position of the edited token, and the target's first position.
-
-    Raises:
-        ValueError: the token after the subject is to be edited, and there is none; and as `tokenize`.
-    """
+    """Context, prompt and target as tokens, the position of the edited token, and the target's first position."""
     template = fill(context, request.prompt)
     # The separator before the target must not depend on quotation marks that a context leaves open.
     following = continued(model, request.text, request.target, space=request.space)[len(request.text) :]

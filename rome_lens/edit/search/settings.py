@@ -27,8 +27,8 @@ class SearchConfig:
         learning_rate: learning rate of Adam (v_lr).
         weight_decay: factor of |delta| / |v0|^2 (v_weight_decay).
         clamp_norm_factor: bound on |delta| / |v0|.
-        norm_over_contexts: True: |v0| is the mean over contexts. False: the bare prompt's, as in the authors' code, which
-            is small for some subjects near the start of a text, so that hardly any delta is allowed.
+        norm_over_contexts: True: |v0| is the mean over contexts. False: the bare prompt's, as in the authors' code,
+            which is small for some subjects at the start of a text, so that hardly any delta is allowed.
         kl_factor: factor of the essence term in Eq. 4 (kl_factor).
         early_stop_loss: the search stops below this loss (5e-2 in compute_v).
         steps_on_top: the search also stops once each token of the target was the most probable one, in all contexts,

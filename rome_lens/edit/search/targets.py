@@ -26,7 +26,6 @@ from rome_lens.storage import load_tensors, open_checkpoint, plain, save_tensors
 _KIND = "rome_lens memit targets 2"
 Parts = tuple[dict[str, Tensor], dict[str, Any]]
 _FACTS = {"layer": int, "contexts": list, "search": dict, "ends": list, "requests": list}
-_ADDED = {"steps_on_top": None, "anchor_norm": None}  # numbers that files of earlier versions lack
 _SEARCH = "rome_lens search of memit targets 1"
 _REQUESTS_AT_ONCE, _ON_A_CPU = 64, 4  # between two checkpoints; a CPU runs them one by one
 _MOST_DIFFERENCE = 0.02
@@ -92,12 +91,7 @@ class MemitTargets:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "MemitTargets":
-        """Reads a file that `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            FormatError: the file is damaged or holds something else.
-        """
+        """Reads a file that `save` wrote."""
         return cls._of_parts(path, load_tensors(path, kind=_KIND, facts=_FACTS))
 
     @classmethod
@@ -109,7 +103,7 @@ class MemitTargets:
                 Value(vector, initial, **end)
                 for vector, initial, end in zip(tensors["vectors"], tensors["initial"], facts["ends"], strict=True)
             )
-            search = {name: (_ADDED | facts["search"])[name] for name in search_numbers(SearchConfig())}
+            search = {name: facts["search"][name] for name in search_numbers(SearchConfig())}
             targets = cls(facts["layer"], tuple(facts["contexts"]), search, requests, values)
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"{path} holds no whole targets ({error!r}). Find them again.") from error
@@ -139,18 +133,13 @@ def memit_targets(
         requests: What to write.
         layer: Block after which the state is replaced: the last one to be edited.
         config: Hyper-parameters of the search; None: those of BatchConfig.
-        out: Folder for this search alone; created if missing. Results are saved after every few requests, and requests
-            that are there already are not searched again. A later call may have more requests.
-        progress: Show a bar.
+        out: Folder for the results, saved after every few requests. A later call may have more requests.
 
     Returns:
         The targets, in the order of `requests`, on the CPU.
 
     Raises:
         EditError: a loss is not finite.
-        FormatError: the folder was begun with another model, other weights, layer or hyper-parameters, or holds foreign
-            or damaged files.
-        UnavailableError: another run has the folder open, or it cannot be written to.
         ValueError: no or contradicting requests, or no such layer.
     """
     config = BatchConfig() if config is None else config

@@ -85,14 +85,9 @@ def optimise_values(
         tokens_per_batch: Bounds how many tokens, padding included, are run at once; the rows of one request are never
             split. None: as many as fit into a quarter of the free memory, but on a CPU one request, since padding costs
             more there than batching saves.
-        progress: Show a bar.
 
     Returns:
         A Value for each request, in their order.
-
-    Raises:
-        EditError: a loss is not finite.
-        ValueError: no such layer, or a prompt in a context is longer than the model's context.
     """
     check_layer(model, layer)
     prompts = [tokenize_prompts(model, request, contexts, token=config.token) for request in requests]

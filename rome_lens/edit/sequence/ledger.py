@@ -171,7 +171,6 @@ class EditLedger:
         """Takes a fact off the ledger. What was to be preserved for it alone is no longer preserved.
 
         Raises:
-            UnavailableError: as `add`.
             ValueError: the fact is not on the ledger.
         """
         with self._opened() as kept:
@@ -186,9 +185,6 @@ class EditLedger:
 
     def edit(self, *, on_unhealthy: OnUnhealthy = "warn") -> Edit:
         """The edit that makes the model say all facts on the ledger, as `rome` gives it for one.
-
-        Args:
-            on_unhealthy: as in `rome`.
 
         Raises:
             EditError: the model's layer is not as it was; keys depend on each other; or the edit is unhealthy and

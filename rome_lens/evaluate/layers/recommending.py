@@ -111,7 +111,6 @@ def recommend_layers(
         ValueError: a record lacks paraphrases or neighbours, the model knows fewer than 2 of the facts, no such layer,
             or the texts hold too few tokens.
         CovarianceError: a covariance is singular: more tokens are needed.
-        FormatError: `out` was begun with another model or arguments, or holds other files.
     """
     check_model(model)
     check_whole(traced=traced, edited=edited, tokens=tokens)

@@ -26,15 +26,10 @@ def score_long_answers(
     paraphrase, portability_KIND (sub_question) and locality_KIND (only those with an answer).
 
     Args:
-        model: Model to run; left unchanged.
         record: A question, other wordings, and further questions, as they are put: see `in_chat`. Special tokens in the
             answers, such as an end token, are not compared.
         encoder: Adds the figure cosine; `sentence_encoder` makes one.
         new_tokens: The most tokens of an answer.
-
-    Raises:
-        UnavailableError: rouge-score or sacrebleu are not installed.
-        ValueError: as `generate_answers`.
     """
     check_whole(new_tokens=new_tokens)
     asked = [(group, each) for group, questions in record_questions(record).items() for each in questions if each.text]

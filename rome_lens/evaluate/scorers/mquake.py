@@ -25,13 +25,8 @@ def score_mquake(
     For batches of k cases, edit with all their requests and score inside `edit.applied(model)`.
 
     Args:
-        model: Model to run; left unchanged.
-        record: From `load_records`.
         judge: Of what is written; the authors compare by exact match. `contains_answer` is milder.
         new_tokens: The most tokens of an answer; it ends at a full stop or a line break as well.
-
-    Raises:
-        ValueError: As `generate_answers`.
     """
     edits = [Question(each.text, each.target, space=each.space) for each in record.requests]
     asked = [*record.questions, *edits, *record.hops]

@@ -34,7 +34,6 @@ def forecast_bleed_over(
             included.
         edit: An edit made for this model.
         prompts: Texts; duplicates are dropped.
-        tokens_per_batch: Bounds memory.
 
     Returns:
         A row for each prompt, edited layer and position: prompt, layer, position, token; `share`, the projection of the

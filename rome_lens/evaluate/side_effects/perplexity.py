@@ -29,16 +29,13 @@ def perplexity(
     more context and lower numbers at several times the cost, and before and after an edit only the comparison counts.
 
     Args:
-        model: Model to run; left unchanged.
         text: A text, or its token ids without BOS.
         tokens: Number of its tokens to read, from the start; all if it has fewer.
         window: Tokens in a window, BOS included; at most the model's context.
         tokens_per_batch: Bounds memory (logits are computed for so many tokens); the result does not depend on it.
-        progress: Show a bar.
 
     Raises:
         ValueError: no token is predicted: the text, `tokens` or `window` is too short.
-        NotFiniteError: the model's logits are NaN or infinite.
     """
     check_whole(tokens_per_batch=tokens_per_batch)
     before = bos_token(model)

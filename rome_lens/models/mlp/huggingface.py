@@ -60,12 +60,7 @@ def _is_plain(weight: Any) -> bool:
 
 
 def mlp_module(model: PreTrainedModel, layer: int, matrix: MlpMatrix = "out") -> tuple[str, nn.Module]:
-    """The dotted name of the module with a matrix of a layer's MLP, and the module.
-
-    Raises:
-        ValueError: no such layer.
-        EditError: the family is not known here, or the matrix is packed.
-    """
+    """The dotted name of the module with a matrix of a layer's MLP, and the module."""
     kind = model.config.model_type
     if kind not in MODULE_OF:
         raise EditError(

@@ -36,9 +36,6 @@ def write_on(
         chances: Numbers from [0, 1); each token is sampled by inverting its distribution's cumulative sum at its own.
         top_k: Number of most probable tokens to sample from; 1: always the most probable one.
         until: Ends the writing early when it is true of the rows as far as they are filled.
-
-    Raises:
-        NotFiniteError: the model's logits are NaN or infinite.
     """
     tokens = tokens.clone()
     read_on = reader(model, len(tokens))

@@ -176,7 +176,7 @@ def test_truncated_foreign_and_missing_files_are_refused(tiny, tmp_path):
             rl.Edit.load(path)
     rl.KeyCovariance.from_matrix(torch.eye(4), layer=0, tokens=10).save(path, overwrite=True)
     with pytest.raises(
-        rl.errors.FormatError, match="holds 'rome_lens key covariance 3', expected a 'rome_lens edit 3'"
+        rl.errors.FormatError, match="holds 'rome_lens key covariance 3', expected a 'rome_lens edit 4'"
     ):
         rl.Edit.load(path)
     with pytest.raises(FileNotFoundError, match="There is no file"):

@@ -85,12 +85,7 @@ class MendEditor:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> "MendEditor":
-        """Reads a file that `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            FormatError: the file is damaged or holds something else.
-        """
+        """Reads a file that `save` wrote."""
         tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS)
         try:
             config, layers, widths = MendConfig(**facts["config"]), tuple(facts["layers"]), tuple(facts["widths"])
@@ -132,11 +127,9 @@ def mend(model: Model, request: Requests, *, editor: MendEditor, on_unhealthy: O
     blocks are edited, as an Edit holds no others; the authors edit the input matrices (c_fc) as well.
 
     Args:
-        model: Model to run; left unchanged.
         request: What to write: an EditRequest, or a list of one.
         editor: From `train_mend` or `MendEditor.load`. `functools.partial(mend, editor=editor)` has the shape of the
             other methods.
-        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
 
     Returns:
         An Edit with an update for each of the editor's layers; its rank is the number of tokens that the loss depends

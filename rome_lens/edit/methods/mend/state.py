@@ -59,11 +59,7 @@ class TrainingState:
         checkpoint.save(tensors, {name: getattr(self, name) for name in FACTS})
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continues from the checkpoint, if there is one.
-
-        Raises:
-            FormatError: a part is missing.
-        """
+        """Continues from the checkpoint, if there is one."""
         if checkpoint.found is None:
             return
         tensors, facts = checkpoint.found
