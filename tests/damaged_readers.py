@@ -112,8 +112,7 @@ SCORED = [rl.EditRecord(rl.EditRequest("{} is in", f"City {i}", "Rome"), "Paris"
 
 def _noise(model: Model, request: rl.EditRequest) -> rl.Edit:
     factors = {1: (torch.ones(model.cfg.d_mlp, 1), torch.full((1, model.cfg.d_model), 0.01))}
-    health = rl.edit.EditHealth(1.0, 0.5)
-    return rl.Edit.of(model, [request], factors, method="noise", config={}, health=health)
+    return rl.Edit.of(model, [request], factors, method="noise", config={}, on_unhealthy="ignore")
 
 
 def _targets(file: Path) -> None:

@@ -465,6 +465,7 @@ CASES |= {
     "recommend_layers": lambda w: {"model": w.model, "facts": [w.record]},
     "builtin_covariances": lambda w: {"model": w.model},
     "suggested_layer": lambda w: {"model": w.model},
+    "target_probabilities": lambda w: {"model": w.model, "requests": [w.request]},
     "texts_from_dataset": lambda w: {"name": "none"},
 }
 

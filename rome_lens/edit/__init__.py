@@ -1,7 +1,7 @@
 """What happens if a fact is rewritten? Edits of MLP matrices (paper section 3), by ROME and other methods."""
 
 from rome_lens.edit.artifact.applied import AppliedEdit, applied_edits, revert_edits
-from rome_lens.edit.artifact.edit import Edit
+from rome_lens.edit.artifact.edit import Edit, target_probabilities
 from rome_lens.edit.artifact.health import EditHealth
 from rome_lens.edit.artifact.update import Update
 from rome_lens.edit.covariance.collect import collect_covariance
@@ -84,6 +84,7 @@ __all__ = [
     "sample_contexts",
     "screen_triggers",
     "suggested_layer",
+    "target_probabilities",
     "texts_from_dataset",
     "texts_from_file",
     "texts_from_model",

@@ -8,7 +8,7 @@ import torch
 
 from rome_lens.checking import check_least, check_positive, check_whole, checked
 from rome_lens.edit.artifact.edit import Edit, as_json
-from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import covariances_for
 from rome_lens.edit.methods.batch import Measured, checked_layers, spread_over_layers
@@ -120,15 +120,16 @@ def anyedit(
     factors, _, _ = spread_over_layers(
         model, requests, wanted, layers, covariances, form, measure, method="anyedit", progress=progress
     )
-    health = EditHealth(
-        **update_norms(model, factors),
+    return Edit.of(
+        model,
+        requests,
+        factors,
+        method="anyedit",
+        config=as_json(replace(config, layers=layers)),
+        on_unhealthy=on_unhealthy,
         **search_figures(list(found.values())),
         condition_number=max(covariances[layer].condition_number for layer in layers),
     )
-    used = as_json(replace(config, layers=layers))
-    edit = Edit.of(model, requests, factors, method="anyedit", config=used, health=health)
-    report_problems(health, on_unhealthy, edit=edit)
-    return edit
 
 
 @checked

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from rome_lens.checking import check_least, checked
 from rome_lens.data.records import Continuation, EditRequest, Fact, check_prompts, target_rows
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
-from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.methods.requests import Requests, only_request
 from rome_lens.errors import EditError
 from rome_lens.models import (
@@ -249,7 +249,4 @@ def kn(
         rows = [neuron for where, neuron in found.neurons if where == layer]
         left = torch.eye(len(output_matrix(model, layer)), device=added.device)[:, rows]
         factors[layer] = left, added.expand(len(rows), -1)
-    health = EditHealth(**update_norms(model, factors))
-    edit = Edit.of(model, [request], factors, method="kn", config=as_json(config), health=health)
-    report_problems(health, on_unhealthy, edit=edit)
-    return edit
+    return Edit.of(model, [request], factors, method="kn", config=as_json(config), on_unhealthy=on_unhealthy)

@@ -23,7 +23,7 @@ from rome_lens.models import Model, in_float64, key_name, model_identity, output
 from rome_lens.models.tokens import tokenize
 from rome_lens.storage import check_shapes, load_tensors, plain, save_tensors
 
-_KIND = "rome_lens bank keys 1"
+_KIND = "rome_lens bank keys 2"
 LEAST_SHARE = 0.1  # of what an edit adds at its own prompt; what gets less is not worth a dimension
 MOST_SUBJECTS = 32
 _PART_OF_RANK = 4  # one of so many dimensions at most is spent
@@ -74,9 +74,9 @@ def auto_prompts(
     token: EditedToken,
 ) -> list[str]:
     """What `preserve="auto"` stands for: the prompts of `near_subjects`, by the method's own closed form."""
-    if token != "subject_last":
+    if token not in ("subject_end", "subject_last"):
         raise ValueError(
-            f"preserve is 'auto' and token is {token!r}, expected 'subject_last', whose keys the bank holds. List the "
+            f"preserve is 'auto' and token is {token!r}, expected 'subject_end', whose keys the bank holds. List the "
             "prompts to preserve."
         )
     return list(reached_most(model, requests, covariances, form)["prompt"])

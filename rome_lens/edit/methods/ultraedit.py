@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from rome_lens.checking import check_positive, check_whole, checked
 from rome_lens.data.records import Continuation, EditRequest, target_rows
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
-from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.artifact.update import least_rank
 from rome_lens.edit.methods.memory import EditMemory
 from rome_lens.edit.methods.requests import Requests, as_requests
@@ -130,9 +130,7 @@ def ultraedit(
     }
     if not all(side.isfinite().all() for pair in factors.values() for side in pair):
         raise EditError("The update is not finite. No weight was changed. Check the model's weights (NaN?).")
-    health = EditHealth(**update_norms(model, factors))
-    edit = Edit.of(model, requests, factors, method="ultraedit", config=used, health=health)
-    report_problems(health, on_unhealthy, edit=edit)
+    edit = Edit.of(model, requests, factors, method="ultraedit", config=used, on_unhealthy=on_unhealthy)
     memory.keep("ultraedit", used, {k: v for each in statistics.values() for k, v in each.tensors().items()})
     return edit
 

@@ -72,7 +72,7 @@ class Prompts:
 
 
 def tokenize_prompts(
-    model: Model, request: EditRequest, contexts: Sequence[str], *, token: EditedToken = "subject_last"
+    model: Model, request: EditRequest, contexts: Sequence[str], *, token: EditedToken = "subject_end"
 ) -> Prompts:
     """A request's rows of tokens. Raises ValueError if one is longer than the model's context."""
     located = [in_context(model, request, context, token=token) for context in contexts]

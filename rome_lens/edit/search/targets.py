@@ -167,7 +167,7 @@ def memit_targets(
 
 
 def subject_states(
-    model: Model, layer: int, requests: Sequence[EditRequest], *, token: EditedToken = "subject_last"
+    model: Model, layer: int, requests: Sequence[EditRequest], *, token: EditedToken = "subject_end"
 ) -> Float[Tensor, "request d_model"]:
     """The residual stream after a block, at the edited token of each bare prompt."""
     prompts = [(request, PLACE) for request in requests]

@@ -140,7 +140,11 @@ def search_values(
     initial = suffixes.original[suffixes.bare]
     delta = torch.zeros_like(initial, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
-    bound = config.clamp_norm_factor * initial.norm(dim=-1)
+    norms = suffixes.original.norm(dim=-1)
+    scale = norms[suffixes.bare]
+    if config.norm_over_contexts:
+        scale = torch.stack([part.mean() for part in norms[suffixes.row].split(suffixes.predictions)])
+    bound = config.clamp_norm_factor * scale
     clamped = torch.zeros_like(bound, dtype=torch.bool)
     searched = list(range(count))
     rows = torch.tensor(searched, device=delta.device)
@@ -152,7 +156,7 @@ def search_values(
             nll, essence_log_probs, on_top = run_suffixes(model, layer, suffixes, delta[rows], at)
             essence = essence_log_probs.detach() if essence is None else essence
             kl = nn.functional.kl_div(essence, essence_log_probs, log_target=True, reduction="none").sum(-1)
-            decay = config.weight_decay * delta[rows].norm(dim=-1) / initial[rows].norm(dim=-1) ** 2
+            decay = config.weight_decay * delta[rows].norm(dim=-1) / scale[rows] ** 2
             loss = nll + config.kl_factor * kl + decay  # Eq. 4, with the authors' weight decay
             figures = torch.stack([loss, nll, kl, decay, on_top.to(loss), clamped[rows].to(loss)])
             read = figures.detach().T.tolist()  # all that is read in a step, at once: a GPU is waited for
@@ -197,7 +201,6 @@ def search_figures(values: Sequence[Value]) -> dict[str, Any]:
     """The figures of EditHealth that come from the search; with several requests, the worst of each."""
     nll = max(value.nll for value in values)
     return {
-        "target_probability": math.exp(-nll),
         "nll": nll,
         "kl": max(value.kl for value in values),
         "weight_decay": max(value.weight_decay for value in values),

@@ -1,10 +1,9 @@
 """A ledger of facts: what a model is to say, of which facts can be taken back, and the one edit that says all of it.
 
 With the keys K of all facts, what is missing to their values R, and the preserved prompts' keys P, the edit is the D
-that makes tr(DT C D) least among those with K D = R and P D = 0 (EMMET's form, closed_forms.py). Of a fact that
-preserves anything, P also has the difference of its keys with and without contexts, as in rome.py. The edit depends on
-which facts there are, not on when they came: values are found on the unedited model, so that a withdrawn fact leaves
-nothing.
+that makes tr(DT C D) least among those with K D = R and P D = 0 (EMMET's form, closed_forms.py). P also has the
+differences of facts' keys with and without contexts, as in rome.py. The edit depends on which facts there are, not on
+when they came: values are found on the unedited model, so that a withdrawn fact leaves nothing.
 """
 
 import os
@@ -21,17 +20,11 @@ from tqdm.auto import tqdm
 
 from rome_lens.checking import checked, checked_result
 from rome_lens.data.records import EditRequest
-from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
-from rome_lens.edit.artifact.health import (
-    MOST_RELATIVE_NORM,
-    EditHealth,
-    OnUnhealthy,
-    report_problems,
-    update_norms,
-)
+from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix, target_probabilities
+from rome_lens.edit.artifact.health import MOST_RELATIVE_NORM, OnUnhealthy
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import covariances_for
-from rome_lens.edit.methods.closed_forms import PreservedKeys, emmet_factor
+from rome_lens.edit.methods.closed_forms import PreservedKeys, emmet_factor, with_context_differences
 from rome_lens.edit.methods.preserve import (
     PreservedPrompts,
     Prompts,
@@ -60,7 +53,8 @@ class LedgerRoom:
     """How full a ledger is.
 
     Attributes:
-        rank_used: keys of facts and of preserved prompts, each of which takes one dimension.
+        rank_used: keys of facts and of preserved prompts, and differences between a fact's keys with and without
+            context, each of which takes one dimension.
         width: how many dimensions there are, d_mlp.
         relative_norm: the edit's norm over that of the unedited weight.
     """
@@ -222,34 +216,37 @@ class EditLedger:
         keys, right = self._keys_and_missing(facts)
         left = emmet_factor(keys, self._covariance, kept).float()
         factors = {self.layer: (left, right)}
-        health = EditHealth(
-            **update_norms(self._model, factors),
+        return Edit.of(
+            self._model,
+            [fact.request for fact in facts],
+            factors,
+            method="ledger",
+            config=as_json(self._config) | preserved.as_json(),
+            on_unhealthy=on_unhealthy,
             **search_figures([fact.value for fact in facts]),
             condition_number=self._covariance.condition_number,
-            **self._cost(facts, left, kept),
+            **(self._cost(facts, left, kept) if preserved.places and kept is not None else {}),
         )
-        used = as_json(self._config) | preserved.as_json()
-        requests = [fact.request for fact in facts]
-        edit = Edit.of(self._model, requests, factors, method="ledger", config=used, health=health)
-        report_problems(health, on_unhealthy, edit=edit)
-        return edit
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for each fact: prompt, subject, target; target_probability at the end of its search; `residual`, how
-        much of what the fact is to change the ledger's edit misses (0 for none); and how many prompts it preserves.
+        """A row for each fact: prompt, subject, target; target_probability in the model with the ledger's edit;
+        `residual`, how much of what the fact is to change the edit misses (0 for none); and how many prompts it
+        preserves.
         """
         columns = ["prompt", "subject", "target", "target_probability", "residual", "preserved"]
         if not self._reread():
             return pd.DataFrame(columns=columns)
         self._check_model()
-        update = self._edit(self._facts, "ignore").updates[0]
+        edit = self._edit(self._facts, "ignore")
+        with edit.applied(self._model):
+            probabilities = target_probabilities(self._model, self.facts)
+        update = edit.updates[0]
         keys, missing = self._keys_and_missing(self._facts)
         off = keys @ update.left.to(keys) @ update.right.to(keys) - missing
         residuals = (off.norm(dim=-1) / missing.norm(dim=-1)).tolist()
         rows = [
-            (f.request.text, f.request.subject, f.request.target, p["target_probability"], residual, len(f.preserve))
-            for f, residual in zip(self._facts, residuals, strict=True)
-            for p in [search_figures([f.value])]
+            (f.request.text, f.request.subject, f.request.target, probability, residual, len(f.preserve))
+            for f, probability, residual in zip(self._facts, probabilities.tolist(), residuals, strict=True)
         ]
         return pd.DataFrame(rows, columns=columns)
 
@@ -263,17 +260,19 @@ class EditLedger:
         width = self._shape[0]
         if not self._facts:
             return LedgerRoom(0, width, 0.0)
-        used = len(self._facts) + len(self._preserved(self._facts).places)
+        kept = self._kept(self._facts, self._preserved(self._facts))
+        used = len(self._facts) + (0 if kept is None else len(kept.keys))
         health = self._edit(self._facts, "ignore").health
         return LedgerRoom(used, width, health.relative_update_norm if health else 0.0)
 
     def _keys_and_missing(
         self, facts: Sequence[LedgerFact]
     ) -> tuple[Float[Tensor, "fact d_mlp"], Float[Tensor, "fact d_model"]]:
-        """K, in float64, and V - K W, in float32."""
+        """K, in float64, and what is missing to V at the keys that are to answer V (the bare ones, if constrained)."""
         keys, values = (torch.stack(each) for each in ([f.key for f in facts], [f.value.vector for f in facts]))
+        answering = torch.stack([f.bare_key for f in facts]) if self._config.constrain_bare_prompt else keys
         wide = in_float64(keys.to(self._model.cfg.device))
-        return wide, (values - mlp_output(self._model, self.layer, keys)).to(wide.device)
+        return wide, (values - mlp_output(self._model, self.layer, answering)).to(wide.device)
 
     def _texts(self, facts: Sequence[LedgerFact]) -> list[str]:
         return [text for fact in facts for text in fact.preserve]
@@ -284,21 +283,19 @@ class EditLedger:
         return preserved_prompts(self._model, sorted(self._texts(facts)), requests, [self.layer], token=token)
 
     def _cost(
-        self, facts: Sequence[LedgerFact], left: Float[Tensor, "d_mlp fact"], kept: PreservedKeys | None
+        self, facts: Sequence[LedgerFact], left: Float[Tensor, "d_mlp fact"], kept: PreservedKeys
     ) -> dict[str, Any]:
-        if kept is None:
-            return {}
         keys, right = self._keys_and_missing(facts)
-        without = emmet_factor(keys, self._covariance).float()
+        without = emmet_factor(keys, self._covariance, self._kept(facts, PreservedPrompts({}))).float()
         return preserve_figures((left, right), (without, right), keys, kept)
 
     def _kept(self, facts: Sequence[LedgerFact], preserved: PreservedPrompts) -> PreservedKeys | None:
-        """The keys of what the facts must not disturb; a fact that preserves anything is the same in all contexts."""
-        if (kept := preserved.keys(self._model, self.layer)) is None:
-            return None
-        surgical = [fact for fact in facts if fact.preserve]
-        keys, bare = (torch.stack(each) for each in ([f.key for f in surgical], [f.bare_key for f in surgical]))
-        return kept.and_alike(keys, bare)
+        """The keys of what the facts must not disturb, and the differences that make a fact alike in all contexts."""
+        kept = preserved.keys(self._model, self.layer)
+        if not self._config.constrain_bare_prompt:
+            return kept
+        keys, bare = (torch.stack(each) for each in ([f.key for f in facts], [f.bare_key for f in facts]))
+        return with_context_differences(kept, keys, bare)
 
     def _check_model(self) -> None:
         """Raises EditError unless every weight is as it was: keys and values are those of the model as it is."""

@@ -193,7 +193,7 @@ def test_factors_that_do_not_fit_together_are_refused(tiny, tmp_path):
 def made_on(model) -> rl.Edit:
     made = made_up(model)
     factors = {update.layer: (update.left, update.right) for update in made.updates}
-    return rl.Edit.of(model, [REQUEST], factors, method="rome", config={}, health=made.health)
+    return rl.Edit.of(model, [REQUEST], factors, method="rome", config={}, on_unhealthy="ignore")
 
 
 def test_an_edit_knows_the_weights_it_was_computed_for(tiny, weights_of):

@@ -9,9 +9,9 @@ import torch
 from rome_lens.checking import check_whole, checked, checked_result
 from rome_lens.data.records import Continuation, target_rows
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
-from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.methods.mend.config import MendConfig
-from rome_lens.edit.methods.mend.factors import edited_factors, edits_in_place, gradient_factors
+from rome_lens.edit.methods.mend.factors import edited_factors, gradient_factors
 from rome_lens.edit.methods.mend.network import EditorNetwork
 from rome_lens.edit.methods.mend.state import checked_history
 from rome_lens.edit.methods.requests import Requests, only_request
@@ -140,7 +140,7 @@ def mend(model: Model, request: Requests, *, editor: MendEditor, on_unhealthy: O
 
     Returns:
         An Edit with an update for each of the editor's layers; its rank is the number of tokens that the loss depends
-        on. Its health has the norms, and `nll` and `target_probability` after the edit.
+        on. Its health has the norms and `target_probability`.
 
     Raises:
         EditError: the editor is for another architecture, a weight or the edit is not finite, or the edit is unhealthy
@@ -156,14 +156,9 @@ def mend(model: Model, request: Requests, *, editor: MendEditor, on_unhealthy: O
     factors = gradient_factors(model, batch, editor.layers)
     with torch.no_grad():
         edited = edited_factors(editor.network, [factors])
-        hooks = edits_in_place(model, edited, torch.zeros(1, dtype=torch.long, device=batch.mask.device))
-        nll = batch.losses(model, batch.run(model, hooks=hooks))
     updates = {layer: (key.T.contiguous(), delta) for layer, (key, delta) in edited[0].items()}
     if not all(side.isfinite().all() for pair in updates.values() for side in pair):
         raise EditError(
             "The edit is not finite. Check the model's weights and the editor (NaN?). No weight was changed."
         )
-    health = EditHealth(**update_norms(model, updates), nll=nll.item(), target_probability=(-nll).exp().item())
-    edit = Edit.of(model, [request], updates, method="mend", config=as_json(editor.config), health=health)
-    report_problems(health, on_unhealthy, edit=edit)
-    return edit
+    return Edit.of(model, [request], updates, method="mend", config=as_json(editor.config), on_unhealthy=on_unhealthy)
