@@ -101,9 +101,9 @@ class Edit:
         if requests:
             with Temporarily(partial(edit._places, model), model, edit):
                 figures |= target_figures(target_probabilities(model, requests))
-        edit = replace(edit, health=EditHealth(**update_norms(model, factors), **figures))
-        report_problems(edit.health, on_unhealthy, edit=edit)
-        return edit
+        health = EditHealth(**update_norms(model, factors), **figures)
+        report_problems(health, on_unhealthy, edit=edit)
+        return replace(edit, health=health)
 
     def __add__(self, other: "Edit") -> "Edit":
         """Both edits as one; see the class."""
