@@ -78,7 +78,7 @@ def detect_edits(
             "candidate": number,
             "score": score,
             "suspicious": score > SUSPICIOUS,
-            "strength": component.right.norm().item(),
+            "strength": component.right.double().norm().item(),
             "object": "".join(said[:1]).strip(),
             "objects": said,
         }

@@ -30,7 +30,7 @@ from rome_lens.models import Model, mlp_output
 class RomeConfig(SearchConfig):
     """Hyper-parameters of ROME; SearchConfig has the other attributes.
 
-    The default is five sampled contexts and 25 steps, as in the authors' later code (kmeng01/memit), not twenty of each.
+    The default is five sampled contexts and 25 steps, as in the authors' later code (kmeng01/memit), not twenty each.
 
     Attributes:
         layer: block to edit; None: the layer of the covariance.
