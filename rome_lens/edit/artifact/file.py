@@ -24,7 +24,7 @@ _FACTS = {
     "config": dict,
     "health": dict | None,
 }
-_MAY_LACK = {"matrices": list}  # where all are output matrices, as in the files of earlier versions
+_MAY_LACK = {"matrices": list, "family": str}  # where all are output matrices, and in files of earlier versions
 _DROPPED = ("prompt_share",)  # figures of health that only files of earlier versions have
 
 
