@@ -192,22 +192,32 @@ class Edit:
         self._check_made_for(model, strict=strict)
         return [hook for update in self.updates for hook in update_hooks(model, update)]
 
-    def to_peft(self, folder: str | os.PathLike[str], base: PreTrainedModel, *, overwrite: bool = False) -> None:
+    def to_peft(
+        self,
+        folder: str | os.PathLike[str],
+        base: PreTrainedModel,
+        *,
+        max_rank: int | None = None,
+        overwrite: bool = False,
+    ) -> None:
         """Writes the edit as a LoRA adapter (adapter_config.json, adapter_model.safetensors) of a Hugging Face model.
 
         `peft.PeftModel.from_pretrained(base, folder)` then computes what the edited model does. Writing needs no peft.
+        All modules get one rank, filled up with zeros, as vLLM and SGLang want them.
 
         Args:
             folder: Folder for the two files; created if missing.
             base: The model in Hugging Face's classes; neither changed nor saved.
+            max_rank: The most that the server takes (vLLM: 16, unless --max-lora-rank says more); None: any rank.
             overwrite: Replace an adapter that is already there.
 
         Raises:
             FileExistsError: the folder already holds an adapter and `overwrite` is false.
-            EditError: the edit has no updates or does not fit the model, or the model's family is unknown.
+            EditError: the edit has no updates, is of a higher rank (`cut_rank` makes it smaller) or does not fit the
+                model, or the model's family is unknown.
         """
         self._check_made_for(base, strict=False)
-        save_lora(folder, self.updates, base, overwrite=overwrite)
+        save_lora(folder, self.updates, base, max_rank=max_rank, overwrite=overwrite)
 
     def to_gguf(
         self,

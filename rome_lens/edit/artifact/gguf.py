@@ -1,8 +1,8 @@
 """Writes edits for llama.cpp and what is built on it (Ollama, LM Studio): a LoRA adapter, or a whole edited GGUF file.
 
 GGUF keeps an MLP's matrices as blk.{layer}.ffn_down (W_out), ffn_up (W_in) and ffn_gate, each [d_out, d_in], however
-Hugging Face's classes do. llama.cpp's converters permute and fuse attention's matrices alone, but for three families that
-have W_gate and W_in in one tensor.
+Hugging Face's classes do. llama.cpp's converters permute and fuse attention's matrices alone, but for three families
+that have W_gate and W_in in one tensor.
 """
 
 import importlib.util
