@@ -43,8 +43,8 @@ def cut_rank(
 ) -> CutEdit:
     """The edit of at most a given rank that adds most nearly the same to the MLP's output on ordinary text.
 
-    An update adds k^T D to the output for the key k. With E[k k^T] = C, the mean square of what is left out is least if D
-    is projected on the first eigenvectors of D^T C D (Eckart and Young, in the metric of C).
+    An update D adds k^T D to the output for the key k. With E[k k^T] = C, the mean square of what is left out is least
+    if D is projected on the first eigenvectors of D^T C D (Eckart and Young, in the metric of C).
 
     Args:
         model: The model of the edit, on which both are measured; left unchanged.
