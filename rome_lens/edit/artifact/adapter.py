@@ -24,6 +24,7 @@ from rome_lens.errors import EditError
 from rome_lens.models import MlpMatrix
 from rome_lens.storage import check_new_file, new_file
 
+_PARTNERS: dict[MlpMatrix, MlpMatrix] = {"in": "gate", "gate": "in"}
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -83,7 +84,7 @@ def _with_partners(updates: Sequence[Update], base: PreTrainedModel) -> list[Upd
     places = {(update.layer, update.matrix) for update in updates}
     found = list(updates)
     for update in updates:
-        partner: MlpMatrix | None = {"in": "gate", "gate": "in"}.get(update.matrix)  # type: ignore[assignment]
+        partner = _PARTNERS.get(update.matrix)
         if partner and (update.layer, partner) not in places:
             zeros = Update(update.layer, 0 * update.left, 0 * update.right, matrix=partner)
             with suppress(EditError):  # an MLP without a gate
