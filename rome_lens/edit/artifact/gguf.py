@@ -98,8 +98,8 @@ def save_edited_gguf(
     written, rows = {}, []
     for name, (left, right) in _changes(updates, architecture).items():
         tensor = tensors.get(name)
-        shape = tuple(int(length) for length in tensor.shape) if tensor else None
-        if shape != (len(left), right.shape[1]):
+        shape = None if tensor is None else tuple(int(length) for length in tensor.shape)
+        if tensor is None or shape != (len(left), right.shape[1]):
             raise EditError(
                 f"The edit needs a tensor {name} of {[len(left), right.shape[1]]}, but {base} has "
                 f"{f'one of {list(shape)}' if shape else 'none of that name'}. Give the GGUF file of the model that "
@@ -138,7 +138,9 @@ def _changes(
         raise EditError("The edit has no updates, so there is nothing to write.")
     from gguf import MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS, TENSOR_NAMES
 
-    has = next((MODEL_TENSORS[arch] for arch, name in MODEL_ARCH_NAMES.items() if name == architecture), [])
+    has: Sequence[Any] = next(
+        (MODEL_TENSORS[arch] for arch, name in MODEL_ARCH_NAMES.items() if name == architecture), []
+    )
     kinds = {"out": MODEL_TENSOR.FFN_DOWN, "in": MODEL_TENSOR.FFN_UP, "gate": MODEL_TENSOR.FFN_GATE}
     changes: dict[str, Any] = {}
     for update in updates:

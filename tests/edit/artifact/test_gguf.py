@@ -183,8 +183,7 @@ def test_a_type_that_is_asked_for_is_the_one_that_is_written_and_coarser_ones_lo
 
 def test_an_edit_knows_its_family_and_keeps_it(tiny_model, tmp_path):
     factors = {1: (torch.ones(64, 1), torch.ones(1, 32))}
-    health = rl.edit.EditHealth(update_norm=1.0, relative_update_norm=0.1)
-    made = rl.Edit.of(tiny_model("llama"), [REQUEST], factors, method="rome", config={}, health=health)
+    made = rl.Edit.of(tiny_model("llama"), [REQUEST], factors, method="rome", config={}, on_unhealthy="ignore")
     made.save(tmp_path / "edit.safetensors")
     for edit in (made, rl.Edit.load(tmp_path / "edit.safetensors"), made + made, -made):
         assert edit.family == "Llama"
@@ -256,9 +255,8 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, monkeypa
 def test_a_base_that_the_edit_was_not_made_for_is_warned_of(tmp_path):
     base = save_gguf(tmp_path / "base.gguf")
     model = rl.load_model(base, device="cpu")
-    health = rl.edit.EditHealth(update_norm=1.0, relative_update_norm=0.1)
     factors = {1: (torch.ones(64, 1), torch.ones(1, 32))}
-    edit = rl.Edit.of(model, [REQUEST], factors, method="rome", config={}, health=health)
+    edit = rl.Edit.of(model, [REQUEST], factors, method="rome", config={}, on_unhealthy="ignore")
     edit.to_gguf(tmp_path / "edited.gguf", base)  # without a warning
     with pytest.warns(rl.errors.EditWarning, match="other weights than blk.1.ffn_down.weight"):
         edit.to_gguf(tmp_path / "twice.gguf", tmp_path / "edited.gguf")
