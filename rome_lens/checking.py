@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from beartype import BeartypeConf
 from beartype.door import is_bearable
-from torch import Tensor
+from torch import Tensor, nn
 
 from rome_lens.calling import undisturbed_call
 
@@ -83,7 +83,25 @@ def _check(name: str, value: object, hint: Any) -> None:
     for shown in (value, *(_items(value) if _has_any_length(hint) else ())):
         if not _fits(shown, hint) or (_takes_numbers(hint) and _has_bool(shown)):
             error = ValueError if "Literal" in str(hint) and isinstance(value, str | list | tuple) else TypeError
-            raise error(f"{name} is {_received(value)}, expected {_expected(hint)}.")
+            raise error(f"{name} is {_received(value)}, expected {_expected(hint)}.{_way_in(name, value, hint)}")
+
+
+def _way_in(name: str, value: object, hint: Any) -> str:
+    """How to get a model that fits out of what wraps it, to follow an error; "" if there is none."""
+    if not isinstance(value, nn.Module):
+        return ""
+    classes = {kind for module in value.modules() for kind in type(module).__mro__}
+    if any(kind.__module__.partition(".")[0] == "peft" for kind in classes):
+        return f" It has adapters (PEFT): pass what {name}.merge_and_unload() gives, or load that with load_model."
+    if any(kind.__name__.startswith("FullySharded") for kind in classes):
+        return " Its weights are in shards: save the whole model with save_pretrained, and load the folder."
+    inside = [(f"{name}.{path}".rstrip("."), module) for path, module in value.named_modules()]
+    if fitting := [path for path, module in inside if module is not value and _fits(module, hint)]:
+        return f" It wraps one: pass {fitting[0]}."
+    ours = any(getattr(leaf, "__name__", "") == "HookedTransformer" for leaf in _leaves(hint))
+    if ours and (foreign := [path for path, module in inside if hasattr(module, "name_or_path")]):
+        return f" Load it: load_model({foreign[0]}, tokenizer=...)."
+    return ""
 
 
 def _fits(value: object, hint: Any) -> bool:

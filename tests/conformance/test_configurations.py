@@ -1,11 +1,17 @@
 """Loading gives the same function, or refuses: for the configurations that published checkpoints have."""
 
+import re
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
+from transformers import AutoTokenizer
 
 import rome_lens as rl
 from rome_lens.models import model_identity
 from rome_lens.models.kinds import HAS_HOOKED
+from rome_lens.models.loading import converting
 from tests.conformance.configurations import CONFIGURATIONS, save
 from tests.conformance.zoo import differences, hugging_face, row
 from tests.torture import times
@@ -17,6 +23,9 @@ REFUSED = {
     "ministral",
     "phi partial, qk norm",
     "phimoe",
+    "aya-vision",
+    "glm4v",
+    "mllama",
     *(["cohere qk norm"] if HAS_HOOKED else []),
 }
 """What TransformerLens converts to neither class; 4 converts one more. At most one in ten."""
@@ -24,15 +33,55 @@ REFUSED = {
 HANDFUL = ["gpt2 n_inner", "bloom post-norm residual", "mpt clipped", "granite multipliers", "cohere logit scale"]
 
 
+@pytest.fixture(scope="module")
+def started() -> list[str]:
+    """What starts processes in this one, by Python's audit events; a hook cannot be taken out again."""
+    events: list[str] = []
+    starting = re.compile(r"subprocess\.Popen|pty\.spawn|os\.(system|exec|fork|forkpty|posix_spawn|spawn|startfile)")
+    sys.addaudithook(lambda event, args: events.append(event) if starting.fullmatch(event) else None)
+    return events
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_the_loaded_model_is_the_function_that_was_saved(tmp_path, name):
+def test_the_loaded_model_is_the_function_that_was_saved(tmp_path, name, started):
+    """And no process was started for it: TransformerLens installs packages that a vision tower would need."""
     save(tmp_path, name)
+    started.clear()
     if name in REFUSED:
         with pytest.raises(rl.errors.FormatError, match="is a \\w+"):
             rl.load_model(tmp_path, device="cpu")
+        assert started == []
         return
     model = rl.load_model(tmp_path, device="cpu")
+    assert started == []
     assert max(differences(model, hugging_face(tmp_path))) < 2e-4, model.loaded_as
+
+
+@pytest.mark.parametrize("name", ["gemma3 that sees", "qwen2.5-vl"])
+def test_a_model_in_memory_that_sees_is_its_language_part(tmp_path, name, started):
+    expected = hugging_face(save(tmp_path, name))
+    started.clear()
+    model = rl.load_model(expected, tokenizer=AutoTokenizer.from_pretrained(tmp_path))
+    assert started == []
+    assert max(differences(model, expected)) < 2e-4
+    assert "visual" not in str(model) and "vision" not in str(model)
+
+
+def test_no_library_starts_a_process_while_a_model_is_loaded(tmp_path, monkeypatch, started):
+    """Whatever it is for: the library gets an error, which it may live with, and the rest of the program is free."""
+    refused = []
+
+    def installing(*args):
+        with pytest.raises(rl.errors.UnavailableError, match="tried to start a process"):
+            subprocess.run([sys.executable, "-c", ""])
+        refused.append(True)
+        return unseen(*args)
+
+    unseen = converting.unseen if HAS_HOOKED else converting.use_native_attention
+    monkeypatch.setattr(converting, unseen.__name__, installing)
+    assert rl.load_model(save(tmp_path, "llama"), device="cpu")
+    assert refused == [True]
+    assert subprocess.run([sys.executable, "-c", ""]).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["bloom", "gpt2", "opt"])

@@ -9,7 +9,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from rome_lens.models import Model, bos_token, pad, write_on
+from rome_lens.models import Model, pad, prefix_ids, write_on
 from rome_lens.models.teacher_forcing import score_targets, target_log_probabilities
 
 _TEXTS_AT_ONCE = 16
@@ -32,12 +32,12 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """The token that precedes a text without context: BOS, if the model's tokenisation has it, else EOS."""
-        return (*bos_token(self.model), self.eot_token_id)[0]
+        """The token that precedes a text without context: the last of `prefix_ids`, else EOS."""
+        return (self.eot_token_id, *prefix_ids(self.model))[-1]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Tokenises by the model's own rule; without BOS if `add_special_tokens` is False."""
-        before = [] if add_special_tokens is False else bos_token(self.model)
+        """Tokenises by the model's own rule; without the prefix if `add_special_tokens` is False."""
+        before = [] if add_special_tokens is False else prefix_ids(self.model)
         return before + self.tokenizer(string, add_special_tokens=False, verbose=False)["input_ids"]
 
     @torch.no_grad()
@@ -46,7 +46,9 @@ class HarnessModel(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """The log-probability of each continuation, and whether greedy decoding would give it."""
         room = self.model.cfg.n_ctx + 1  # the last token is not read
-        rows = [tuple((before + after)[-room:]) for _, before, after in requests]
+        prefix = prefix_ids(self.model)  # of which the harness can name one token
+        wholes = [(prefix if before == prefix[-1:] else before) + after for _, before, after in requests]
+        rows = [tuple(whole[-room:]) for whole in wholes]
         starts = [max(1, len(row) - len(after)) for row, (_, _, after) in zip(rows, requests, strict=True)]
         answers: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
         disable = disable_tqdm or not self.progress
