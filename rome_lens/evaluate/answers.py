@@ -45,7 +45,8 @@ def generate_answers(
     """What the model writes after each prompt, always its most probable token, until it stops.
 
     It stops at the first token with which the text holds one of `stops`, at a special token of the tokenizer (such as
-    the end of the text), or after `new_tokens`. In a thought (`Answer.text`) nothing but the end of the text stops it. That is the protocol of WILD (Yang et al. 2025, arXiv 2502.11177;
+    the end of the text), or after `new_tokens`. In a thought (`Answer.text`)
+    nothing but the end of the text stops it. That is the protocol of WILD (Yang et al. 2025, arXiv 2502.11177;
     test_prediction_acc_real in WanliYoung/Revisit-Editing-Evaluation). All prompts are read and continued together,
     with their keys and values kept; a prompt that occurs twice is continued once.
 

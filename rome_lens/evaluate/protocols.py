@@ -147,8 +147,8 @@ def _put(model: Model, record: Any, protocol: Protocol) -> Any:
         record = in_chat(model, record, **protocol.chat_options)
         if protocol.read != "generated" and begins_in_thought(record.request.prompt):
             raise ValueError(
-                f"The chat template of {model.cfg.model_name} ends in a thought ({record.request.prompt[-20:]!r}), where "
-                f"{protocol.read} would read the answer as a part of it. Give chat_options, such as "
+                f"The chat template of {model.cfg.model_name} ends in a thought ({record.request.prompt[-20:]!r}), "
+                f"where {protocol.read} would read the answer as a part of it. Give chat_options, such as "
                 "{'enable_thinking': False}, or let the answer be generated."
             )
         return record

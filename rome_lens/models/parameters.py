@@ -53,7 +53,7 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[in
 
 
 def prefix_ids(model: Model) -> list[int]:
-    """The ids that `model.to_tokens` puts before a text: the tokenizer's own, and BOS as `cfg.default_prepend_bos` says."""
+    """The ids that `model.to_tokens` puts before a text: the tokenizer's own; BOS by `cfg.default_prepend_bos`."""
     before, _ = added_tokens(model.tokenizer)
     if model.cfg.default_prepend_bos:
         return before if model.cfg.tokenizer_prepends_bos else [*before, model.tokenizer.bos_token_id]
@@ -92,8 +92,8 @@ def check_normal(weights: Iterable[Tensor]) -> None:
     weights = list(weights)
     if any(weight.is_meta for weight in weights):
         raise ValueError(
-            "The model's weights are not in memory (on the device meta: it was offloaded by accelerate, or made without "
-            "weights), and can neither be read nor edited. Load it whole, without device_map or offloading."
+            "The model's weights are not in memory (on the device meta: it was offloaded by accelerate, or made "
+            "without weights), and can neither be read nor edited. Load it whole, without device_map or offloading."
         )
     if any(weight.is_inference() for weight in weights):
         raise ValueError(

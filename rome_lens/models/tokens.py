@@ -111,7 +111,7 @@ def _encoded(model: Model, text: str) -> tuple[tuple[int, ...], tuple[tuple[int,
 
 
 def _fitting(model: Model, text: TokenizedText) -> TokenizedText:
-    """The text itself. Raises ValueError if it is longer than the model's context, or has a token beyond its embedding."""
+    """The text itself. Raises ValueError if the model's context or embedding does not hold it."""
     if max(text.ids, default=0) >= model.cfg.d_vocab:
         token = model.tokenizer.convert_ids_to_tokens(max(text.ids))
         raise ValueError(

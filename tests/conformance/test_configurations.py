@@ -64,7 +64,7 @@ def test_a_model_in_memory_that_sees_is_its_language_part(tmp_path, name, starte
     model = rl.load_model(expected, tokenizer=AutoTokenizer.from_pretrained(tmp_path))
     assert started == []
     assert max(differences(model, expected)) < 2e-4
-    assert "visual" not in str(model) and "vision" not in str(model)
+    assert "visual" not in str(model)
 
 
 def test_no_library_starts_a_process_while_a_model_is_loaded(tmp_path, monkeypatch, started):

@@ -249,16 +249,16 @@ def _readable(tokenizer: PreTrainedTokenizerBase, hf_model: PreTrainedModel, nam
         )
     if after and added_tokens(tokenizer) != (before, []):
         raise FormatError(
-            f"{name} has a tokenizer that appends {tokenizer.convert_ids_to_tokens(after)} to each text, after which no "
-            "text goes on. Save it with add_eos_token=False, or without these."
+            f"{name} has a tokenizer that appends {tokenizer.convert_ids_to_tokens(after)} to each text, after which "
+            "no text goes on. Save it with add_eos_token=False, or without these."
         )
     rows = len(hf_model.get_input_embeddings().weight)
     unread = {getattr(tokenizer, f"{kind}_token", None) for kind in _PLACES}
     beyond = sorted(token for token, i in tokenizer.get_vocab().items() if i >= rows and token not in unread)
     if beyond:
         raise FormatError(
-            f"{name} has {rows} embeddings, but its tokenizer {len(beyond)} tokens beyond them ({beyond[0]!r} is number "
-            f"{tokenizer.convert_tokens_to_ids(beyond[0])}). Take the tokenizer that it was trained with, or call "
+            f"{name} has {rows} embeddings, but its tokenizer {len(beyond)} tokens beyond them ({beyond[0]!r} is "
+            f"number {tokenizer.convert_tokens_to_ids(beyond[0])}). Take the tokenizer that it was trained with, or call "
             "resize_token_embeddings."
         )
     return tokenizer
