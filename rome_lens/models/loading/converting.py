@@ -258,7 +258,7 @@ def _readable(tokenizer: PreTrainedTokenizerBase, hf_model: PreTrainedModel, nam
     if beyond:
         raise FormatError(
             f"{name} has {rows} embeddings, but its tokenizer {len(beyond)} tokens beyond them ({beyond[0]!r} is "
-            f"number {tokenizer.convert_tokens_to_ids(beyond[0])}). Take the tokenizer that it was trained with, or call "
+            f"number {tokenizer.convert_tokens_to_ids(beyond[0])}). Take the tokenizer it was trained with, or call "
             "resize_token_embeddings."
         )
     return tokenizer
