@@ -1,14 +1,13 @@
 """What happens if a fact is rewritten? Edits of MLP matrices (paper section 3), by ROME and other methods."""
 
 from rome_lens.edit.artifact.applied import AppliedEdit, applied_edits, revert_edits
-from rome_lens.edit.artifact.edit import Edit
+from rome_lens.edit.artifact.edit import Edit, target_probabilities
 from rome_lens.edit.artifact.health import EditHealth
 from rome_lens.edit.artifact.update import Update
 from rome_lens.edit.covariance.collect import collect_covariance
 from rome_lens.edit.covariance.corpora import Texts, texts_from_dataset, texts_from_file, texts_from_model
 from rome_lens.edit.covariance.diagnostics import CovarianceReport
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
-from rome_lens.edit.covariance.published import load_published_covariance
 from rome_lens.edit.covariance.shipped import builtin_covariances
 from rome_lens.edit.forensics.detecting import detect_edits
 from rome_lens.edit.forensics.triggers import screen_triggers
@@ -76,7 +75,6 @@ __all__ = [
     "kn",
     "knowledge_neurons",
     "list_presets",
-    "load_published_covariance",
     "memit",
     "memit_targets",
     "mend",
@@ -86,6 +84,7 @@ __all__ = [
     "sample_contexts",
     "screen_triggers",
     "suggested_layer",
+    "target_probabilities",
     "texts_from_dataset",
     "texts_from_file",
     "texts_from_model",

@@ -1,7 +1,6 @@
 """Loading gives the same function, or refuses: for the configurations that published checkpoints have."""
 
 import re
-import subprocess
 import sys
 
 import pandas as pd
@@ -11,7 +10,6 @@ from transformers import AutoTokenizer
 import rome_lens as rl
 from rome_lens.models import model_identity
 from rome_lens.models.kinds import HAS_HOOKED
-from rome_lens.models.loading import converting
 from tests.conformance.configurations import CONFIGURATIONS, save
 from tests.conformance.zoo import differences, hugging_face, row
 from tests.torture import times
@@ -65,23 +63,6 @@ def test_a_model_in_memory_that_sees_is_its_language_part(tmp_path, name, starte
     assert started == []
     assert max(differences(model, expected)) < 2e-4
     assert "visual" not in str(model)
-
-
-def test_no_library_starts_a_process_while_a_model_is_loaded(tmp_path, monkeypatch, started):
-    """Whatever it is for: the library gets an error, which it may live with, and the rest of the program is free."""
-    refused = []
-
-    def installing(*args):
-        with pytest.raises(rl.errors.UnavailableError, match="tried to start a process"):
-            subprocess.run([sys.executable, "-c", ""])
-        refused.append(True)
-        return unseen(*args)
-
-    unseen = converting.unseen if HAS_HOOKED else converting.use_native_attention
-    monkeypatch.setattr(converting, unseen.__name__, installing)
-    assert rl.load_model(save(tmp_path, "llama"), device="cpu")
-    assert refused == [True]
-    assert subprocess.run([sys.executable, "-c", ""]).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["bloom", "gpt2", "opt"])

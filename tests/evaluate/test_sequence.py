@@ -42,7 +42,7 @@ def noise(model, request) -> rl.Edit:
         factors,
         method="noise",
         config={},
-        health=rl.edit.EditHealth(1.0, 0.6, target_probability=0.9),
+        on_unhealthy="ignore",
     )
 
 
@@ -159,7 +159,7 @@ def test_stop_rules(tiny, tmp_path):
     assert made.stopped.startswith("after edit 1, the edit is unhealthy: the update is 0.60 of")
     assert list(made.checkpoints["edits"]) == [0, 1]
     made = rl.edit_sequence(
-        tiny, RECORDS, out=tmp_path, method=noise, stop=rl.evaluate.StopRule(perplexity_factor=0.0), **OPTIONS
+        tiny, RECORDS, out=tmp_path, method=noise, stop=rl.evaluate.StopRule(perplexity_factor=1e-9), **OPTIONS
     )
     assert made.stopped.startswith("after edit 2, the perplexity is")
     made = rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=noise, **OPTIONS)
@@ -215,3 +215,11 @@ def test_without_a_text_or_prompts_their_columns_are_empty_or_missing(tiny, tmp_
     assert "PS" not in made.checkpoints
     figure = rl.plots.plot_sequence(made.checkpoints.assign(method="noise"))
     assert {note.text for note in figure.layout.annotations} == {"efficacy (ES)", "norm growth |W - W0| / |W0|"}
+
+
+@pytest.mark.parametrize("made", [None, 5, "an edit"])
+def test_a_method_that_gives_no_edit_is_told_and_no_weight_is_changed(tiny, weights_of, made):
+    before = weights_of(tiny)
+    with pytest.raises(TypeError, match=f"The method returned {made!r}, expected Edit"):
+        rl.edit_sequence(tiny, RECORDS, lambda model, request: made, progress=False)
+    assert same(tiny, before)

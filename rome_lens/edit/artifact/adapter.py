@@ -1,4 +1,4 @@
-"""Exports updates as a LoRA adapter in the file format of Hugging Face's peft (peft itself is not needed).
+"""Updates as a LoRA adapter, written and read, in the file format of Hugging Face's peft (peft itself is not needed).
 
 LoRA adds B @ A * alpha / r to a module's weight [d_out, d_in] (Hu et al. 2021, arXiv 2106.09685, section 4.1). With
 alpha = r, B = right^T and A = left^T this is (left @ right)^T, so an edit already is an adapter.
@@ -6,16 +6,18 @@ alpha = r, B = right^T and A = left^T this is (left @ right)^T, so an edit alrea
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from rome_lens.edit.artifact.matrix import matrix_for
 from rome_lens.edit.artifact.update import Update
-from rome_lens.errors import EditError
-from rome_lens.storage import check_new_file, new_file
+from rome_lens.errors import EditError, FormatError
+from rome_lens.models.mlp.huggingface import place_of_module
+from rome_lens.storage import check_new_file, existing_file, foreign, load_json, new_file
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -57,3 +59,35 @@ def save_lora(
         save_file(tensors, temporary, metadata={"format": "pt"})
     with new_file(Path(folder) / _CONFIG, overwrite=overwrite) as temporary:
         temporary.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def load_lora(folder: str | os.PathLike[str]) -> list[Update]:
+    """The updates that a LoRA adapter of MLP matrices holds; peft itself is not needed.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+        FormatError: it is damaged, of another kind than LoRA, or changes more than MLP matrices.
+    """
+    config = load_json(Path(folder) / _CONFIG)
+    wanted = {"peft_type": "LORA", "bias": "none", "use_dora": False, "use_rslora": False}
+    if not isinstance(config, dict) or any(config.get(name, value) != value for name, value in wanted.items()):
+        raise FormatError(f"{folder} is no plain LoRA adapter, expected {wanted} in {_CONFIG}.")
+    path = existing_file(Path(folder) / _WEIGHTS, "an adapter's weights")
+    with foreign(path, "is damaged or is not an adapter of MLP matrices"):
+        tensors = load_file(path)
+        updates = []
+        for name in sorted(name for name in tensors if name.endswith(".lora_A.weight")):
+            module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            down, up = tensors.pop(name), tensors.pop(name.replace(".lora_A.", ".lora_B."))
+            scale = _of(config, "alpha", "lora_alpha", module) / _of(config, "rank", "r", module)
+            layer, matrix = place_of_module(module)
+            updates.append(Update(layer, down.T.float().contiguous(), scale * up.T.float().contiguous(), "", matrix))
+        if tensors or not updates:
+            raise ValueError(f"it holds {sorted(tensors)[:3] or 'no matrices'}, expected lora_A and lora_B of MLPs")
+    return updates
+
+
+def _of(config: Mapping[str, Any], kind: str, usual: str, module: str) -> float:
+    """The rank or alpha of a module: that of its pattern, or the usual one."""
+    patterns = config.get(f"{kind}_pattern") or {}
+    return float(next((value for key, value in patterns.items() if f".{module}".endswith(f".{key}")), config[usual]))

@@ -5,24 +5,28 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rome_lens.checking import checked
-from rome_lens.data.records import EditRequest
-from rome_lens.edit.artifact.adapter import save_lora
+from rome_lens.data.records import Continuation, EditRequest, target_rows
+from rome_lens.edit.artifact.adapter import load_lora, save_lora
 from rome_lens.edit.artifact.applied import AppliedEdit, applied_edits
 from rome_lens.edit.artifact.file import load_fields, save_fields
-from rome_lens.edit.artifact.health import EditHealth
+from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, target_figures, update_norms
 from rome_lens.edit.artifact.hooks import update_hooks
 from rome_lens.edit.artifact.matrix import matrix_for, state_dict_delta
 from rome_lens.edit.artifact.update import MatrixPlace, Update, layer_and_matrix, one_for_each_matrix
 from rome_lens.edit.artifact.written import Place, Temporarily, digests_so_far, take_out
-from rome_lens.errors import EditError, EditWarning, warn
+from rome_lens.errors import EditError, EditWarning, NotFiniteError, warn
 from rome_lens.models import EditableModel, Hook, MlpMatrix, Model, architecture_digest, find_matrix, name_of
+from rome_lens.models.teacher_forcing import score_targets, target_log_probabilities
 from rome_lens.storage import digest
 
 _MOST_BYTES = 2 << 30  # six layers of GPT-J at full rank
@@ -72,10 +76,20 @@ class Edit:
         *,
         method: str,
         config: Mapping[str, Any],
-        health: EditHealth,
+        on_unhealthy: OnUnhealthy = "warn",
+        **figures: Any,
     ) -> "Edit":
-        """An edit computed on `model` as it is now, from (left, right) factors by layer or (layer, matrix); notes
-        the weights' digests.
+        """An edit computed on `model` as it is now, from (left, right) factors by layer or (layer, matrix).
+
+        Notes the weights' digests, and measures its health: the norms of the updates, and with the edit in place, for
+        one pass, how probable each target is after its bare prompt. `figures` are the other figures of EditHealth.
+        Afterwards the weights are bit for bit what they were.
+
+        Raises:
+            EditError: the edit is unhealthy and `on_unhealthy` is "raise".
+
+        Warns:
+            EditWarning: the edit is unhealthy and `on_unhealthy` is "warn".
         """
         places = [layer_and_matrix(place) for place in factors]
         updates = tuple(
@@ -83,7 +97,13 @@ class Edit:
             for (layer, matrix), (left, right) in zip(places, factors.values(), strict=True)
         )
         name, architecture = str(model.cfg.model_name), architecture_digest(model)
-        return cls(updates, tuple(requests), method, name, architecture, config, health)
+        edit = cls(updates, tuple(requests), method, name, architecture, config)
+        if requests:
+            with Temporarily(partial(edit._places, model), model, edit):
+                figures |= target_figures(target_probabilities(model, requests))
+        edit = replace(edit, health=EditHealth(**update_norms(model, factors), **figures))
+        report_problems(edit.health, on_unhealthy, edit=edit)
+        return edit
 
     def __add__(self, other: "Edit") -> "Edit":
         """Both edits as one; see the class."""
@@ -161,9 +181,12 @@ class Edit:
 
         def find() -> list[Place]:
             self._check_made_for(model, strict=strict)
-            return [(matrix_for(model, update), update) for update in self.updates]
+            return self._places(model)
 
         return Temporarily(find, model, self)
+
+    def _places(self, model: EditableModel) -> list[Place]:
+        return [(matrix_for(model, update), update) for update in self.updates]
 
     def hooks(self, model: Model, *, strict: bool = False) -> list[tuple[str, Hook]]:
         """Hooks under which the model computes as if it were edited: `model.run_with_hooks(tokens, fwd_hooks=...)`, or
@@ -259,20 +282,48 @@ class Edit:
         """Reads a file that `save` wrote. Untrusted files are safe: all content is checked, and none of it is executed.
 
         Args:
-            path: The file.
+            path: The file; or the folder of an adapter, which `from_peft` reads.
             max_bytes: Larger files are refused; an edit of one fact takes a few KB.
 
         Raises:
             FileNotFoundError: there is no such file.
             FormatError: the file is too large, damaged, something else, or its parts do not fit together.
         """
+        if Path(path).is_dir():
+            return cls.from_peft(path)
         return cls(**load_fields(path, max_bytes=max_bytes))
+
+    @classmethod
+    def from_peft(cls, folder: str | os.PathLike[str]) -> "Edit":
+        """Reads a LoRA adapter of MLP matrices, such as `to_peft` writes. It does not tell what requests it is for.
+
+        Raises:
+            FileNotFoundError: the folder holds no adapter.
+            FormatError: it is damaged, of another kind than LoRA, or changes more than MLP matrices.
+        """
+        return cls(tuple(load_lora(folder)), (), method="peft")
 
     def __str__(self) -> str:
         layers = ", ".join(str(layer) for layer in dict.fromkeys(update.layer for update in self.updates))
         more = f" and {len(self.requests) - 1} more" if len(self.requests) > 1 else ""
         wrote = "; ".join(f"{request.text!r} -> {request.target!r}" for request in self.requests[:1])
         return f"Edit of {self.model}, layer {layers}: {wrote}{more}"
+
+
+@checked
+def target_probabilities(model: Model, requests: Sequence[EditRequest]) -> Float[Tensor, " request"]:
+    """The probability of each target after its bare prompt in the model as it is now, a geometric mean over the
+    target's tokens; on the CPU. NaN for all if the model's output is not finite.
+
+    Raises:
+        ValueError: a prompt with its target is longer than the model's context.
+    """
+    rows = target_rows(model, [Continuation(each.text, each.target, space=each.space) for each in requests])
+    try:
+        scores = dict(score_targets(model, rows, target_log_probabilities))
+    except NotFiniteError:
+        return torch.full((len(requests),), torch.nan)
+    return torch.stack([scores[i].mean() for i in range(len(rows))]).exp()
 
 
 def finite_matrix(model: Model, layer: int, matrix: MlpMatrix = "out") -> Float[Tensor, "d_in d_out"]:

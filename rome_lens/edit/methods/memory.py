@@ -41,6 +41,15 @@ class EditMemory:
                 f"{differing or 'the method'}). Give each sequence a memory of its own: EditMemory()."
             )
 
+    def expect(self, **shapes: tuple[int, ...]) -> None:
+        """Raises ValueError unless what it keeps under these names, if anything, has these shapes."""
+        for name, shape in shapes.items():
+            if name in self.tensors and self.tensors[name].shape != shape:
+                raise ValueError(
+                    f"{name} of this memory is {list(self.tensors[name].shape)}, expected {list(shape)}: it was begun "
+                    "on another model. Give each sequence a memory of its own: EditMemory()."
+                )
+
     def keep(self, method: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """What a method knows after a batch."""
         self.method, self.config = method, dict(config)

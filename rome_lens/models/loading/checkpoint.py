@@ -33,6 +33,7 @@ _READ = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 REPORTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Makes transformers report the weights that do not fit, for `check_weights`, instead of making up others."""
 _LEAST_ALLOCATED = 1 << 24  # numbers that any model may have, however small its file
+_TOWERS = ("vision", "audio", "vq")  # parts of a configuration
 _PART = 1 << 26  # bytes to read before the file is mapped anew
 
 
@@ -197,8 +198,8 @@ def _file_tensors(file: Path, dtype: Dtype) -> Iterator[tuple[str, Tensor]]:
 
 
 def is_composite(config: PretrainedConfig) -> bool:
-    """Whether the model has more parts than its language model."""
-    return config.get_text_config() is not config
+    """Whether the model has more parts than its language model, such as one for images."""
+    return config.get_text_config() is not config or any(name.startswith(_TOWERS) for name in config.sub_configs)
 
 
 def auto_class(config: PretrainedConfig) -> Any:

@@ -13,13 +13,16 @@ _SAME_ON_TEXT = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl
 def language_part(hf_model: PreTrainedModel, name: str) -> PreTrainedModel:
     """The model itself, or, if it reads images or sound as well, a causal model with the weights that read text.
 
+    TransformerLens, given the whole, installs packages that its other parts need.
+
     Raises:
         FormatError: transformers has no causal class for its text model.
     """
     if not is_composite(hf_model.config):
         return hf_model
     config, decoder, head = _text_config(hf_model.config), hf_model.get_decoder(), hf_model.get_output_embeddings()
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or decoder is None or head is None:
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not is_composite(config)
+    if not known or decoder is None or head is None:
         raise FormatError(
             f"{name} is a {type(hf_model).__name__}, whose language part ({config.model_type}) transformers has no "
             "causal class for. Choose a model of text alone, or one with a language part of another family."

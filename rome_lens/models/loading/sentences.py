@@ -18,7 +18,6 @@ from rome_lens.models.loading.checkpoint import (
     read_tokenizer,
 )
 from rome_lens.models.loading.folder import NOT_A_MODEL, count_numbers
-from rome_lens.models.loading.processes import no_processes
 from rome_lens.storage import foreign
 
 Encoder = Callable[[Sequence[str]], Float[Tensor, "text width"]]
@@ -38,7 +37,7 @@ def sentence_encoder(folder: str | os.PathLike[str]) -> Encoder:
     """
     folder = Path(folder)
     weights = checked_folder(folder)
-    with foreign(folder, *NOT_A_MODEL), no_processes():
+    with foreign(folder, *NOT_A_MODEL):
         tokenizer = read_tokenizer(folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import rome_lens as rl
 from rome_lens.models import find_output_matrix
@@ -68,3 +68,52 @@ def test_an_adapter_is_not_overwritten_unasked_nor_written_for_a_model_it_does_n
     with pytest.raises(rl.errors.EditError, match="no updates"):
         rl.Edit((), (REQUEST,)).to_peft(tmp_path / "other", hf_model)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "neox", "llama-gqa"])
+def test_an_adapter_is_read_back_as_the_edit(tiny_model, hugging_face, tmp_path, family):
+    edit = made_up(tiny_model(family), layers=(0, 1)) + made_up(tiny_model(family), layers=(1,), seed=1)
+    edit.to_peft(tmp_path / "adapter", hugging_face(family))
+    for read in (rl.Edit.load, rl.Edit.from_peft):
+        found = read(tmp_path / "adapter")
+        for mine, wanted in zip(found.updates, edit.updates, strict=True):
+            assert (mine.layer, mine.matrix) == (wanted.layer, wanted.matrix)
+            torch.testing.assert_close(mine.left @ mine.right, wanted.left @ wanted.right)
+
+
+def test_alpha_scales_what_is_read(tiny_model, hugging_face, tmp_path):
+    edit = made_up(tiny_model("gpt2"), layers=(1,))
+    edit.to_peft(tmp_path, hugging_face("gpt2"))
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text())
+    rank = config["r"]
+    path.write_text(json.dumps(config | {"lora_alpha": 3 * rank, "alpha_pattern": {}}))
+    (one,) = rl.Edit.from_peft(tmp_path).updates
+    torch.testing.assert_close(one.left @ one.right, 3 * edit.updates[0].left @ edit.updates[0].right)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"peft_type": "IA3"}, "is no plain LoRA adapter"),
+        ({"use_dora": True}, "is no plain LoRA adapter"),
+        ({"r": 0, "rank_pattern": {}}, "is damaged or is not an adapter"),
+        ({"alpha_pattern": {"c_proj": "x"}}, "is damaged or is not an adapter"),
+    ],
+)
+def test_what_is_no_adapter_of_mlps_is_refused(tiny_model, hugging_face, tmp_path, change, said):
+    made_up(tiny_model("gpt2"), layers=(1,)).to_peft(tmp_path, hugging_face("gpt2"))
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(rl.errors.FormatError, match=said):
+        rl.Edit.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*adapter_config.json"):
+        rl.Edit.load(tmp_path.parent)
+
+
+def test_a_module_that_is_no_mlps_is_named(tmp_path, tiny_model, hugging_face):
+    made_up(tiny_model("gpt2"), layers=(1,)).to_peft(tmp_path, hugging_face("gpt2"))
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({name.replace("mlp", "attn"): value for name, value in load_file(path).items()}, path)
+    with pytest.raises(rl.errors.FormatError, match=r"'transformer.h.1.attn.c_proj' is no matrix of an MLP"):
+        rl.Edit.from_peft(tmp_path)
