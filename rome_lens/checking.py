@@ -21,7 +21,7 @@ from torch import Tensor
 from rome_lens.calling import undisturbed_call
 
 _CONF = BeartypeConf(is_pep484_tower=True, is_random=False)  # an int is a float; Python's `random` is the caller's
-_NAMES = {
+_NAMES: dict[object, str] = {
     **{str: "a string", int: "a whole number", float: "a number", SupportsFloat: "a number"},
     **{bool: "True or False", NoneType: "None"},
 }
@@ -147,7 +147,8 @@ def _checks_arguments(function: T, *, finite: bool = True) -> T:
                 wrong = _first(_is_not_finite, value) if finite and _takes_numbers(parameter.annotation) else None
                 if wrong is not None:
                     raise ValueError(f"{name} is {wrong}, expected a finite number.")
-                odd = None if os.PathLike in map(get_origin, _parts(parameter.annotation)) else _first(_is_lone, value)
+                is_path = any(get_origin(part) is os.PathLike for part in _parts(parameter.annotation))
+                odd = None if is_path else _first(_is_lone, value)
                 if odd is not None:
                     raise ValueError(
                         f"{name} is {shortened(odd)}, which holds half a surrogate pair: no character, and nothing a "

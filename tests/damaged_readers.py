@@ -204,6 +204,11 @@ def _gguf(file: Path) -> None:
     save_gguf(file)
 
 
+def _into_gguf(base: Path) -> None:
+    update = rl.edit.Update(1, torch.ones(64, 1), torch.full((1, 32), 0.01))
+    rl.Edit((update,), EDIT.requests).to_gguf(base.with_name("edited.gguf"), base)
+
+
 def _load_model(path: Path) -> Any:
     return rl.load_model(path, device="cpu")
 
@@ -226,6 +231,7 @@ def _records(name: str) -> Reader:
 
 READERS = [
     Reader("Edit.load", EDIT.save, rl.Edit.load),
+    Reader("Edit.to_gguf(base)", _gguf, _into_gguf),
     Reader("KeyCovariance.load", _covariance, rl.KeyCovariance.load),
     Reader("covariance checkpoint", _collect, _collect, whole_folder=True),
     Reader(

@@ -184,6 +184,7 @@ CASES: dict[str, Any] = {
     "CausalTrace": lambda w: {name: getattr(w.trace, name) for name in inspect.signature(rl.CausalTrace).parameters},
     "Continuation": lambda w: {"prompt": "Dante is", "text": "Italian"},
     "CovarianceReport": lambda w: asdict(w.covariances[1].report()),
+    "CutEdit": lambda w: {"edit": w.edit, "lost": SUMMARY, "efficacy": SUMMARY},
     "Edit": lambda w: {"updates": w.edit.updates, "requests": (REQUEST,)},
     "EditHealth": lambda w: {"update_norm": 1.0, "relative_update_norm": 0.1},
     "EditLedger": lambda w: {
@@ -464,6 +465,7 @@ if importlib.util.find_spec("anywidget") is None:
 CASES |= {
     "recommend_layers": lambda w: {"model": w.model, "facts": [w.record]},
     "builtin_covariances": lambda w: {"model": w.model},
+    "cut_rank": lambda w: {"model": w.model, "edit": w.edit, "covariances": w.covariances},
     "suggested_layer": lambda w: {"model": w.model},
     "target_probabilities": lambda w: {"model": w.model, "requests": [w.request]},
     "texts_from_dataset": lambda w: {"name": "none"},
@@ -499,6 +501,7 @@ REFUSED: dict[str, list[Any]] = {
     "ordinary": [0, [], [" "]],
     "positions": [[-99], [99]],
     "prompts": [[], [""], [" "], "a text"],
+    "rank": NOT_COUNTS,
     "prompt": ["no place", "{} and {}"],
     "records": [[]],
     "requests": [[]],
@@ -533,6 +536,7 @@ RESULTS = {
     "CausalTrace",
     "Continuation",
     "CovarianceReport",
+    "CutEdit",
     "EditHealth",
     "KeyCovariance",
     "KnowledgeNeurons",

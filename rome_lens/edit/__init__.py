@@ -14,6 +14,7 @@ from rome_lens.edit.forensics.triggers import screen_triggers
 from rome_lens.edit.forensics.undoing import undo_blindly
 from rome_lens.edit.methods.alphaedit import AlphaEditConfig, alphaedit
 from rome_lens.edit.methods.anyedit import AnyEditConfig, anyedit, anyedit_targets
+from rome_lens.edit.methods.cut_rank import CutEdit, cut_rank
 from rome_lens.edit.methods.emmet import EmmetConfig, emmet
 from rome_lens.edit.methods.finetune import FinetuneConfig, finetune
 from rome_lens.edit.methods.knowledge_neurons import KnowledgeNeurons, KnowledgeNeuronsConfig, kn, knowledge_neurons
@@ -41,6 +42,7 @@ __all__ = [
     "AppliedEdit",
     "BatchConfig",
     "CovarianceReport",
+    "CutEdit",
     "Edit",
     "EditHealth",
     "EditLedger",
@@ -68,6 +70,7 @@ __all__ = [
     "applied_edits",
     "builtin_covariances",
     "collect_covariance",
+    "cut_rank",
     "detect_edits",
     "emmet",
     "find_preset",

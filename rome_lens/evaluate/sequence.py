@@ -21,7 +21,7 @@ from rome_lens.edit.artifact.written import keeping
 from rome_lens.edit.methods.rome import rome
 from rome_lens.edit.search.targets import check_requests
 from rome_lens.errors import EditError, NotFiniteError
-from rome_lens.evaluate.measuring import Method, Record, Scorer, check_call, requests_of
+from rome_lens.evaluate.measuring import Method, Record, Scorer, check_call, requests_of, scored
 from rome_lens.evaluate.scorers.counterfact import score_record
 from rome_lens.evaluate.scorers.zsre import score_zsre
 from rome_lens.evaluate.sequence_edits import SequenceEdits, as_one
@@ -276,6 +276,6 @@ def _after(score: Scorer, model: Model, record: Record, edit: Edit, growth: Mapp
 def _scores(score: Scorer, model: Model, record: Record) -> tuple[dict[str, float], str]:
     """The scores; or none and why not, if edits have left a model whose output is not finite."""
     try:
-        return dict(score(model, record)), ""
+        return scored(score, model, record), ""
     except NotFiniteError as error:
         return {}, str(error)

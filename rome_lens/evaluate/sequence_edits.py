@@ -72,6 +72,7 @@ def as_one(edits: Sequence[Edit]) -> Edit | None:
         method=first.method,
         model=first.model,
         architecture=first.architecture,
+        family=first.family,
         config=first.config if alike else {"parts": [dict(edit.config) for edit in edits]},
     )
     updates = []

@@ -225,7 +225,7 @@ def test_bad_arguments_are_told_before_any_work(tiny, tmp_path):
 def test_what_a_method_or_score_returns_is_checked(tiny):
     with pytest.raises(TypeError, match="The score <lambda> returned 0.5, expected a dict of a string and a number"):
         run(tiny, RECORDS, {}, score=lambda model, record: 0.5)
-    with pytest.raises(TypeError, match="The method 'noise' returned None, expected an Edit"):
+    with pytest.raises(TypeError, match="The method 'noise' returned None, expected Edit"):
         run(tiny, RECORDS, {"noise": lambda model, request: None})
 
 

@@ -192,7 +192,7 @@ def test_options_that_do_not_fit_are_refused(tiny, options, message):
 def test_states_that_do_not_exist_are_refused(tiny):
     for state, message in (
         (rl.locate.State("resid", 99, 0), "do not exist|does not exist"),
-        (rl.locate.State("resid", 0, 9), "layer is 9"),
+        (rl.locate.State("resid", 0, 9), r"layers \[9\] do not exist"),
         (rl.locate.State("head", 0, 0), "expected a head"),
     ):
         with pytest.raises(ValueError, match=message):

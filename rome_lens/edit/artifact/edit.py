@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,13 +20,23 @@ from rome_lens.data.records import Continuation, EditRequest, target_rows
 from rome_lens.edit.artifact.adapter import load_lora, save_lora
 from rome_lens.edit.artifact.applied import AppliedEdit, applied_edits
 from rome_lens.edit.artifact.file import load_fields, save_fields
+from rome_lens.edit.artifact.gguf import TensorType, save_edited_gguf, save_gguf_lora
 from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, target_figures, update_norms
 from rome_lens.edit.artifact.hooks import update_hooks
 from rome_lens.edit.artifact.matrix import matrix_for, state_dict_delta
 from rome_lens.edit.artifact.update import MatrixPlace, Update, layer_and_matrix, one_for_each_matrix
 from rome_lens.edit.artifact.written import Place, Temporarily, digests_so_far, take_out
 from rome_lens.errors import EditError, EditWarning, NotFiniteError, warn
-from rome_lens.models import EditableModel, Hook, MlpMatrix, Model, architecture_digest, find_matrix, name_of
+from rome_lens.models import (
+    EditableModel,
+    Hook,
+    MlpMatrix,
+    Model,
+    architecture_digest,
+    find_matrix,
+    model_family,
+    name_of,
+)
 from rome_lens.models.teacher_forcing import score_targets, target_log_probabilities
 from rome_lens.storage import digest
 
@@ -54,6 +65,7 @@ class Edit:
         architecture: `architecture_digest` of that model (SHA-256 of its sizes and kind); "" if unknown.
         config: the method's hyper-parameters, as plain values.
         health: diagnostics that tell whether it is likely to harm the model; None if unknown.
+        family: Hugging Face's name for the model's architecture ("Llama", "GPT2"); "" if unknown.
     """
 
     updates: tuple[Update, ...]
@@ -63,6 +75,7 @@ class Edit:
     architecture: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     health: EditHealth | None = None
+    family: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "updates", one_for_each_matrix(self.updates))
@@ -97,13 +110,13 @@ class Edit:
             for (layer, matrix), (left, right) in zip(places, factors.values(), strict=True)
         )
         name, architecture = str(model.cfg.model_name), architecture_digest(model)
-        edit = cls(updates, tuple(requests), method, name, architecture, config)
+        edit = cls(updates, tuple(requests), method, name, architecture, config, family=model_family(model))
         if requests:
             with Temporarily(partial(edit._places, model), model, edit):
                 figures |= target_figures(target_probabilities(model, requests))
-        edit = replace(edit, health=EditHealth(**update_norms(model, factors), **figures))
-        report_problems(edit.health, on_unhealthy, edit=edit)
-        return edit
+        health = EditHealth(**update_norms(model, factors), **figures)
+        report_problems(health, on_unhealthy, edit=edit)
+        return replace(edit, health=health)
 
     def __add__(self, other: "Edit") -> "Edit":
         """Both edits as one; see the class."""
@@ -123,6 +136,7 @@ class Edit:
             method="+".join(dict.fromkeys(methods)),
             model=self.model or other.model,
             architecture=self.architecture or other.architecture,
+            family=self.family or other.family,
             config={"parts": configs},
         )
 
@@ -201,22 +215,74 @@ class Edit:
         self._check_made_for(model, strict=strict)
         return [hook for update in self.updates for hook in update_hooks(model, update)]
 
-    def to_peft(self, folder: str | os.PathLike[str], base: PreTrainedModel, *, overwrite: bool = False) -> None:
+    def to_peft(
+        self,
+        folder: str | os.PathLike[str],
+        base: PreTrainedModel,
+        *,
+        max_rank: int | None = None,
+        overwrite: bool = False,
+    ) -> None:
         """Writes the edit as a LoRA adapter (adapter_config.json, adapter_model.safetensors) of a Hugging Face model.
 
         `peft.PeftModel.from_pretrained(base, folder)` then computes what the edited model does. Writing needs no peft.
+        All modules get one rank, filled up with zeros, as vLLM and SGLang want them.
 
         Args:
             folder: Folder for the two files; created if missing.
             base: The model in Hugging Face's classes; neither changed nor saved.
+            max_rank: The most that the server takes (vLLM: 16, unless --max-lora-rank says more); None: any rank.
             overwrite: Replace an adapter that is already there.
 
         Raises:
             FileExistsError: the folder already holds an adapter and `overwrite` is false.
-            EditError: the edit has no updates or does not fit the model, or the model's family is unknown.
+            EditError: the edit has no updates, is of a higher rank (`cut_rank` makes it smaller) or does not fit the
+                model, or the model's family is unknown.
         """
         self._check_made_for(base, strict=False)
-        save_lora(folder, self.updates, base, overwrite=overwrite)
+        save_lora(folder, self.updates, base, max_rank=max_rank, overwrite=overwrite)
+
+    def to_gguf(
+        self,
+        path: str | os.PathLike[str],
+        base: str | os.PathLike[str] | None = None,
+        *,
+        tensor_type: TensorType | None = None,
+        overwrite: bool = False,
+    ) -> pd.DataFrame:
+        """Writes the edit for llama.cpp: a LoRA adapter (`llama-server --lora`, Ollama's ADAPTER), or a whole model.
+
+        An adapter is added beside the weights, in float32, so it edits quantized bases as well. In a whole model the
+        edited tensors alone are made anew; all other bytes are the base's. Needs the package gguf.
+
+        Args:
+            path: The .gguf file to write.
+            base: A GGUF file of the model, to copy with the edit in its weights; None writes an adapter.
+            tensor_type: How the copy holds the edited tensors: "F32", "F16", "BF16", or "base" for the base's own type;
+                None: the base's own if it is one of these three, else F16. Rounding into few bits takes much of a small
+                change away.
+            overwrite: Replace a file that is already there.
+
+        Returns:
+            A row for each edited tensor: `tensor`, the `rank` of its change, its `type` in the file, and `lost`: what
+            rounding costs, as the Frobenius norm of the error over that of the change.
+
+        Raises:
+            FileNotFoundError: there is no base. FileExistsError: `path` exists and `overwrite` is false.
+            FormatError: the base is damaged, or a tensor is in a type that gguf cannot read or write.
+            UnavailableError: the package gguf is not installed, or the disk is full.
+            EditError: the edit has no updates; llama.cpp does not have the family or such a matrix; the edit does not
+                fit the base; or a weight would be infinite.
+        """
+        if base is None:
+            if tensor_type is not None:
+                raise ValueError(
+                    f"tensor_type is {tensor_type!r}, but an adapter is in F32. Give a base, or leave it out."
+                )
+            rows = save_gguf_lora(path, self.updates, self.family, about=str(self), overwrite=overwrite)
+        else:
+            rows = save_edited_gguf(path, self.updates, base, self.family, tensor_type=tensor_type, overwrite=overwrite)
+        return pd.DataFrame(rows)
 
     def to_state_dict_delta(self, model: EditableModel) -> dict[str, Tensor]:
         """The edit as plain tensors for other tools: what to add to which entries of `model.state_dict()`.

@@ -21,6 +21,7 @@ _FACTS = {
     "method": str,
     "model": str,
     "architecture": str,
+    "family": str,
     "config": dict,
     "health": dict | None,
 }

@@ -62,13 +62,14 @@ def detect_edits(
             is a text or holds none.
     """
     check_whole(candidates=candidates)
-    if subjects is not None and not isinstance(subjects, str):
-        subjects = [each.subject if isinstance(each, Fact) else each for each in subjects]
-    if isinstance(subjects, str) or (subjects is not None and not all(name.strip() for name in subjects or [""])):
-        raise ValueError(f"subjects is {subjects!r}, expected a list of one or more names, none of them empty.")
+    listed = None
+    if subjects is not None:
+        listed = [each.subject if isinstance(each, Fact) else each for each in subjects]
+        if isinstance(subjects, str) or not all(name.strip() for name in listed or [""]):
+            raise ValueError(f"subjects is {subjects!r}, expected a list of one or more names, none of them empty.")
     found = find_components(model, layers, candidates, progress=progress)
     suspicious = [component for component, _, score in found if score > SUSPICIOUS]
-    named = named_parts(model, suspicious, subjects)
+    named = named_parts(model, suspicious, listed)
     names = list(tqdm(named, "name the objects", len(suspicious), unit="part", disable=not progress or not suspicious))
     names += [((), [])] * (len(found) - len(names))
     rows = [
@@ -77,7 +78,7 @@ def detect_edits(
             "candidate": number,
             "score": score,
             "suspicious": score > SUSPICIOUS,
-            "strength": component.right.norm().item(),
+            "strength": component.right.double().norm().item(),
             "object": "".join(said[:1]).strip(),
             "objects": said,
         }

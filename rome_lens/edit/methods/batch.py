@@ -205,7 +205,7 @@ def spread_over_layers(
                 "from more text."
             )
         factors[layer] = factor, share
-        if found.preserved is not None:
+        if found.preserved is not None and kept is not None:
             plain = form(keys[layer], covariances[layer], preserved=alike, **given).float()
             costs.append(preserve_figures(factors[layer], (plain, share), keys[layer], kept))
     return factors, keys, costs

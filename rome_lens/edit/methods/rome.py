@@ -30,7 +30,7 @@ from rome_lens.models import Model, mlp_output
 class RomeConfig(SearchConfig):
     """Hyper-parameters of ROME; SearchConfig has the other attributes.
 
-    The default is five sampled contexts, as in the authors' later code (kmeng01/memit), not twenty.
+    The default is five sampled contexts and 25 steps, as in the authors' later code (kmeng01/memit), not twenty each.
 
     Attributes:
         layer: block to edit; None: the layer of the covariance.
@@ -42,6 +42,7 @@ class RomeConfig(SearchConfig):
     """
 
     layer: int | None = None
+    steps: int = 25
     consistent: bool = True
     constrain_bare_prompt: bool = True
 
@@ -55,6 +56,7 @@ class RomeConfig(SearchConfig):
         return cls(
             layer=layer,
             token="subject_last",
+            steps=20,
             contexts=contexts,
             context_lengths=((5, 10), (10, 10)),
             norm_over_contexts=False,
@@ -154,7 +156,7 @@ def rome_with(
         )
     factors = {layer: (left[:, None], right[None])}
     cost: dict[str, Any] = {}
-    if preserved.places:
+    if preserved.places and kept is not None:
         plain = project_out(mean_key[None], covariance.solve, alike)[0][0].to(mean_key)
         without = plain[:, None] / (key @ plain), right[None] * divisor
         cost = preserve_figures(factors[layer], without, key[None], kept)

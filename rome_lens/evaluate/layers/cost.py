@@ -12,12 +12,12 @@ from rome_lens.models import Model, output_matrix, run
 
 _ROWS, _LENGTH = 8, 32
 _SCORED = 14  # prompts and targets of a record
-_ABOVE = 2 / 3  # of the blocks: on average a candidate is as far from the last one, and as many are read for it
+_ABOVE = 2 / 3  # of the layers: on average a candidate is as far from the last one, and as many are read for it
 
 
 @torch.no_grad()
 def seconds_a_token(model: Model) -> float:
-    """What a pass through all blocks takes for each of 256 tokens, measured once now, after a pass to warm up."""
+    """What a pass through all layers takes for each of 256 tokens, measured once now, after a pass to warm up."""
     tokens = torch.arange(_ROWS * _LENGTH, device=model.cfg.device).view(_ROWS, _LENGTH) % model.cfg.d_vocab
     run(model, tokens)
     start = perf_counter()
@@ -36,9 +36,7 @@ def forecast_seconds(
     tokens: int,
 ) -> dict[str, float]:
     """About how many seconds tracing, the covariances and the edits take, if searches take all their steps."""
-    summing = (
-        candidates * len(output_matrix(model, 0)) ** 2 / sum(weight.numel() for weight in model.blocks.parameters())
-    )
+    summing = candidates * len(output_matrix(model, 0)) ** 2 / sum(weight.numel() for weight in model.parameters())
     passed = {"traces": 0.0, "covariances": tokens * (_ABOVE + summing)}
     for length, changed in _lengths(model, traced):
         passed["traces"] += (1 + 2 * samples) * length + samples * changed * model.cfg.n_layers / 2

@@ -142,8 +142,8 @@ def recommend_layers(
             preset = nearest_preset(model, "rome")
             by_layer = dict(zip(effects["layer"], effects["effect"], strict=True))
             among = {layer: effect for layer, effect in by_layer.items() if layers is None or layer in layers}
-            known = [layer for layer in (preset.layers if preset else ()) if layer in among]
-            candidates = candidate_layers(among, known, count=_CANDIDATES)
+            suggested = [layer for layer in (preset.layers if preset else ()) if layer in among]
+            candidates = candidate_layers(among, suggested, count=_CANDIDATES)
         covariances = collect_covariance(
             model,
             sorted(set(candidates)),

@@ -46,13 +46,54 @@ def test_an_adapter_holds_the_factors_and_nothing_of_the_model(tiny, hugging_fac
     assert sorted(file.name for file in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["target_modules"] == ["transformer.h.0.mlp.c_proj", "transformer.h.2.mlp.c_proj"]
-    assert config["rank_pattern"] == config["alpha_pattern"] == dict(zip(config["target_modules"], (1, 2), strict=True))
     assert (config["fan_in_fan_out"], config["lora_dropout"], config["bias"]) == (True, 0.0, "none")
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     assert len(tensors) == 4
     for update, module in zip(edit.updates, config["target_modules"], strict=True):
-        assert torch.equal(tensors[f"base_model.model.{module}.lora_A.weight"], update.left.T)
-        assert torch.equal(tensors[f"base_model.model.{module}.lora_B.weight"], update.right.T)
+        left = tensors[f"base_model.model.{module}.lora_A.weight"]
+        right = tensors[f"base_model.model.{module}.lora_B.weight"]
+        assert torch.equal(left[: update.rank], update.left.T)
+        assert torch.equal(right[:, : update.rank], update.right.T)
+        assert left[update.rank :].abs().sum() == right[:, update.rank :].abs().sum() == 0
+
+
+def test_servers_find_one_rank_and_one_scale(tiny, hugging_face, tmp_path):
+    """As vLLM's PEFTHelper and SGLang's LoRAConfig read the files: `r` and `lora_alpha` for all, no patterns."""
+    edit = made_up(tiny, layers=(0, 2)) + made_up(tiny, layers=(2,), seed=1)
+    edit.to_peft(tmp_path, hugging_face("gpt2"), max_rank=2)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (2, 2)
+    assert not {"rank_pattern", "alpha_pattern"} & set(config)
+    shapes = {
+        name.split(".")[-2]: value.shape for name, value in load_file(tmp_path / "adapter_model.safetensors").items()
+    }
+    assert shapes == {"lora_A": (2, 128), "lora_B": (32, 2)}
+    with pytest.raises(rl.errors.EditError, match=r"of rank 2, but max_rank is 1\. .*cut_rank\(model, edit, 1\)"):
+        edit.to_peft(tmp_path / "other", hugging_face("gpt2"), max_rank=1)
+    with pytest.raises(ValueError, match="max_rank is 0"):
+        edit.to_peft(tmp_path / "other", hugging_face("gpt2"), max_rank=0)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("matrix", ["in", "gate"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@torch.no_grad()
+def test_half_of_a_fused_matrix_gets_zeros_for_the_other_half(hugging_face, tmp_path, tokens, matrix):
+    """SGLang puts the adapters of gate_proj and up_proj together, and wants both; a model without a gate has one."""
+    peft = pytest.importorskip("peft")
+    hf_model = hugging_face("llama-gqa")
+    edit = rl.Edit((rl.edit.Update(1, torch.ones(32, 1), 0.1 * torch.ones(1, 64), matrix=matrix),), (REQUEST,))
+    edit.to_peft(tmp_path / "adapter", hf_model)
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {name.split(".")[-3] for name in tensors} == {"gate_proj", "up_proj"}
+    with edit.applied(hf_model):
+        expected = hf_model(tokens).logits
+    adapted = peft.PeftModel.from_pretrained(hf_model, tmp_path / "adapter")
+    torch.testing.assert_close(adapted(tokens).logits, expected, atol=1e-4, rtol=1e-4)
+    if matrix == "in":
+        wide = rl.Edit((rl.edit.Update(1, torch.ones(32, 1), torch.ones(1, 128), matrix="in"),), (REQUEST,))
+        wide.to_peft(tmp_path / "plain", hugging_face("gpt2"))
+        assert len(load_file(tmp_path / "plain" / "adapter_model.safetensors")) == 2
 
 
 def test_an_adapter_is_not_overwritten_unasked_nor_written_for_a_model_it_does_not_fit(tiny, hugging_face, tmp_path):

@@ -186,7 +186,7 @@ def test_truncated_foreign_and_missing_files_are_refused(tiny, tmp_path):
 def test_factors_that_do_not_fit_together_are_refused(tiny, tmp_path):
     edit = rl.Edit((rl.edit.Update(0, torch.ones(8, 1), torch.full((1, 4), float("inf"))),), (REQUEST,))
     edit.save(tmp_path / "edit.safetensors")
-    with pytest.raises(rl.errors.FormatError, match="expected finite float32 matrices"):
+    with pytest.raises(rl.errors.FormatError, match="holds NaN or infinity"):
         rl.Edit.load(tmp_path / "edit.safetensors")
 
 

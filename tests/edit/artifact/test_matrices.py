@@ -111,7 +111,7 @@ def test_files_tell_the_matrices(tiny_model, tmp_path):
     spoilt = path.read_bytes().replace(rb"[\"gate\", \"out\", \"gate\"", rb"[\"gate\", \"out\", \"gatt\"")
     path.write_bytes(spoilt)
     seal(path, json.loads(spoilt[8 : 8 + struct.unpack("<Q", spoilt[:8])[0]])["__metadata__"]["sha256"])
-    with pytest.raises(rl.errors.FormatError, match="is not a whole edit(.|\n)*'gatt'"):
+    with pytest.raises(rl.errors.FormatError, match="is not a whole edit"):
         rl.Edit.load(path)
 
 

@@ -111,7 +111,7 @@ def test_search_stops_early_when_the_loss_is_small(tiny):
 
 def test_a_search_that_fails_says_whose(tiny):
     """The error names the request, and comes before any weight is touched."""
-    config = rl.RomeConfig(learning_rate=float("inf"), clamp_norm_factor=1e30)
+    config = rl.RomeConfig(learning_rate=3e37, clamp_norm_factor=1e30)
     with pytest.raises(
         rl.errors.EditError, match=r"v\* of 'English' failed at step 1: the loss is nan.*No weight was changed"
     ):
