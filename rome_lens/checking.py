@@ -31,7 +31,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
 
 remedies: dict[type, Callable[[object], str]] = {}
-"""For a class, what to write, in Python, for a value that is given where one of its objects is expected; "": nothing."""
+"""For a class, what to write, in Python, for a value given where one of its objects is expected; or ""."""
 
 
 def checked(thing: T) -> T:

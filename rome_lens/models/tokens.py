@@ -108,7 +108,7 @@ def _encoded(model: Model, text: str) -> tuple[tuple[int, ...], tuple[tuple[int,
 
 
 def _encode(model: Model, text: str, **options: bool) -> Any:
-    """What the tokenizer makes of a text, without `prefix_ids`. Raises ValueError for a text that is not valid Unicode."""
+    """What the tokenizer makes of a text, without `prefix_ids`. Raises ValueError if it is no valid Unicode."""
     check_unicode(text)
     return model.tokenizer(text, add_special_tokens=False, verbose=False, **options)
 
