@@ -32,7 +32,7 @@ def in_chat(
         ValueError: The model's tokenizer has no chat template, or one that asks for no such option.
         FormatError: The template is damaged, refuses the turns, or goes on without end.
     """
-    wrap = partial(user_turn, model, earlier=earlier, **options)
+    wrap: Callable[[str], str] = partial(user_turn, model, earlier=earlier, **options)
     return wrap(asking) if isinstance(asking, str) else put(asking, wrap)
 
 

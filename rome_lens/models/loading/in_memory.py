@@ -33,8 +33,8 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
     if isinstance(model, Model):
         raise TypeError(f"The model is a {kind} already, expected one of Hugging Face's classes. Use it as it is.")
     if not isinstance(model, PreTrainedModel):
-        inside = [path for path, module in model.named_modules() if isinstance(module, PreTrainedModel)]
-        way = f"Pass what it wraps: model.{inside[0]}" if inside else "Pass the one inside of it"
+        found = [path for path, module in model.named_modules() if isinstance(module, PreTrainedModel)]
+        way = f"Pass what it wraps: model.{found[0]}" if found else "Pass the one inside of it"
         raise TypeError(
             f"The model is a {kind}, expected one of Hugging Face's classes (PreTrainedModel). {way}, or save it with "
             "save_pretrained and load the folder."
