@@ -239,7 +239,6 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "llava-next": ("llava_next", _seeing({**_GROUPED, "model_type": "qwen2"}, **_CLIP)),
     "llava-onevision": ("llava_onevision", _seeing({**_GROUPED, "model_type": "qwen2"}, **_SIGLIP)),
     "mistral3": ("mistral3", _seeing({**_GROUPED, "model_type": "mistral", "head_dim": 8}, model_type="pixtral")),
-    "paligemma": ("paligemma", _seeing({**_GEMMA, "model_type": "gemma"}, **_SIGLIP)),
     "idefics3": ("idefics3", _seeing({**_GROUPED, "model_type": "llama"})),
     "smolvlm": ("smolvlm", _seeing({**_GROUPED, "model_type": "llama"})),
     "internvl": (
