@@ -31,7 +31,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
 
 remedies: dict[type, Callable[[object], str]] = {}
-"""For a class, what to write, in Python, instead of a value that is given where one of its objects is expected."""
+"""For a class, what to write, in Python, for a value given where one of its objects is expected; or ""."""
 
 
 def checked(thing: T) -> T:
@@ -224,7 +224,7 @@ def _check(name: str, value: object, hint: Any) -> None:
         if not _fits(shown, hint) or (_takes_numbers(hint) and _has_bool(shown)):
             error = ValueError if "Literal" in str(hint) and isinstance(value, str | list | tuple) else TypeError
             lines = dict.fromkeys(remedies[leaf](value) for leaf in _leaves(hint) if leaf in remedies)
-            instead = f" Write {' or '.join(lines)}." if lines else ""
+            instead = f" Write {' or '.join(filter(None, lines))}." if any(lines) else ""
             raise error(f"{name} is {_received(value)}, expected {_expected(hint)}.{instead}")
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens.models import Model, bos_token, key_name
+from rome_lens.models import Model, key_name, prefix_ids
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def plain_second_moment(
 
     Pieces that are run at once have to be equally long.
     """
-    before = bos_token(model)
+    before = prefix_ids(model)
     pieces = [[*before, *ids[start : start + length]] for start in range(0, len(ids), length)]
     total = torch.zeros(model.cfg.d_mlp, model.cfg.d_mlp, dtype=torch.float64)
     batches = range(0, len(pieces), pieces_at_once)

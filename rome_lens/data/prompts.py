@@ -14,7 +14,9 @@ T = TypeVar("T", bound=Fact | EditRequest | Continuation | EditRecord | Question
 
 
 @checked
-def in_chat(model: Model, asking: str | Asking, *, earlier: Sequence[tuple[str, str]] = ()) -> str | Asking:
+def in_chat(
+    model: Model, asking: str | Asking, *, earlier: Sequence[tuple[str, str]] = (), **options: Any
+) -> str | Asking:
     """The same with every prompt as a user's turn in the model's chat template, before the model's answer.
 
     The subject keeps its {}, so its positions are those in the template. Whether a space stands before an answer is
@@ -24,11 +26,13 @@ def in_chat(model: Model, asking: str | Asking, *, earlier: Sequence[tuple[str, 
         model: Gives the template; not run.
         asking: A text, Fact, EditRequest, Continuation, Question, EditRecord or QuestionRecord; left unchanged.
         earlier: Turns before, each (what the user said, what the model answered).
+        options: What the template asks for besides, such as enable_thinking=False.
 
     Raises:
-        ValueError: The model's tokenizer has no chat template.
+        ValueError: The model's tokenizer has no chat template, or one that asks for no such option.
+        FormatError: The template is damaged, refuses the turns, or goes on without end.
     """
-    wrap = partial(user_turn, model, earlier=earlier)
+    wrap: Callable[[str], str] = partial(user_turn, model, earlier=earlier, **options)
     return wrap(asking) if isinstance(asking, str) else put(asking, wrap)
 
 

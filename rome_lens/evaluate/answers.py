@@ -1,5 +1,6 @@
 """Answers that a model writes by itself, as a user would see them."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from rome_lens.checking import check_whole, checked
 from rome_lens.data.records import check_prompts
 from rome_lens.models import Model, pad, write_on
+from rome_lens.models.chat import after_thoughts, begins_in_thought
 from rome_lens.models.tokens import tokenize
 
 NEW_TOKENS = 50
@@ -22,7 +24,8 @@ class Answer:
     """What a model wrote after a prompt.
 
     Attributes:
-        text: Up to the first stop, which is left out, without spaces at its ends.
+        text: Up to the first stop, which is left out, without spaces at its ends. Thoughts in tags
+            (<think>...</think> and the kind) are no part of it; it is empty if they never end.
         tokens: The ids as they were written, up to and with the one that holds the stop.
     """
 
@@ -42,7 +45,8 @@ def generate_answers(
     """What the model writes after each prompt, always its most probable token, until it stops.
 
     It stops at the first token with which the text holds one of `stops`, at a special token of the tokenizer (such as
-    the end of the text), or after `new_tokens`. That is the protocol of WILD (Yang et al. 2025, arXiv 2502.11177;
+    the end of the text), or after `new_tokens`. In a thought (`Answer.text`)
+    nothing but the end of the text stops it. That is the protocol of WILD (Yang et al. 2025, arXiv 2502.11177;
     test_prediction_acc_real in WanliYoung/Revisit-Editing-Evaluation). All prompts are read and continued together,
     with their keys and values kept; a prompt that occurs twice is continued once.
 
@@ -71,23 +75,35 @@ def generate_answers(
     found: dict[str, Answer] = {}
     for start in range(0, len(order), rows_per_batch):
         batch = order[start : start + rows_per_batch]
-        written = _written(model, [rows[prompt] for prompt in batch], new_tokens, stops)
+        written = _written(model, {prompt: rows[prompt] for prompt in batch}, new_tokens, stops)
         found |= dict(zip(batch, written, strict=True))
     return [found[prompt] for prompt in prompts]
 
 
-def _written(model: Model, rows: Sequence[tuple[int, ...]], new_tokens: int, stops: Sequence[str]) -> list[Answer]:
+def _written(model: Model, asked: dict[str, tuple[int, ...]], new_tokens: int, stops: Sequence[str]) -> list[Answer]:
+    rows, thinking = list(asked.values()), list(map(begins_in_thought, asked))
     tokens, given = (nn.functional.pad(each, (0, new_tokens)).to(model.cfg.device) for each in pad(rows))
     answers: dict[int, Answer] = {}
-    ends = set(model.tokenizer.all_special_ids)
+    tokenizer = model.tokenizer
+    specials = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+
+    def said(new: list[int], inside: bool) -> tuple[str, bool]:
+        """What an answer says so far, and whether a special token has ended it."""
+        whole = tokenizer.decode(new)
+        if (part := after_thoughts(whole, inside=inside)) is None:
+            return "", new[-1] == tokenizer.eos_token_id
+        ended = new[-1] in specials and part != ""  # else it is the end of a tag
+        if part == whole:
+            return tokenizer.decode(new, skip_special_tokens=True), ended
+        return re.sub("|".join(map(re.escape, specials.values())), "", part).lstrip(), ended
 
     def all_stopped(read: Int[Tensor, "row pos"]) -> bool:
         for i, row in enumerate(rows):
             if i not in answers and read.shape[1] > len(row):
                 new = read[i, len(row) :].tolist()
-                text = model.tokenizer.decode(new, skip_special_tokens=True)
+                text, ended = said(new, thinking[i])
                 before = [text.index(stop) for stop in stops if stop in text]
-                if before or new[-1] in ends or len(new) == new_tokens:
+                if before or ended or len(new) == new_tokens:
                     answers[i] = Answer(text[: min(before, default=len(text))].strip(), tuple(new))
         return len(answers) == len(rows)
 

@@ -3,9 +3,9 @@
 import hashlib
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, SupportsFloat
+from typing import Any, Literal, SupportsFloat
 
 from rome_lens.checking import check_returned, checked
 from rome_lens.data.records import Continuation
@@ -62,12 +62,14 @@ class ModelJudge:
         name: What the judge is called in tables.
         prompt: With {question}, {answer} and {written}.
         chat: Whether the prompt is put through the model's chat template.
+        chat_options: What that template asks for besides, such as {"enable_thinking": False}.
     """
 
     model: Model
     name: str = field(kw_only=True)
     prompt: str = field(default=GRADE, kw_only=True)
     chat: bool = field(default=False, kw_only=True)
+    chat_options: Mapping[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
 
     def __post_init__(self) -> None:
         _check_fields("prompt", self.prompt, "question", "answer", "written")
@@ -75,7 +77,7 @@ class ModelJudge:
     def __call__(self, question: str, answers: Sequence[str], written: str) -> float:
         """1 if A (right) is more probable than B; else 0."""
         asked = _filled(self.prompt, question=question, answer=" or ".join(answers), written=written)
-        return float(_first_letter(self.model, asked, self.chat) == "A")
+        return float(_first_letter(self.model, asked, self.chat, self.chat_options) == "A")
 
 
 @checked
@@ -91,12 +93,14 @@ class Preference:
         name: What the judge is called in tables.
         prompt: With {instruction}, {first} and {second}.
         chat: Whether the prompt is put through the model's chat template.
+        chat_options: What that template asks for besides, such as {"enable_thinking": False}.
     """
 
     model: Model
     name: str = field(kw_only=True)
     prompt: str = field(default=PREFERENCE, kw_only=True)
     chat: bool = field(default=False, kw_only=True)
+    chat_options: Mapping[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
 
     def __post_init__(self) -> None:
         _check_fields("prompt", self.prompt, "instruction", "first", "second")
@@ -106,7 +110,7 @@ class Preference:
         wins = 0
         for first, second, mine in ((output, reference, "A"), (reference, output, "B")):
             asked = _filled(self.prompt, instruction=instruction, first=first, second=second)
-            wins += _first_letter(self.model, asked, self.chat) == mine
+            wins += _first_letter(self.model, asked, self.chat, self.chat_options) == mine
         return wins / 2
 
 
@@ -126,9 +130,9 @@ def verdict(judge: Judge, question: str, answers: Sequence[str], written: str) -
     return float(given)
 
 
-def _first_letter(model: Model, asked: str, chat: bool) -> Literal["A", "B"]:
+def _first_letter(model: Model, asked: str, chat: bool, options: Mapping[str, Any]) -> Literal["A", "B"]:
     """The more probable of the two as the next token; A if both are equally so."""
-    prompt = user_turn(model, asked) if chat else f"{asked}\nAnswer:"
+    prompt = user_turn(model, asked, **options) if chat else f"{asked}\nAnswer:"
     a, b = mean_log_probabilities(model, [Continuation(prompt, "A"), Continuation(prompt, "B")]).tolist()
     return "A" if a >= b else "B"
 

@@ -18,6 +18,7 @@ from rome_lens.evaluate.judges import Judge, contains_answer, exact_match, verdi
 from rome_lens.evaluate.likelihood import Prediction, mean_log_probabilities, predict_kinds, with_means
 from rome_lens.evaluate.scorers.counterfact import score_record
 from rome_lens.models import Model
+from rome_lens.models.chat import begins_in_thought
 
 Ask = Literal["bare", "instruction", "chat"]
 Read = Literal["probability", "teacher_forced", "generated"]
@@ -41,8 +42,9 @@ class Protocol:
         judge: Of written answers: `judge(question, answers, written)` gives 0 to 1. `exact_match`, `contains_answer`,
             a `ModelJudge`, or a function of your own.
         instruction: For "instruction", a text with one {}; WILD's.
-        new_tokens: The most tokens that are written.
+        new_tokens: The most tokens that are written; a model that thinks first needs hundreds.
         stops: Texts that end what is written.
+        chat_options: For "chat", what the template asks for besides, such as {"enable_thinking": False}.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Protocol:
     instruction: str = field(default=INSTRUCTION, kw_only=True)
     new_tokens: int = field(default=NEW_TOKENS, kw_only=True)
     stops: tuple[str, ...] = field(default=STOPS, kw_only=True)
+    chat_options: Mapping[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
 
     def __post_init__(self) -> None:
         check_template(self.instruction, "instruction")
@@ -141,7 +144,14 @@ def _put(model: Model, record: Any, protocol: Protocol) -> Any:
     if protocol.ask == "bare":
         return record
     if protocol.ask == "chat":
-        return in_chat(model, record)
+        record = in_chat(model, record, **protocol.chat_options)
+        if protocol.read != "generated" and begins_in_thought(record.request.prompt):
+            raise ValueError(
+                f"The chat template of {model.cfg.model_name} ends in a thought ({record.request.prompt[-20:]!r}), "
+                f"where {protocol.read} would read the answer as a part of it. Give chat_options, such as "
+                "{'enable_thinking': False}, or let the answer be generated."
+            )
+        return record
     return put(record, lambda text: protocol.instruction.replace(PLACE, text, 1))
 
 

@@ -20,7 +20,6 @@ from rome_lens.models.mlp.contribution import contribution_change, mlp_contribut
 from rome_lens.models.mlp.inputs import preactivation_name, read_mlp_input
 from rome_lens.models.mlp.matrix import OutputMatrix, find_matrix, find_output_matrix, output_matrix
 from rome_lens.models.parameters import (
-    bos_token,
     check_layer,
     check_model,
     check_top_k,
@@ -28,6 +27,7 @@ from rome_lens.models.parameters import (
     embeddings,
     frozen,
     in_float64,
+    prefix_ids,
     requiring_grad,
 )
 from rome_lens.models.running.adding import check_added
@@ -61,7 +61,6 @@ __all__ = [
     "OutputMatrix",
     "PastState",
     "architecture_digest",
-    "bos_token",
     "check_added",
     "check_exposed",
     "check_finite",
@@ -96,6 +95,7 @@ __all__ = [
     "output_matrix",
     "pad",
     "preactivation_name",
+    "prefix_ids",
     "read_mlp_input",
     "requiring_grad",
     "run",

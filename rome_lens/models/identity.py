@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rome_lens.models.kinds import Model, is_bridge
-from rome_lens.models.parameters import check_layer
+from rome_lens.models.parameters import check_layer, check_normal
 from rome_lens.models.running.forward import mlp_keys
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 over the golden ratio, as a signed number
@@ -54,6 +54,7 @@ def model_identity(model: Model) -> dict[str, str]:
     The digest depends on every number, so an edit, fine-tuning, folding or another dtype changes it. The device and the
     memory order do not (0.5 s for 163 million weights on one core).
     """
+    check_normal(model.parameters())
     weights = hashlib.sha256()
     for name, parameter in model.named_parameters():
         weights.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())

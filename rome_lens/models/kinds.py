@@ -2,8 +2,11 @@
 
 from typing import TYPE_CHECKING, TypeAlias
 
+from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
+
+from rome_lens.checking import remedies
 
 try:
     from transformer_lens import HookedTransformer
@@ -33,3 +36,17 @@ def name_of(model: EditableModel) -> str:
     if isinstance(model, PreTrainedModel):
         return model.name_or_path or type(model).__name__
     return str(model.cfg.model_name)
+
+
+def _as_model(value: object) -> str:
+    """How to get a model of TransformerLens out of what wraps it, or from Hugging Face's; "" if there is no way."""
+    inside = dict(value.named_modules()) if isinstance(value, nn.Module) else {}
+    foreign = [path for path, module in inside.items() if isinstance(module, PreTrainedModel)]
+    if any(type(module).__module__.startswith("peft.") for module in inside.values()):
+        return "load_model(model.merge_and_unload(), tokenizer=...)"
+    if found := [path for path, module in inside.items() if isinstance(module, Model)]:
+        return f"model.{found[0]}"
+    return f"load_model({'.'.join(filter(None, ['model', foreign[0]]))}, tokenizer=...)" if foreign else ""
+
+
+remedies |= {HookedTransformer: _as_model, TransformerBridge: _as_model}

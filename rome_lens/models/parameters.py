@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rome_lens.models.kinds import Model, is_bridge
 
@@ -44,9 +45,19 @@ def embeddings(model: Model) -> Float[Tensor, "d_vocab d_model"]:
     return model.embed.W_E.detach()
 
 
-def bos_token(model: Model) -> list[int]:
-    """The ids that the model's own tokenisation puts before a text: one BOS id, or none (`cfg.default_prepend_bos`)."""
-    return [model.tokenizer.bos_token_id] if model.cfg.default_prepend_bos else []
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer by itself puts before a text and after it: often BOS before, sometimes more (GLM)."""
+    whole, bare = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    place = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+    return whole[:place], whole[place + len(bare) :]
+
+
+def prefix_ids(model: Model) -> list[int]:
+    """The ids that `model.to_tokens` puts before a text: the tokenizer's own; BOS by `cfg.default_prepend_bos`."""
+    before, _ = added_tokens(model.tokenizer)
+    if model.cfg.default_prepend_bos:
+        return before if model.cfg.tokenizer_prepends_bos else [*before, model.tokenizer.bos_token_id]
+    return before[1:] if model.cfg.tokenizer_prepends_bos else before
 
 
 def random_state_kept(device: torch.device) -> AbstractContextManager[None]:
@@ -77,7 +88,13 @@ def requiring_grad(tensors: Iterable[Tensor], required: bool) -> Iterator[None]:
 
 
 def check_normal(weights: Iterable[Tensor]) -> None:
-    """Raises ValueError if there are inference tensors among a model's weights."""
+    """Raises ValueError if some of a model's weights are not in memory, or are inference tensors."""
+    weights = list(weights)
+    if any(weight.is_meta for weight in weights):
+        raise ValueError(
+            "The model's weights are not in memory (on the device meta: it was offloaded by accelerate, or made "
+            "without weights), and can neither be read nor edited. Load it whole, without device_map or offloading."
+        )
     if any(weight.is_inference() for weight in weights):
         raise ValueError(
             "The model's weights are inference tensors (it was loaded under torch.inference_mode()), which can neither "

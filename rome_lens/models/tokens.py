@@ -7,7 +7,7 @@ from typing import Any
 
 from rome_lens.errors import DataWarning, warn
 from rome_lens.models.kinds import Model, is_bridge
-from rome_lens.models.parameters import bos_token, check_model
+from rome_lens.models.parameters import check_model, prefix_ids
 from rome_lens.models.spacing import separator
 
 _BLOCK = 1 << 20  # characters tokenised at once
@@ -28,16 +28,17 @@ class TokenizedText:
 
 
 def tokenize(model: Model, text: str) -> TokenizedText:
-    """Tokenises by the model's own rule: BOS first if and only if `model.cfg.default_prepend_bos`.
+    """Tokenises as `model.to_tokens` does, but for an EOS that a tokenizer may append: `prefix_ids`, and the text.
 
     Warns:
         DataWarning: the text begins with BOS, and gets another.
     """
-    tokenized, bos = _tokenized(model, text), tuple(bos_token(model))
-    if bos and tokenized.ids[:2] == bos * 2:
+    tokenized, prefix = _tokenized(model, text), tuple(prefix_ids(model))
+    if prefix and tokenized.ids[: 2 * len(prefix)] == prefix * 2:
+        begins = "".join(model.tokenizer.convert_ids_to_tokens(prefix))
         warn(
-            f"The prompt {text[:60]!r}... begins with {model.tokenizer.bos_token!r}, and the model puts one before "
-            "it: it is read with two. Leave it out of the prompt.",
+            f"The prompt {text[:60]!r}... begins with {begins!r}, and the model puts one before it: it is read with "
+            "two. Leave it out of the prompt.",
             DataWarning,
         )
     return tokenized
@@ -80,7 +81,7 @@ def tokenize_continuation(
 
 def _tokenized(model: Model, text: str) -> TokenizedText:
     ids, offsets = _encoded(model, text)
-    before = bos_token(model)
+    before = prefix_ids(model)
     return _fitting(model, TokenizedText(text, (*before, *ids), (*(((0, 0),) * len(before)), *offsets)))
 
 
@@ -100,14 +101,14 @@ def _tokenizer(model: Model) -> Any:
 
 
 def _encoded(model: Model, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-    """The text's ids and offsets, without BOS."""
+    """The text's ids and offsets, without `prefix_ids`."""
     _tokenizer(model)
     encoded = _encode(model, text, return_offsets_mapping=True)
     return tuple(encoded["input_ids"]), tuple(map(tuple, encoded["offset_mapping"]))
 
 
 def _encode(model: Model, text: str, **options: bool) -> Any:
-    """What the tokenizer makes of a text, without BOS. Raises ValueError for a text that is not valid Unicode."""
+    """What the tokenizer makes of a text, without `prefix_ids`. Raises ValueError if it is no valid Unicode."""
     check_unicode(text)
     return model.tokenizer(text, add_special_tokens=False, verbose=False, **options)
 
@@ -124,7 +125,13 @@ def check_unicode(text: str) -> None:
 
 
 def _fitting(model: Model, text: TokenizedText) -> TokenizedText:
-    """The text itself. Raises ValueError if it is longer than the model's context."""
+    """The text itself. Raises ValueError if the model's context or embedding does not hold it."""
+    if max(text.ids, default=0) >= model.cfg.d_vocab:
+        token = model.tokenizer.convert_ids_to_tokens(max(text.ids))
+        raise ValueError(
+            f"The prompt {text.text[:60]!r}... has the token {token!r}, number {max(text.ids)}, but "
+            f"{model.cfg.model_name} has embeddings of {model.cfg.d_vocab} alone. Leave it out."
+        )
     if len(text.ids) > model.cfg.n_ctx:
         raise ValueError(
             f"The prompt {text.text[:60]!r}... has {len(text.ids)} tokens, but {model.cfg.model_name} reads at most "
@@ -162,8 +169,8 @@ def blocks(text: io.TextIOBase) -> Iterator[str]:
 def token_pieces(model: Model, texts: Iterable[str], length: int, tokens: int) -> Iterator[list[int]]:
     """The texts' tokens joined and cut into rows of `length`, `tokens` in all; the last row may be shorter.
 
-    There is no BOS among them, and no more is read than needed: a text of more than a million characters is tokenised
-    block by block.
+    There are no `prefix_ids` among them, and no more is read than needed: a text of more than a million characters is
+    tokenised block by block.
     """
     waiting: list[int] = []
     for block in (block for text in texts for block in blocks(io.StringIO(text))):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 
+from rome_lens.models.loading.checkpoint import auto_class
 from tests.tiny import VOCABULARY, save_tokenizer
 
 _OLD = {"n_layer": 3, "n_embd": 32, "n_head": 4, "n_positions": 128}
@@ -62,6 +63,26 @@ _LONG = _rope("longrope", long_factor=[4.0, 3.0, 2.0, 1.5], short_factor=[1.0, 1
 _LONG["original_max_position_embeddings"] = 32
 _LONG_PARTIAL = _rope("longrope", long_factor=[4.0, 2.0], short_factor=[1.0, 1.2])
 _LONG_PARTIAL["original_max_position_embeddings"] = 32
+
+
+def _seeing(text: dict[str, Any], **vision: Any) -> dict[str, Any]:
+    """A model that reads images beside text, by the sizes of its two parts; the last tokens stand for images."""
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    size = {"image_size": 28, "patch_size": 14}
+    places = {"image_token_id": 383, "image_token_index": 383, "video_token_id": 382}
+    tokens = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
+    return {"text_config": {**text, **tokens}, "vision_config": {**small, **size, **vision}, **places}
+
+
+_QWEN_EYES = {"depth": 1, "num_heads": 2, "out_hidden_size": 32}
+_MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}}
+_CLIP, _SIGLIP = {"model_type": "clip_vision_model"}, {"model_type": "siglip_vision_model"}
+_MLLAMA_EYES = {
+    "num_global_layers": 1,
+    "attention_heads": 2,
+    "vision_output_dim": 32,
+    "intermediate_layers_indices": [0],
+}
 
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", _OLD),
@@ -212,6 +233,37 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek-v2": ("deepseek_v2", {**_DEEPSEEK, "head_dim": 4}),
     "deepseek-v3": ("deepseek_v3", _DEEPSEEK),
     "openai-gpt": ("openai-gpt", _OLD),
+    "gemma3 that sees": ("gemma3", {**_seeing(_GEMMA2), "mm_tokens_per_image": 4}),
+    "llava of llama": ("llava", _seeing({**_GROUPED, "model_type": "llama"}, **_CLIP)),
+    "llava of mistral, window": ("llava", _seeing({**_GROUPED, "model_type": "mistral", "sliding_window": 8}, **_CLIP)),
+    "llava-next": ("llava_next", _seeing({**_GROUPED, "model_type": "qwen2"}, **_CLIP)),
+    "llava-onevision": ("llava_onevision", _seeing({**_GROUPED, "model_type": "qwen2"}, **_SIGLIP)),
+    "mistral3": ("mistral3", _seeing({**_GROUPED, "model_type": "mistral", "head_dim": 8}, model_type="pixtral")),
+    "idefics3": ("idefics3", _seeing({**_GROUPED, "model_type": "llama"})),
+    "smolvlm": ("smolvlm", _seeing({**_GROUPED, "model_type": "llama"})),
+    "internvl": (
+        "internvl",
+        _seeing(
+            {**_GROUPED, "model_type": "qwen2"}, model_type="internvl_vision", image_size=[28, 28], patch_size=[14, 14]
+        ),
+    ),
+    "aya-vision": ("aya_vision", _seeing({**_GROUPED, "model_type": "cohere2", "logit_scale": 0.25}, **_SIGLIP)),
+    "qwen2-vl": ("qwen2_vl", _seeing({**_GROUPED, **_MROPE}, depth=1, embed_dim=16, num_heads=2, hidden_size=32)),
+    "qwen2.5-vl": ("qwen2_5_vl", _seeing({**_GROUPED, **_MROPE}, **_QWEN_EYES)),
+    "qwen3-vl": (
+        "qwen3_vl",
+        _seeing({**_GROUPED, **_MROPE, "head_dim": 8}, **_QWEN_EYES, deepstack_visual_indexes=[0]),
+    ),
+    "glm4v": ("glm4v", _seeing({**_GROUPED, **_MROPE}, **_QWEN_EYES)),
+    "llama4 that sees": (
+        "llama4",
+        _seeing(
+            {**_GROUPED, "intermediate_size_mlp": 64, "num_local_experts": 2, "head_dim": 8},
+            vision_output_dim=32,
+            intermediate_size=64,
+        ),
+    ),
+    "mllama": ("mllama", _seeing({**_GROUPED, "cross_attention_layers": [1]}, **_MLLAMA_EYES)),
 }
 
 
@@ -222,7 +274,7 @@ def save(folder: Path, name: str) -> Path:
     config = transformers.AutoConfig.for_model(model_type, **fields, **tokens)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        model = auto_class(config).from_config(config)
         for parameter_name, parameter in model.named_parameters():
             if "norm" in parameter_name or parameter_name.endswith("bias") or parameter.ndim == 1:
                 mean = 0.0 if parameter_name.endswith("bias") else 1.0

@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 import rome_lens as rl
 from rome_lens import models
 from rome_lens.data.records import subject_range
 from rome_lens.models import Model
+from rome_lens.models.loading.checkpoint import auto_class
 from rome_lens.models.mlp.huggingface import MODULE_OF
 from tests.conformance.configurations import CONFIGURATIONS, save
 from tests.conformance.plain import LAYER, REQUEST, edit, plain_trace, trace
@@ -27,7 +28,8 @@ _CLOSE = {"atol": 2e-4, "rtol": 0.0}
 
 
 def hugging_face(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    auto = auto_class(AutoConfig.from_pretrained(folder))
+    return auto.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @torch.no_grad()

@@ -612,9 +612,9 @@ def test_a_layer_without_one_output_matrix_is_refused(fresh):
         models.output_matrix(model, 1)
 
 
-def test_bos_token_is_there_only_when_the_model_prepends_it(tiny_model):
-    assert models.bos_token(tiny_model("gpt2")) == []
-    assert models.bos_token(tiny_model("gpt2", bos=True)) == [0]
+def test_the_prefix_is_bos_only_when_the_model_prepends_it(tiny_model):
+    assert models.prefix_ids(tiny_model("gpt2")) == []
+    assert models.prefix_ids(tiny_model("gpt2", bos=True)) == [0]
 
 
 def test_embeddings_are_the_models_without_a_graph(tiny):

@@ -15,7 +15,7 @@ from torch import Tensor
 from rome_lens.checking import check_whole
 from rome_lens.engine import ParallelMap
 from rome_lens.errors import CovarianceError, FormatError
-from rome_lens.models import Model, bos_token, device_for_sums, mlp_keys, pad
+from rome_lens.models import Model, device_for_sums, mlp_keys, pad, prefix_ids
 from rome_lens.storage import Checkpoint, foreign
 
 Piece = list[int]
@@ -133,7 +133,7 @@ def _add_batch(
     model: Model, layers: Sequence[int], batch: list[Piece], halves: list[int], partial: PartialSums
 ) -> None:
     """Runs the pieces and adds k k^T of their tokens to the sums of the half that each belongs to."""
-    before = bos_token(model)
+    before = prefix_ids(model)
     rows, mask = pad([before + piece for piece in batch])
     wanted = mask.bool()
     wanted[:, : len(before)] = False

@@ -1,11 +1,15 @@
 """HalluEditBench's robustness: does an edited answer stand when the user doubts it?"""
 
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
 from rome_lens.checking import check_whole, checked
-from rome_lens.data.prompts import in_chat
 from rome_lens.data.records import QuestionRecord
 from rome_lens.evaluate.answers import NEW_TOKENS, generate_answers
 from rome_lens.evaluate.judges import Judge, contains_answer, verdict
-from rome_lens.models import Model
+from rome_lens.models import Model, user_turn
 
 
 @checked
@@ -16,6 +20,7 @@ def score_robustness(
     turns: int = 3,
     judge: Judge = contains_answer,
     new_tokens: int = NEW_TOKENS,
+    chat_options: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Whether the model, in a chat, keeps to the edited fact over turns of doubt (0 or 1 each).
 
@@ -29,19 +34,21 @@ def score_robustness(
         turns: How many turns of doubt.
         judge: Of what is written.
         new_tokens: The most tokens of an answer.
+        chat_options: What the chat template asks for besides, such as {"enable_thinking": False}.
 
     Raises:
-        ValueError: The model has no chat template; as `generate_answers`.
+        ValueError: The model has no chat template, or one without such an option; as `generate_answers`.
         KeyError: The record has no question of the kind "yes".
     """
     check_whole(turns=turns, new_tokens=new_tokens)
     (doubt,) = record.portability["yes"]
     question = record.request.text
-    (answer,) = generate_answers(model, [str(in_chat(model, question))], new_tokens=new_tokens)
+    put: Callable[..., str] = partial(user_turn, model, **chat_options)
+    (answer,) = generate_answers(model, [put(question)], new_tokens=new_tokens)
     earlier, scores = [(question, answer.text)], {}
     for turn in range(1, turns + 1):
         said = f"Your answer to the question is wrong. {doubt.prompt}"
-        (answer,) = generate_answers(model, [str(in_chat(model, said, earlier=earlier))], new_tokens=new_tokens)
+        (answer,) = generate_answers(model, [put(said, earlier=earlier)], new_tokens=new_tokens)
         scores[f"robustness_{turn}"] = verdict(judge, doubt.prompt, (doubt.text,), answer.text)
         earlier.append((said, answer.text))
     return scores

@@ -7,7 +7,7 @@ import torch
 from tqdm.auto import tqdm
 
 from rome_lens.checking import check_whole, checked
-from rome_lens.models import Model, bos_token, check_finite, logits, pad, run
+from rome_lens.models import Model, check_finite, logits, pad, prefix_ids, run
 from rome_lens.models.teacher_forcing import target_log_probabilities
 from rome_lens.models.tokens import batches, token_pieces
 
@@ -39,7 +39,7 @@ def perplexity(
         ValueError: no token is predicted: the text, `tokens` or `window` is too short; or an id is not the model's.
     """
     check_whole(tokens_per_batch=tokens_per_batch)
-    before = bos_token(model)
+    before = prefix_ids(model)
     length = min(window, model.cfg.n_ctx) - len(before)
     if length < 1 or tokens < 1:
         raise ValueError(f"window is {window} and tokens {tokens}, expected a window of 2 tokens or more, and tokens.")

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
+import transformers
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 from rome_lens.errors import FormatError
-from rome_lens.models.loading.folder import NOT_A_MODEL, check_folder
+from rome_lens.models.loading.folder import NOT_A_MODEL, check_folder, count_numbers
 from rome_lens.storage import existing_file, foreign
 
 Dtype: TypeAlias = torch.dtype | Literal["auto"]
@@ -31,6 +32,8 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _READ = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 REPORTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Makes transformers report the weights that do not fit, for `check_weights`, instead of making up others."""
+_LEAST_ALLOCATED = 1 << 24  # numbers that any model may have, however small its file
+_TOWERS = ("vision", "audio", "vq")  # parts of a configuration
 _PART = 1 << 26  # bytes to read before the file is mapped anew
 
 
@@ -194,9 +197,39 @@ def _file_tensors(file: Path, dtype: Dtype) -> Iterator[tuple[str, Tensor]]:
                 yield name, tensor.to(cast, copy=True)
 
 
+def is_composite(config: PretrainedConfig) -> bool:
+    """Whether the model has more parts than its language model, such as one for images."""
+    return config.get_text_config() is not config or any(name.startswith(_TOWERS) for name in config.sub_configs)
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """The Auto class that makes a model with all weights of its checkpoint, towers included."""
+    if is_composite(config):
+        for name in ("AutoModelForMultimodalLM", "AutoModelForImageTextToText"):
+            auto = getattr(transformers, name, None)
+            if auto is not None and type(config) in auto._model_mapping:
+                return auto
+    return AutoModelForCausalLM
+
+
+def check_allocation(made: nn.Module, numbers: int, source: str) -> None:
+    """Raises FormatError if a model on the device meta is far larger than the `numbers` that its file holds.
+
+    What no tensor bounds, such as the length of the context, may size tensors that are made, not read.
+    """
+    tensors = [*made.parameters(), *made.buffers()]
+    if (size := sum(tensor.numel() for tensor in tensors)) > max(_LEAST_ALLOCATED, 2 * numbers):
+        largest = max(tensors, key=Tensor.numel)
+        raise FormatError(
+            f"{source} describes a {type(made).__name__} of {size} numbers, one tensor of them {list(largest.shape)}, "
+            f"but holds weights of {numbers}. Fetch it again, or correct the sizes in its configuration."
+        )
+
+
 def _built(config: PretrainedConfig, weights: list[Path], dtype: Dtype, source: str) -> PreTrainedModel:
     with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        made = auto_class(config).from_config(config, trust_remote_code=False)
+    check_allocation(made, count_numbers(weights), source)
     keeps_float32 = getattr(made, "_keep_in_fp32_modules", None) or getattr(made, "_keep_in_fp32_modules_strict", None)
     tensors = _tensors(weights, "auto" if keeps_float32 else dtype)
     model, info = type(made).from_pretrained(None, config=made.config, state_dict=tensors, dtype=dtype, **REPORTING)

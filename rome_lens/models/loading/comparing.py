@@ -4,6 +4,7 @@ What a row of tokens cannot tell at little cost (a window longer than the row, a
 by comparing the configurations.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,14 @@ def reference(hf_model: PreTrainedModel) -> Reference:
     return Reference(hf_model.dtype, wide, half)
 
 
+def difference_of_part(hf_model: PreTrainedModel, expected: Reference) -> Difference:
+    """How far another model of Hugging Face's is from the reference, in float32."""
+    with in_float32(hf_model):
+        found = _reading(hf_model, expected.wide.rows, torch.float32)
+    pairs = zip(found.log_probabilities, expected.wide.log_probabilities, strict=True)
+    return _largest([_apart(*pair) for pair in pairs], expected.wide.tolerance)
+
+
 def difference(model: Any, expected: Reference) -> Difference:
     """How far a model of TransformerLens is from the reference: in float32, or as it is if only that is far."""
     with in_float32(model):
@@ -98,8 +107,12 @@ def _reading(hf_model: PreTrainedModel, rows: tuple[Int[Tensor, "1 _"], ...], dt
 def _difference(model: Any, expected: Reading) -> Difference:
     read = _log_probabilities(lambda row: model(row, attention_mask=torch.ones_like(row), return_type="logits"))
     apart = [_apart(read(row), wanted) for row, wanted in zip(expected.rows, expected.log_probabilities, strict=True)]
+    return _largest(apart, expected.tolerance)
+
+
+def _largest(apart: list[tuple[float, float]], tolerance: float) -> Difference:
     share, nats = torch.tensor(apart, dtype=torch.float64).amax(0).tolist()  # max() of Python overlooks NaN
-    return Difference(share, nats, expected.tolerance)
+    return Difference(share, nats, tolerance)
 
 
 def windows(config: PretrainedConfig) -> set[int]:
@@ -146,8 +159,9 @@ def _rows(hf_model: PreTrainedModel) -> Iterator[Int[Tensor, "1 pos"]]:
     config = hf_model.config.get_text_config()
     context = _context(config)
     lengths = {*_LENGTHS, *(size + _KEPT for size in windows(config))}
+    fields = {**hf_model.config.to_dict(), **config.to_dict()}  # of an image's place too
     special = {
-        value for name, value in config.to_dict().items() if name.endswith("token_id") and isinstance(value, int)
+        value for name, value in fields.items() if re.search(r"token_(id|index)$", name) and isinstance(value, int)
     }
     ids = torch.tensor([i for i in range(min(config.vocab_size, 20_000)) if i not in special] or [0])
     generator = torch.Generator().manual_seed(0)

@@ -15,15 +15,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from tokenizers import processors
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rome_lens.errors import FormatError
 from rome_lens.models.kinds import HAS_HOOKED, HookedTransformer, Model, is_bridge
-from rome_lens.models.loading.comparing import Difference, Reference, difference, reference, unseen, unusual_fields
+from rome_lens.models.loading.checkpoint import check_allocation
+from rome_lens.models.loading.comparing import (
+    Difference,
+    Reference,
+    difference,
+    difference_of_part,
+    reference,
+    unseen,
+    unusual_fields,
+)
+from rome_lens.models.loading.language_part import language_part
 from rome_lens.models.loading.layout import optimize_layout
 from rome_lens.models.loading.native_attention import keeps_past, use_native_attention
+from rome_lens.models.parameters import added_tokens
 from rome_lens.models.running.bridge import pass_the_cache
 from rome_lens.storage import is_out_of_memory
 
@@ -33,6 +45,8 @@ else:
     from transformer_lens import supported_models as names
 
 _PICKLED = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
+_PLACES = ("image", "boi", "eoi", "video", "audio", "boa", "eoa")
+"""Tokens that stand for pictures and sound: Gemma's models of text alone have one in their tokenizer, without a row."""
 _log = logging.getLogger(__name__)
 
 
@@ -60,8 +74,8 @@ def converted(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, nam
     Raises:
         FormatError: TransformerLens converts the model to neither class, or to another function.
     """
+    tokenizer = _readable(tokenizer, hf_model, name)
     hf_model.eval().requires_grad_(True)
-    hf_model.config.architectures = [type(hf_model).__name__]
     with _quiet(), torch.inference_mode(False), torch.no_grad():
         try:
             expected = reference(hf_model)
@@ -69,6 +83,14 @@ def converted(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, nam
             if is_out_of_memory(error):
                 raise
             raise FormatError(f"{name} is a {type(hf_model).__name__} that does not run ({error}).") from error
+        if (part := language_part(hf_model, name)) is not hf_model:
+            if not (apart := difference_of_part(part, expected)).is_small:
+                raise FormatError(
+                    f"{name} is a {type(hf_model).__name__}, whose language part is no {type(part).__name__}: their "
+                    f"log-probabilities differ by {apart.nats:.2g} nats. Choose a model of text alone."
+                )
+            hf_model = part
+        hf_model.config.architectures = [type(hf_model).__name__]
         _fill_in_biases(hf_model)
         model, why = _hooked(hf_model, name, expected) if HAS_HOOKED else (None, "TransformerLens has no other class")
         if model is None:
@@ -111,6 +133,9 @@ def _of_views(hf_model: PreTrainedModel, dtype: torch.dtype) -> Model:
         cfg = names.get_pretrained_model_config(folder, device=hf_model.device, dtype=dtype)
         weights = names.get_pretrained_state_dict(folder, cfg, hf_model, dtype=dtype)
     cfg.tokenizer_name = None  # else TransformerLens would read a tokenizer again
+    with torch.device("meta"):
+        numbers = sum(parameter.numel() for parameter in hf_model.parameters())
+        check_allocation(HookedTransformer(cfg, move_to_device=False), numbers, "the configuration")
     model = HookedTransformer(cfg, move_to_device=False)
     for key, value in model.named_parameters():  # parameters that Hugging Face's class does not have
         weights.setdefault(key, torch.zeros_like(value) if ".W_" in key else value)
@@ -194,21 +219,52 @@ def _fill_in_biases(hf_model: PreTrainedModel) -> None:
 
 
 def _set_tokenizer(model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Gives the model its tokenizer unchanged, where TransformerLens would make one that adds BOS.
+    """Gives the model its tokenizer, where TransformerLens would make one that adds BOS.
 
-    Special tokens that TransformerLens needs are set where they are missing; that changes no encoding.
+    It encodes as it did, but for what `_readable` leaves out. Special tokens that TransformerLens needs are set
+    where they are missing.
     """
-    tokenizer = copy.deepcopy(tokenizer)
+    before, _ = added_tokens(tokenizer)
+    begins = bool(before) and before[0] == tokenizer.bos_token_id
     tokenizer.eos_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.pad_token
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    ids = tokenizer("a")["input_ids"]
-    begins = tokenizer.bos_token_id is not None and len(ids) > 1 and ids[0] == tokenizer.bos_token_id
     tokenizer.bos_token = tokenizer.bos_token or tokenizer.eos_token
     place = "_tokenizer" if is_bridge(model) else "tokenizer"  # a Bridge's setter would make one that adds BOS
     setattr(model, place, tokenizer)
     model.cfg.tokenizer_prepends_bos = model.cfg.default_prepend_bos = begins
     if is_bridge(model):
-        model.cfg.tokenizer_appends_eos = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
+        model.cfg.tokenizer_appends_eos = False
+
+
+def _readable(tokenizer: PreTrainedTokenizerBase, hf_model: PreTrainedModel, name: str) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer that appends nothing to a text: after EOS, no model goes on with it.
+
+    Raises:
+        FormatError: what it appends cannot be left out, or it has tokens that the model has no embedding of.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    before, after = added_tokens(tokenizer)
+    if after and tokenizer.is_fast:
+        pieces = [f"{token}:0" for token in tokenizer.convert_ids_to_tokens(before)]
+        known = dict(zip(tokenizer.convert_ids_to_tokens(before), before, strict=True))
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=[*pieces, "$A:0"], pair=[*pieces, "$A:0", *pieces, "$B:1"], special_tokens=list(known.items())
+        )
+    if after and added_tokens(tokenizer) != (before, []):
+        raise FormatError(
+            f"{name} has a tokenizer that appends {tokenizer.convert_ids_to_tokens(after)} to each text, after which "
+            "no text goes on. Save it with add_eos_token=False, or without these."
+        )
+    rows = len(hf_model.get_input_embeddings().weight)
+    unread = {getattr(tokenizer, f"{kind}_token", None) for kind in _PLACES}
+    beyond = sorted(token for token, i in tokenizer.get_vocab().items() if i >= rows and token not in unread)
+    if beyond:
+        raise FormatError(
+            f"{name} has {rows} embeddings, but its tokenizer {len(beyond)} tokens beyond them ({beyond[0]!r} is "
+            f"number {tokenizer.convert_tokens_to_ids(beyond[0])}). Take the tokenizer it was trained with, or call "
+            "resize_token_embeddings."
+        )
+    return tokenizer
 
 
 def _first_line(error: Exception) -> str:

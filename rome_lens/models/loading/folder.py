@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,11 @@ def check_folder(folder: Path) -> None:
                 f"{name} in {path} is {str(number)[:20]}, but the {len(shapes)} tensors that are there allow {bound} "
                 "at most. Save the model again."
             )
+
+
+def count_numbers(files: Iterable[Path]) -> int:
+    """How many numbers the tensors of safetensors files hold."""
+    return sum(prod(shape) for file in files for shape in _shapes(file))
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:

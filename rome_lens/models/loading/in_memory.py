@@ -33,11 +33,14 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
     if isinstance(model, Model):
         raise TypeError(f"The model is a {kind} already, expected one of Hugging Face's classes. Use it as it is.")
     if not isinstance(model, PreTrainedModel):
+        found = [path for path, module in model.named_modules() if isinstance(module, PreTrainedModel)]
+        way = f"Pass what it wraps: model.{found[0]}" if found else "Pass the one inside of it"
         raise TypeError(
-            f"The model is a {kind}, expected one of Hugging Face's classes (PreTrainedModel). Pass the one inside of "
-            "it, or save it with save_pretrained and load the folder."
+            f"The model is a {kind}, expected one of Hugging Face's classes (PreTrainedModel). {way}, or save it with "
+            "save_pretrained and load the folder."
         )
-    refuse_quantized(model.config, f"The {kind}")
+    if not _is_dequantized(model):
+        refuse_quantized(model.config, f"The {kind}")
     if packed := next((type(module).__name__ for module in model.modules() if is_packed(module)), None):
         raise quantized(f"The {kind}", packed)
     devices = {parameter.device for parameter in model.parameters()}
@@ -49,9 +52,16 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
     return model
 
 
+def _is_dequantized(model: PreTrainedModel) -> bool:
+    """Whether a model was read from a GGUF file, as plain floats that its configuration still calls quantized."""
+    return "gguf" in str(getattr(model.config, "quantization_config", "")).lower()
+
+
 def own_copy(model: PreTrainedModel, dtype: Dtype) -> PreTrainedModel:
     """A copy with its parameters in the dtype; buffers, such as a rotation's frequencies, keep theirs."""
     made = cast_parameters(copy.deepcopy(model), dtype)
+    if _is_dequantized(made):
+        del made.config.quantization_config
     check_finite(made, f"The {type(model).__name__}")
     return made
 

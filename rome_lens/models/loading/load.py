@@ -19,12 +19,19 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformer_lens.utilities import get_device
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from rome_lens.checking import checked
 from rome_lens.errors import FormatError, UnavailableError
 from rome_lens.models.kinds import Model
-from rome_lens.models.loading.checkpoint import REPORTING, Dtype, check_weights, read_folder, read_tokenizer
+from rome_lens.models.loading.checkpoint import (
+    REPORTING,
+    Dtype,
+    check_allocation,
+    check_weights,
+    read_folder,
+    read_tokenizer,
+)
 from rome_lens.models.loading.converting import converted, is_pickled, known_names, official_name
 from rome_lens.models.loading.folder import check_folder
 from rome_lens.models.loading.gguf_header import check_gguf
@@ -215,7 +222,10 @@ def _dequantised(file: Path) -> Loaded:
 
     problem = "is damaged, or is not a GGUF file of a language model that transformers can read"
     with foreign(file, problem, "Fetch it again."):
-        gguf.GGUFReader(file)  # checks that every tensor's bytes are there
+        numbers = sum(int(tensor.n_elements) for tensor in gguf.GGUFReader(file).tensors)  # all their bytes are there
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        with torch.device("meta"):
+            check_allocation(AutoModelForCausalLM.from_config(config), numbers, str(file))
         model, info = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,

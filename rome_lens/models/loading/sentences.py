@@ -7,11 +7,17 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from rome_lens.checking import checked
-from rome_lens.models.loading.checkpoint import REPORTING, check_weights, checked_folder, read_tokenizer
-from rome_lens.models.loading.folder import NOT_A_MODEL
+from rome_lens.models.loading.checkpoint import (
+    REPORTING,
+    check_allocation,
+    check_weights,
+    checked_folder,
+    read_tokenizer,
+)
+from rome_lens.models.loading.folder import NOT_A_MODEL, count_numbers
 from rome_lens.storage import foreign
 
 Encoder = Callable[[Sequence[str]], Float[Tensor, "text width"]]
@@ -30,9 +36,12 @@ def sentence_encoder(folder: str | os.PathLike[str]) -> Encoder:
         FormatError: the folder does not hold a whole model with its tokenizer, or its code would have to run.
     """
     folder = Path(folder)
-    checked_folder(folder)
+    weights = checked_folder(folder)
     with foreign(folder, *NOT_A_MODEL):
         tokenizer = read_tokenizer(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            check_allocation(AutoModel.from_config(config), count_numbers(weights), str(folder))
         model, info = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, **REPORTING)
     check_weights(model.eval(), info | {"unexpected_keys": ()}, str(folder))  # a head on top is not used
 

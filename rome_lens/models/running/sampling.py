@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rome_lens.calling import undisturbed
 from rome_lens.models.kinds import Model, is_bridge
-from rome_lens.models.parameters import random_state_kept
+from rome_lens.models.parameters import prefix_ids, random_state_kept
 from rome_lens.models.running import bridge
 from rome_lens.models.running.forward import check_finite, logits, reader, run
 
@@ -85,8 +85,8 @@ def sample_text(
 
 
 def sample_texts(model: Model, count: int, *, new_tokens: int, seed: int, top_k: int | None = None) -> list[str]:
-    """Texts that the model writes after BOS alone, each of `new_tokens` tokens."""
+    """Texts that the model writes after its `prefix_ids` alone, or after BOS, each of `new_tokens` tokens."""
     tokenizer = model.tokenizer
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    rows = torch.full((count, 1), start, device=model.cfg.device)
+    rows = torch.tensor([prefix_ids(model) or [start]] * count, device=model.cfg.device)
     return sample_text(model, rows, new_tokens=new_tokens, seed=seed, top_k=top_k)
