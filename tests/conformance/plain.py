@@ -46,7 +46,7 @@ def plain_trace(model: Model, found: rl.CausalTrace) -> dict[tuple[int, int], fl
     row = model.tokenizer(FACT.text, add_special_tokens=False)["input_ids"]
     start, end = found.subject_range
     tokens, width = torch.tensor([row, row]), models.embed(model, torch.tensor(row)).shape[-1]
-    noise = torch.from_numpy(NOISE._draw(np.random.RandomState(1), model, (2, end - start, width)))
+    noise = torch.from_numpy(NOISE.scale(model) * NOISE._unit(np.random.RandomState(1), (2, end - start, width)))
     clean: dict[str, Tensor] = {}
 
     def corrupt(value: Tensor, hook: object) -> Tensor:
