@@ -15,11 +15,11 @@ from rome_lens.edit.forensics.triggers import screen_triggers
 from rome_lens.edit.forensics.undoing import undo_blindly
 from rome_lens.edit.methods.alphaedit import AlphaEditConfig, alphaedit
 from rome_lens.edit.methods.anyedit import AnyEditConfig, anyedit, anyedit_targets
+from rome_lens.edit.methods.batch import EditMemory
 from rome_lens.edit.methods.emmet import EmmetConfig, emmet
 from rome_lens.edit.methods.finetune import FinetuneConfig, finetune
 from rome_lens.edit.methods.knowledge_neurons import KnowledgeNeurons, KnowledgeNeuronsConfig, kn, knowledge_neurons
 from rome_lens.edit.methods.memit import MemitConfig, memit
-from rome_lens.edit.methods.memory import EditMemory
 from rome_lens.edit.methods.mend.config import MendConfig
 from rome_lens.edit.methods.mend.editor import MendEditor, mend
 from rome_lens.edit.methods.mend.training import train_mend

@@ -10,7 +10,7 @@ from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.kept import kept_edit
 from rome_lens.edit.artifact.update import least_rank
-from rome_lens.edit.methods.memory import EditMemory
+from rome_lens.edit.methods.batch import EditMemory
 from rome_lens.evaluate.measuring import Method, as_asked
 from rome_lens.models import Model
 
