@@ -23,6 +23,7 @@ import torch
 
 import rome_lens as rl
 from rome_lens import errors
+from rome_lens.edit.methods.memory import _Gate as Gate
 from rome_lens.edit.search.value import Value
 from rome_lens.models import Model
 from tests.damage import damage
@@ -124,6 +125,22 @@ def _targets(file: Path) -> None:
     rl.edit.MemitTargets(2, ("{}",), numbers, EDIT.requests, (value,)).save(file)
 
 
+def _memory(file: Path) -> None:
+    from rome_lens.edit.search.targets import search_numbers
+
+    value = Value(torch.ones(4), torch.zeros(4), 3, 0.5, 0.1, 0.01, False)
+    targets = rl.edit.MemitTargets(2, ("{}",), search_numbers(rl.RomeConfig(layer=1)), EDIT.requests, (value,))
+    gate = Gate("The Eiffel Tower", False, torch.ones(3), torch.ones(3) / 3**0.5, torch.ones(4), 0.9, 0.1)
+    covariance = rl.KeyCovariance.from_matrix(torch.eye(3), layer=2, tokens=9)
+    memory = rl.FactMemory.__new__(rl.FactMemory)
+    memory._set(covariance, targets, ((gate,),), "a" * 64, "gpt2", None)
+    memory.save(file)
+
+
+def _read_memory(path: Path) -> None:
+    rl.FactMemory.load(path).to_frame()
+
+
 def _traces(folder: Path) -> None:
     facts = [rl.Fact("The capital of {} is", "Italy"), rl.Fact("{} is owned by", "Beats Music")]
     options = {"corruption": rl.GaussianNoise(std=0.5), "samples": 2, "window": 2}
@@ -196,6 +213,7 @@ READERS = [
     ),
     Reader("MEND checkpoint", _train, _train, whole_folder=True, share=1),
     Reader("MemitTargets.load", _targets, rl.edit.MemitTargets.load),
+    Reader("FactMemory.load", _memory, _read_memory),
     Reader("load_traces", _traces, rl.locate.load_traces, whole_folder=True),
     Reader("load_scores", _evaluation, rl.evaluate.load_scores, whole_folder=True),
     Reader("load_sequence", _sequence, rl.evaluate.load_sequence, whole_folder=True),

@@ -20,6 +20,7 @@ from rome_lens.edit.methods.emmet import EmmetConfig, emmet
 from rome_lens.edit.methods.finetune import FinetuneConfig, finetune
 from rome_lens.edit.methods.knowledge_neurons import KnowledgeNeurons, KnowledgeNeuronsConfig, kn, knowledge_neurons
 from rome_lens.edit.methods.memit import MemitConfig, memit
+from rome_lens.edit.methods.memory import FactMemory, fact_memory
 from rome_lens.edit.methods.mend.config import MendConfig
 from rome_lens.edit.methods.mend.editor import MendEditor, mend
 from rome_lens.edit.methods.mend.training import train_mend
@@ -47,6 +48,7 @@ __all__ = [
     "EditLedger",
     "EditMemory",
     "EmmetConfig",
+    "FactMemory",
     "FinetuneConfig",
     "KeyCovariance",
     "KnowledgeNeurons",
@@ -71,6 +73,7 @@ __all__ = [
     "collect_covariance",
     "detect_edits",
     "emmet",
+    "fact_memory",
     "find_preset",
     "finetune",
     "kn",

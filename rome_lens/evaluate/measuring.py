@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.edit import Edit
+from rome_lens.edit.methods.memory import FactMemory
 from rome_lens.errors import EditError, NotFiniteError
 from rome_lens.evaluate import protocols as known
 from rome_lens.evaluate.scorers.counterfact import score_record
@@ -32,8 +33,8 @@ class Record(Protocol):
 
 Scorer = Callable[..., Mapping[str, float]]
 """A score: `scorer(model, record)` gives its metrics' names and values."""
-Method = Callable[[Model, EditRequest], Edit]
-"""An editing method: `method(model, request)` computes the edit and leaves the model unchanged."""
+Method = Callable[[Model, EditRequest], Edit | FactMemory]
+"""An editing method: `method(model, request)` computes the edit, or a memory, and leaves the model unchanged."""
 Row = tuple[int, str, str, str, float, str]
 State = tuple[str, str]  # of the model, and a protocol
 Task: TypeAlias = tuple[Record, Sequence[State]]
@@ -119,8 +120,8 @@ def measured(model: Model, task: Task, *, methods: Mapping[str, Method], ways: W
             continue
         try:
             edit = methods[state](model, as_asked(requests_of(record)))
-            if not isinstance(edit, Edit):
-                raise TypeError(f"The method {state!r} returned {edit!r}, expected an Edit.")
+            if not isinstance(edit, Edit | FactMemory):
+                raise TypeError(f"The method {state!r} returned {edit!r}, expected an Edit or a FactMemory.")
             with edit.applied(model):
                 rows += _rows(model, record, state, here, _readings(model, record, here), noted)
         except (EditError, NotFiniteError) as error:

@@ -11,6 +11,7 @@ from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.kept import kept_edit
 from rome_lens.edit.artifact.update import least_rank
 from rome_lens.edit.methods.batch import EditMemory
+from rome_lens.edit.methods.memory import FactMemory
 from rome_lens.evaluate.measuring import Method, as_asked
 from rome_lens.models import Model
 
@@ -25,10 +26,10 @@ class SequenceEdits:
     def __init__(self, model: Model, method: Method, folder: Path | None, *, batch: int):
         self._folder = folder
         self._batch = batch
-        self._make: Callable[..., Edit] = partial(method, model)
+        self._make: Callable[..., Edit | FactMemory] = partial(method, model)
         self._memory = EditMemory() if "memory" in signature(method).parameters else None
 
-    def get(self, number: int, requests: Sequence[EditRequest]) -> Edit:
+    def get(self, number: int, requests: Sequence[EditRequest]) -> Edit | FactMemory:
         """The edit of a batch, counted from 1. Raises what the method raises, and FormatError as `kept_edit`."""
         if self._folder is None:
             return self._made(number, requests)
@@ -37,7 +38,7 @@ class SequenceEdits:
         self._memory_path(number - 1).unlink(missing_ok=True)
         return edit
 
-    def _made(self, number: int, requests: Sequence[EditRequest]) -> Edit:
+    def _made(self, number: int, requests: Sequence[EditRequest]) -> Edit | FactMemory:
         asked = as_asked(requests) if self._batch == 1 else list(requests)
         if self._memory is None:
             return self._make(asked)
@@ -53,8 +54,9 @@ class SequenceEdits:
         return self._folder / f"memory-{number:05}.safetensors"
 
 
-def as_one(edits: Sequence[Edit]) -> Edit | None:
+def as_one(made: Sequence[Edit | FactMemory]) -> Edit | None:
     """What the edits add together, of no more rank than the matrices have. None: there are none."""
+    edits = [edit for edit in made if isinstance(edit, Edit)]
     if not edits:
         return None
     first = edits[0]

@@ -10,7 +10,7 @@ from rome_lens.storage.files import check_new_file, check_room, new_file, writin
 from rome_lens.storage.identity import check_same, plain
 from rome_lens.storage.journal import Journal, open_journal, read_journal
 from rome_lens.storage.reading import MOST_JSON_BYTES, check_size, existing_file, foreign, load_json, parse_json
-from rome_lens.storage.tensors import digest, load_tensors, save_tensors
+from rome_lens.storage.tensors import digest, kind_of, load_tensors, save_tensors
 
 __all__ = [
     "MOST_JSON_BYTES",
@@ -23,6 +23,7 @@ __all__ = [
     "digest",
     "existing_file",
     "foreign",
+    "kind_of",
     "load_json",
     "load_tensors",
     "new_file",

@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -88,6 +88,16 @@ def load_tensors(
             # Copies, because safetensors gives views of the file, which somebody may write to later.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a dict)
     return tensors, _facts_of(path, metadata.get("facts", ""), facts, may_lack or {})
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """The kind of what `save_tensors` wrote to a file; "" where that cannot be told."""
+    try:
+        _check_header(Path(path))
+        with safe_open(path, framework="pt") as opened:
+            return (opened.metadata() or {}).get("kind", "")
+    except (OSError, ValueError, SafetensorError):
+        return ""
 
 
 def digest(tensor: Tensor) -> str:
