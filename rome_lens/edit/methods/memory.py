@@ -20,6 +20,9 @@ The first token. Without BOS, attention makes the keys of all first tokens nearl
 than others. A subject that is one such token gets a second gate for that place, with a threshold between its key and
 those of other first tokens; and where its prompt begins with it, a residual for each of the two places.
 
+Several facts about one subject meet at one token, often before the relation is read. The mean of their residuals is
+added: their sum, which grows with their number, tells them less often, and the nearest alone tells one of them.
+
 The keys of a layer do not depend on what is added after it, so a memory does not disturb its own gates.
 """
 
@@ -116,8 +119,8 @@ class _Gate:
 
 @dataclass(frozen=True, eq=False)
 class _Gates:
-    """All gates of a memory: one for each spelling (and its place: see `_Gate.first`), with the sum of the residuals of
-    all facts about it. `whitening` takes a key to coordinates in which C is the identity, of which the `screened` first
+    """All gates of a memory: one for each spelling (and its place: see `_Gate.first`), with the mean residual of the
+    facts about it. `whitening` takes a key to coordinates in which C is the identity, of which the `screened` first
     are compared at first.
     """
 
@@ -159,7 +162,7 @@ class _Gates:
         row, gate = possible.nonzero(as_tuple=True)
         cosines = (units[row] * self.directions[gate]).sum(-1)
         row, gate, cosines = (each[cosines >= self.thresholds[gate]] for each in (row, gate, cosines))
-        best = torch.full((len(units),), -torch.inf, device=units.device).scatter_reduce(0, row, cosines, "amax")
+        best = units.new_full((len(units),), -torch.inf).scatter_reduce(0, row, cosines, "amax")
         row, gate = (each[cosines == best[row]] for each in (row, gate))
         none = len(self.spellings)
         found = torch.full((len(units),), none, device=units.device).scatter_reduce(0, row, gate, "amin")
@@ -177,8 +180,8 @@ class FactMemory:
     A token at which no fact is told of comes out of the layer bit for bit as without the memory, and a withdrawn fact
     leaves no trace, in memory or on disk. See `explain` for what opens where.
 
-    Two facts about one subject are told of at the same token, before the relation may have been read: both residuals
-    are added. Spellings of one subject share its facts' residuals; see `add`.
+    Two facts about one subject meet at the same token, where the relation may not have been read yet: the mean of their
+    residuals is added, so that each is told less surely. Spellings of a subject share its residuals; see `add`.
 
     Args:
         model: Unedited; run when facts are added, and left unchanged.
@@ -445,21 +448,18 @@ class FactMemory:
         self._check_fits(model)
         if model in self._in_force:
             raise EditError(f"The memory is applied to {name_of(model)} already. Apply it once.")
-        gates: dict[torch.device, _Gates] = {}
+        if not len(self):
+            yield model
+            return
+        gates = {torch.device("cpu"): self._all_gates}
 
-        def change(keys: Float[Tensor, "batch pos d_mlp"]) -> Float[Tensor, "batch pos d_model"] | None:
+        def change(keys: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "token d_model"] | None:
             if keys.device not in gates:
                 gates[keys.device] = self._all_gates.on(keys.device)
             here = gates[keys.device]
             opened = here.opened(keys.detach().reshape(-1, keys.shape[-1]))
-            if not (opened >= 0).any():
-                return None
-            added = here.residuals[opened] * (opened >= 0)[:, None]
-            return added.reshape(*keys.shape[:-1], -1)
+            return here.residuals[opened] * (opened >= 0)[:, None] if (opened >= 0).any() else None
 
-        if not len(self):
-            yield model
-            return
         self._in_force.add(model)
         try:
             with added_by_key(model, self.layer, change):
@@ -526,7 +526,7 @@ class FactMemory:
         )
 
     def keys_and_residuals(self) -> tuple[Float[Tensor, "spelling d_mlp"], Float[Tensor, "spelling d_model"]]:
-        """K and R of the closed forms: for each spelling of a subject its mean key, and the residuals of its facts.
+        """K and R of the closed forms: for each spelling of a subject its mean key, and the mean residual of its facts.
 
         Raises:
             ValueError: the memory is empty.
@@ -710,7 +710,7 @@ def _joined(covariance: KeyCovariance, targets: MemitTargets, gates: Sequence[Se
         whitening=whitening.float(),
         directions=directions,
         thresholds=torch.minimum(((own + near) / 2).clamp(min=LEAST_COSINE), own) - _ROUNDING,
-        residuals=torch.stack([torch.stack([gate.residual for _, gate in group]).sum(0) for group in groups]),
+        residuals=torch.stack([torch.stack([gate.residual for _, gate in group]).mean(0) for group in groups]),
         screened=width // _SCREENED if len(groups) > width else width,
     )
 

@@ -17,7 +17,7 @@ from rome_lens.models.mlp.huggingface import MODULE_OF, mlp_module
 from rome_lens.models.running.forward import run_and_read
 
 _APART = 0.05
-Change = Callable[[Float[Tensor, "batch pos d_mlp"]], Float[Tensor, "batch pos d_model"] | None]
+Change = Callable[[Float[Tensor, "*n d_mlp"]], Float[Tensor, "*n d_model"] | None]
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def added_by_key(model: EditableModel, layer: int, change: Change) -> Iterator[N
     def added(stream: Tensor) -> Tensor | None:
         if not keys or (more := change(keys.pop())) is None:
             return None
-        return (stream.float() + more.to(stream.device)).to(stream.dtype)
+        return (stream.float() + more.to(stream.device).reshape(stream.shape)).to(stream.dtype)
 
     if not isinstance(model, PreTrainedModel):
         names = key_name(layer), state_name("resid", layer)

@@ -10,8 +10,8 @@ from rome_lens.data.readers.subjects import load_subjects
 from rome_lens.edit.methods import memory as module
 from rome_lens.edit.methods import near
 from rome_lens.edit.methods.memory import FactMemory, fact_memory
-from rome_lens.models import run_and_read, state_name
-from rome_lens.models.kinds import HookedTransformer
+from rome_lens.models import find_matrix, run_and_read, state_name
+from rome_lens.storage import load_tensors
 from tests.edit.methods.test_rome import covariance_of
 
 QUICK = rl.edit.BatchConfig(contexts=["{}"], steps=4)
@@ -22,6 +22,7 @@ REQUESTS = [
 TOLD = "Honda Civic is located in"
 ELSEWHERE = "The mother tongue of Dante is Italian."
 QUIET = {"progress": False}
+SEED = torch.Generator().manual_seed(0)
 pytestmark = pytest.mark.filterwarnings("ignore::rome_lens.errors.EditWarning")  # a random model learns no fact
 
 
@@ -104,7 +105,10 @@ def parts(memory: FactMemory, request: rl.EditRequest) -> list[torch.Tensor]:
 @pytest.mark.parametrize("family", ["gpt2", "llama-gqa"])
 def test_it_holds_while_generating_with_a_cache(tiny_model, hugging_face, family):
     model, hf_model = tiny_model(family), hugging_face(family)
-    memory, tokens = memory_of(model), ids(model, TOLD)
+    memory, tokens = memory_of(model, None), ids(model, TOLD)
+    found = rl.edit.memit_targets(model, REQUESTS, layer=1, config=QUICK, **QUIET)
+    loud = [replace(value, vector=value.initial + 30 * torch.randn(32, generator=SEED)) for value in found.values]
+    memory.add(REQUESTS, targets=replace(found, values=tuple(loud)), **QUIET)
     options = {"max_new_tokens": 5, "do_sample": False}
     for each, more in (
         (model, {"verbose": False, "stop_at_eos": False}),
@@ -130,11 +134,14 @@ def test_a_withdrawn_fact_leaves_no_trace_in_memory_or_on_disk(tiny, tmp_path):
         assert torch.equal(getattr(had._all_gates, name), getattr(never._all_gates, name)), name
     for memory, file in ((had, "had.safetensors"), (never, "never.safetensors")):
         memory.save(tmp_path / file)
-    contents = [
-        ((tmp_path / name / "checkpoint.safetensors").read_bytes(), (tmp_path / f"{name}.safetensors").read_bytes())
-        for name in ("had", "never")
-    ]
-    assert contents[0] == contents[1]
+    for path, facts in ((".safetensors", module._FILE), ("/checkpoint.safetensors", {"identity": dict, "state": dict})):
+        tensors, told = zip(
+            *(load_tensors(f"{tmp_path}/{name}{path}", kind=module.MEMORY, facts=facts) for name in ("had", "never")),
+            strict=True,
+        )
+        assert told[0] == told[1]
+        assert tensors[0].keys() == tensors[1].keys()
+        assert all(torch.equal(value, tensors[1][name]) for name, value in tensors[0].items())
     with pytest.raises(ValueError, match="not among the 3 facts of the memory"):
         had.withdraw(REQUESTS[1])
     for request in had.facts:
@@ -199,7 +206,7 @@ def test_a_saved_memory_is_the_same_with_and_without_a_model(tiny, tmp_path):
             use()
 
 
-def test_other_spellings_are_told_the_same_and_two_facts_about_one_subject_add_up(tiny):
+def test_other_spellings_are_told_the_same_and_two_facts_about_one_subject_share_a_token(tiny):
     memory = memory_of(tiny, None)
     other = replace(REQUESTS[2], prompt="{} is a product of", target="Porsche")
     memory.add([REQUESTS[2], other], aliases={"Honda Civic": ["Space Needle"]}, **QUIET)
@@ -207,7 +214,7 @@ def test_other_spellings_are_told_the_same_and_two_facts_about_one_subject_add_u
     gates = memory._all_gates
     assert {name for name, _ in gates.spellings} == {"Honda Civic", "Space Needle"}
     residuals = [value.vector - value.initial for value in memory._targets.values]
-    assert all(torch.equal(row, residuals[0] + residuals[1]) for row in gates.residuals)
+    assert all(torch.equal(row, (residuals[0] + residuals[1]) / 2) for row in gates.residuals)
     memory.withdraw(REQUESTS[2])
     assert all(torch.equal(row, residuals[1]) for row in memory._all_gates.residuals)
     with pytest.raises(ValueError, match=r"aliases are of \['Dante'\]"):
@@ -296,7 +303,7 @@ def test_what_a_memory_cannot_do_is_refused_and_nothing_changes(tiny, tiny_model
     ):
         pass
     with memory.applied(tiny):
-        with pytest.raises(rl.errors.EditError, match="applied to gpt2 already"), memory.applied(tiny):
+        with pytest.raises(rl.errors.EditError, match="The memory is applied to .* already"), memory.applied(tiny):
             pass
         with pytest.raises(rl.errors.EditError, match="applied to its model"):
             memory.add(rl.EditRequest("{} is in", "Dante", "Rome"), **QUIET)
@@ -310,22 +317,20 @@ def test_what_a_memory_cannot_do_is_refused_and_nothing_changes(tiny, tiny_model
         memory_of(tiny, None).edit()
     assert memory.facts == tuple(REQUESTS)
     assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
-    with torch.no_grad():
-        tiny.blocks[1].mlp.W_out[0, 0] += 1
-        try:
-            with pytest.raises(rl.errors.EditError, match="is not what it was when the memory was begun"):
-                memory.add(rl.EditRequest("{} is in", "Dante", "Rome"), **QUIET)
-            with pytest.warns(rl.errors.EditWarning, match="made for other weights"), memory.applied(tiny):
-                pass
-        finally:
-            tiny.blocks[1].mlp.W_out[0, 0] -= 1
-            tiny.blocks[1].mlp.W_out.copy_(before["blocks.1.mlp.W_out"])
+    weight = find_matrix(tiny, 1, "out").values
+    kept = weight.clone()
+    try:
+        weight[0, 0] += 1
+        with pytest.raises(rl.errors.EditError, match="is not what it was when the memory was begun"):
+            memory.add(rl.EditRequest("{} is in", "Dante", "Rome"), **QUIET)
+        with pytest.warns(rl.errors.EditWarning, match="made for other weights"), memory.applied(tiny):
+            pass
+    finally:
+        weight.copy_(kept)
 
 
-@pytest.mark.hooked
 @torch.no_grad()
 def test_an_empty_memory_does_nothing(tiny):
-    assert isinstance(tiny, HookedTransformer)
     memory = memory_of(tiny, None)
     plain = tiny(ids(tiny, TOLD))
     with memory.applied(tiny):
