@@ -29,7 +29,7 @@ The keys of a layer do not depend on what is added after it, so a memory does no
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 from weakref import WeakSet
@@ -220,9 +220,8 @@ class FactMemory:
         contexts = config.contexts_for(model)
         targets = MemitTargets(layer, contexts, search_numbers(config), (), ())
         self._set(covariance, targets, (), made_for, name_of(model), model)
-        self._out = out
         if out is not None:
-            self._identity = model_identity(model) | self._made_with()
+            self._out, self._identity = out, model_identity(model) | self._made_with()
         with self._opened():
             pass
 
@@ -424,10 +423,14 @@ class FactMemory:
                 )
             number = self.facts.index(request)
             targets, gates = self._targets, self._gates
-            requests, values = (each[:number] + each[number + 1 :] for each in (targets.requests, targets.values))
-            left = replace(targets, requests=requests, values=values), gates[:number] + gates[number + 1 :]
-            kept.save(*_as_parts(*left))
-            self._take(*left)
+            targets = replace(
+                targets,
+                requests=targets.requests[:number] + targets.requests[number + 1 :],
+                values=targets.values[:number] + targets.values[number + 1 :],
+            )
+            gates = gates[:number] + gates[number + 1 :]
+            kept.save(*_as_parts(targets, gates))
+            self._take(targets, gates)
 
     @contextmanager
     def applied(self, model: EditableModel) -> Iterator[EditableModel]:
@@ -556,8 +559,8 @@ class FactMemory:
                 "stream has no closed form in their weights. Apply the memory itself."
             )
         factors = {self.layer: (emmet_factor(in_float64(keys), self._covariance).float(), residuals)}
-        figures = asdict(self.health) | update_norms(model, factors)
-        health = EditHealth(**figures)
+        assert self.health is not None  # there are facts
+        health = replace(self.health, **update_norms(model, factors))
         used = {"layer": self.layer, "search": dict(self._targets.search), "contexts": list(self._targets.contexts)}
         edit = Edit.of(model, self.facts, factors, method="memory", config=used, health=health)
         report_problems(health, on_unhealthy, edit=edit)
@@ -687,11 +690,11 @@ def fact_memory(
 def _joined(covariance: KeyCovariance, targets: MemitTargets, gates: Sequence[Sequence[_Gate]]) -> _Gates:
     """The gates of all facts, each calibrated against the others."""
     by_spelling: dict[tuple[str, bool], list[tuple[int, _Gate]]] = {}
-    for number, own in enumerate(gates):
-        for gate in own:
+    for number, those in enumerate(gates):
+        for gate in those:
             by_spelling.setdefault((gate.name, gate.first), []).append((number, gate))
     numbers = {spelling: i for i, spelling in enumerate(by_spelling)}
-    alike = [[numbers[gate.name, gate.first] for gate in own] for own in gates]
+    alike = [[numbers[gate.name, gate.first] for gate in those] for those in gates]
     groups = list(by_spelling.values())
     directions = torch.stack([group[0][1].direction for group in groups])
     own = torch.tensor([min(gate.own for _, gate in group) for group in groups])
@@ -760,7 +763,7 @@ def _from_parts(
         if not all(each.isfinite().all() and each.dtype == torch.float32 for row in rows for each in row):
             raise ValueError("keys that are not finite numbers in float32")
         left = iter(rows)
-        gates = tuple(tuple(_Gate(**_numbers(entry), **_vectors(next(left))) for entry in own) for own in entries)
+        gates = tuple(tuple(_gate(entry, next(left)) for entry in own) for own in entries)
         if len(gates) != len(targets.requests) or next(left, None) is not None or not all(gates):
             raise ValueError(f"gates of {len(gates)} facts, and {len(targets.requests)} targets")
     except (KeyError, TypeError, ValueError, StopIteration, RuntimeError) as error:
@@ -768,13 +771,9 @@ def _from_parts(
     return targets, gates
 
 
-def _vectors(row: Sequence[Tensor]) -> dict[str, Tensor]:
-    return dict(zip(_VECTORS, row, strict=True))
-
-
-def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says of a gate. Raises TypeError if it is of other types."""
+def _gate(entry: Mapping[str, Any], row: Sequence[Tensor]) -> _Gate:
+    """A gate from what a file says of it. Raises TypeError if that is of other types."""
     kinds = {"name": str, "first": bool, "own": float, "near": float}
     if not isinstance(entry, dict) or any(not isinstance(entry[name], kind) for name, kind in kinds.items()):
         raise TypeError(f"a gate {entry!r:.80}")
-    return {name: entry[name] for name in kinds}
+    return _Gate(**entry, **dict(zip(_VECTORS, row, strict=True)))
