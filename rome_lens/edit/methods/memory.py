@@ -197,6 +197,10 @@ class FactMemory:
         ValueError: the layer does not exist or has no covariance, or another token than the subject's last is searched.
     """
 
+    layer: int
+    _out: str | os.PathLike[str] | None
+    _identity: dict[str, Any]
+
     def __init__(
         self,
         model: Model,
@@ -234,11 +238,10 @@ class FactMemory:
         model_name: str,
         model: Model | None,
     ) -> None:
-        self.layer: int = targets.layer
+        self.layer = targets.layer
         self._covariance, self._targets, self._gates = covariance, targets, gates
         self._made_for, self._model_name, self._model = made_for, model_name, model
-        self._out: str | os.PathLike[str] | None = None
-        self._identity: dict[str, Any] = {}
+        self._out, self._identity = None, {}
         self._in_force: WeakSet[Any] = WeakSet()
         self._joined: _Gates | None = None
 
@@ -776,4 +779,5 @@ def _gate(entry: Mapping[str, Any], row: Sequence[Tensor]) -> _Gate:
     kinds = {"name": str, "first": bool, "own": float, "near": float}
     if not isinstance(entry, dict) or any(not isinstance(entry[name], kind) for name, kind in kinds.items()):
         raise TypeError(f"a gate {entry!r:.80}")
-    return _Gate(**entry, **dict(zip(_VECTORS, row, strict=True)))
+    key, direction, residual = row
+    return _Gate(key=key, direction=direction, residual=residual, **entry)
