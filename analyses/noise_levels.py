@@ -2,7 +2,8 @@
 
 The noise is Gaussian noise of several strengths, and uniform of the paper's strength.
 
-`report.csv` tells where each peaks and how far it agrees with the paper's (see `rl.locate.robustness_report`).
+`report.csv` tells where each peaks, and how far it agrees with the paper's: Spearman's rank correlation over roles and
+layers. Conclusions can depend on such choices (Zhang and Nanda 2024, arXiv 2309.16042).
 Traces are kept as they are made, so a run that was stopped goes on where it was.
 """
 
@@ -13,6 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import rome_lens as rl
+from rome_lens.plots.style import LAYOUT, LEGEND_ABOVE, ROLE_COLOURS, with_n
 
 from .common.figures import write_figures
 from .common.manifest import write_manifest
@@ -33,9 +35,54 @@ def figures(folder: Path) -> dict[str, go.Figure]:
     """The figures, of the tables in a folder."""
     effects, report = read_csv(folder / "effects.csv"), read_csv(folder / "report.csv")
     return {
-        "noise_levels": rl.plots.plot_noise_levels(effects[effects["role"].isin(ROLES)]),
-        "robustness": rl.plots.plot_robustness(report),
+        "noise_levels": rl.plots.plot_average_effects(
+            effects[effects["role"].isin(ROLES)], panel="role", line="corruption"
+        ),
+        "robustness": plot_robustness(report),
     }
+
+
+def report_of(effects: pd.DataFrame) -> pd.DataFrame:
+    """Where the effect of each corruption peaks, and how far its effects agree with those of the first."""
+    tables = {
+        name: part.set_index(["role", "layer"])["mean"] for name, part in effects.groupby("corruption", sort=False)
+    }
+    first = next(iter(tables.values()))
+    rows = [
+        (name, *effect.idxmax(), effect.max(), effect.rank().corr(first.rank()))  # type: ignore[misc]
+        for name, effect in tables.items()
+    ]
+    return pd.DataFrame(rows, columns=["corruption", "peak_role", "peak_layer", "peak_effect", "agreement"])
+
+
+def plot_robustness(frame: pd.DataFrame) -> go.Figure:
+    """Where the average effect peaks under each corruption: the layer across, the corruptions down, a colour for each
+    role, and beside each point its agreement with the first.
+    """
+    figure = go.Figure()
+    for i, (role, part) in enumerate(frame.groupby("peak_role", sort=False)):
+        figure.add_scatter(
+            x=part["peak_layer"],
+            y=part["corruption"],
+            mode="markers+text",
+            name=str(role),
+            showlegend=True,
+            marker={"size": 11, "color": ROLE_COLOURS[i % len(ROLE_COLOURS)]},
+            text=[f"{agreement:.2f}" for agreement in part["agreement"]],
+            textposition="middle right",
+            cliponaxis=False,
+        )
+    figure.update_layout(
+        **LAYOUT,
+        height=150 + 24 * len(frame),
+        xaxis={
+            "title": with_n("layer of the peak", frame) + "<br>beside it: agreement with the first",
+            "range": [0, 1.2 * frame["peak_layer"].max() + 1],
+        },
+        yaxis={"categoryorder": "array", "categoryarray": frame["corruption"][::-1]},
+        legend=LEGEND_ABOVE,
+    )
+    return figure
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,28 +96,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = rl.load_model(options.model)
     facts, traces = chosen_facts(model, options), options.out / "traces"
     chosen = corruptions(options.sigmas)
-    report = rl.locate.robustness_report(
-        model,
-        facts,
-        kind=options.kind,
-        corruptions=chosen,
-        metrics=["prob"],
-        windows=[options.window],
-        samples=options.samples,
-        out=traces,
-    )
     frames = []
-    for name, corruption in chosen.items():  # what the report has traced, read from the folder
-        kept = {"corruption": corruption, "window": options.window, "samples": options.samples, "progress": False}
-        made = rl.trace_facts(model, facts, kinds=[options.kind], out=traces, **kept)
+    for name, corruption in chosen.items():
+        settings = {"corruption": corruption, "window": options.window, "samples": options.samples}
+        made = rl.trace_facts(model, facts, kinds=[options.kind], out=traces, **settings)
         total = rl.locate.average_total_effect(made.traces)["mean"].iloc[0]
         frames.append(rl.average_effects(made.traces).assign(corruption=name, total_effect=total))
     effects = pd.concat(frames)
+    report = report_of(effects).assign(n=effects["n"].max())
     write_csv(report, options.out / "report.csv")
     write_csv(effects, options.out / "effects.csv")
     write_figures(figures(options.out), options.out)
     write_manifest(options, model, corruptions={name: repr(corruption) for name, corruption in chosen.items()})
-    print(report.drop(columns=["kind", "metric", "window"]).round(4).to_string(index=False))
+    print(report.round(4).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ their speed is measured now, with one block of that shape in the same dtype and 
 held at most: for loading all of it, for all else what comes on top of the loaded weights.
 """
 
-import argparse
 import copy
 import json
 import tempfile
@@ -19,12 +18,12 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from rome_lens import RomeConfig, load_model
-from rome_lens.evaluate import cost
 from rome_lens.models import Kind, run
-from rome_lens.models.loading.shape import Shape, shape_of_config
 
+from .common import cost
+from .common.cost import Shape, shape_of_config
 from .common.made_up import save_made_up
-from .common.options import program
+from .common.options import parser
 
 SHAPES = json.loads((resources.files("rome_lens") / "data/builtin/shapes.json").read_text(encoding="utf-8"))
 KINDS: tuple[Kind, ...] = ("resid", "mlp", "attn")
@@ -154,8 +153,7 @@ def _speed_of(work: str, speed: cost.Speed) -> cost.Speed:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    shown = argparse.ArgumentDefaultsHelpFormatter
-    arguments = argparse.ArgumentParser(program(), description=__doc__, formatter_class=shown)
+    arguments = parser(__doc__)
     arguments.add_argument("--model", default="gpt2-xl", help=f"{', '.join(SHAPES)}; a folder; a config.json")
     arguments.add_argument("--dtype", choices=DTYPES, default="float32")
     arguments.add_argument("--device", default="cpu", help="whose speed is measured")

@@ -24,16 +24,16 @@ import torch
 import rome_lens as rl
 from rome_lens.edit.search.settings import SearchConfig
 from rome_lens.edit.search.suffix import Place
-from rome_lens.evaluate import cost
 from rome_lens.models import Model
-from rome_lens.models.loading.shape import Shape, shape_of_config
 from rome_lens.storage import open_journal
 
 from . import plan
+from .common import cost
+from .common.cost import Shape, shape_of_config
 from .common.made_up import save_made_up, words
 from .common.manifest import write_manifest
 from .common.measuring import measured
-from .common.options import program, write_csv
+from .common.options import parser, write_csv
 from .plain.editing import plain_value
 from .plain.tracing import plain_trace
 
@@ -200,8 +200,7 @@ def measure(options: argparse.Namespace, shape: Shape, folder: Path, speed: Call
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    shown = argparse.ArgumentDefaultsHelpFormatter
-    arguments = argparse.ArgumentParser(program(), description=__doc__, formatter_class=shown)
+    arguments = parser(__doc__)
     arguments.add_argument("--model", default="gpt2-xl", help=f"{', '.join(plan.SHAPES)}; a folder; a config.json")
     arguments.add_argument("--dtype", choices=plan.DTYPES, default="float32")
     arguments.add_argument("--device", default="cpu")

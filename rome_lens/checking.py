@@ -4,11 +4,15 @@ Then it runs `undisturbed` by the caller's settings of torch and the model.
 """
 
 import inspect
+import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from functools import cache, wraps
 from reprlib import repr as shortened
 from types import FunctionType, NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, SupportsFloat, TypeVar, Union, get_args, get_origin
 
 from beartype import BeartypeConf
 from beartype.door import is_bearable
@@ -17,22 +21,38 @@ from torch import Tensor
 from rome_lens.calling import undisturbed_call
 
 _CONF = BeartypeConf(is_pep484_tower=True, is_random=False)  # an int is a float; Python's `random` is the caller's
-_NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "True or False", NoneType: "None"}
+_NAMES: dict[object, str] = {
+    **{str: "a string", int: "a whole number", float: "a number", SupportsFloat: "a number"},
+    **{bool: "True or False", NoneType: "None"},
+}
 _MOST_SEED = 2**32 - 1  # of NumPy's RandomState
+_SHOWN = 8  # arguments that an error lists
 T = TypeVar("T", bound=Callable[..., Any])
+C = TypeVar("C", bound=type)
+
+remedies: dict[type, Callable[[object], str]] = {}
+"""For a class, what to write, in Python, instead of a value that is given where one of its objects is expected."""
 
 
 def checked(thing: T) -> T:
     """Refuses arguments that do not fit their annotations before anything is done (`_check`), then runs `undisturbed`.
 
     The outermost decorator of a function; or of a class, whose constructor and public methods are then checked. Class
-    methods and static methods check their arguments by themselves, and run `undisturbed` as well.
+    methods and static methods check their arguments by themselves, and run `undisturbed` as well. A number has to be
+    finite as well, but for those of classes that hold what was measured, which are `checked_result`.
     """
-    if not isinstance(thing, type):
-        return _checks_arguments(thing)
+    return _checked_class(thing, finite=True) if isinstance(thing, type) else _checks_arguments(thing)
+
+
+def checked_result(thing: C) -> C:
+    """`checked` for a class of results, whose numbers may be NaN or infinite where that is what was found."""
+    return _checked_class(thing, finite=False)
+
+
+def _checked_class(thing: Any, *, finite: bool) -> Any:
     for name, method in list(vars(thing).items()):
         if isinstance(method, FunctionType) and (name == "__init__" or not name.startswith("_")):
-            setattr(thing, name, _checks_arguments(method))
+            setattr(thing, name, _checks_arguments(method, finite=finite))
         elif isinstance(method, classmethod | staticmethod) and not name.startswith("_"):
             setattr(thing, name, type(method)(undisturbed_call(method.__func__)))
     return thing
@@ -45,13 +65,68 @@ def check_whole(*, least: int = 1, **numbers: int | None) -> None:
             raise ValueError(f"{name} is {number!r}, expected a whole number of at least {least}.")
 
 
+def check_positive(config: object, *names: str) -> None:
+    """Raises ValueError unless these fields of the config are None or above 0, and finite."""
+    for name in names:
+        if (value := getattr(config, name)) is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}, expected a number above 0, and finite.")
+
+
+def check_least(config: object, **least: int | float) -> None:
+    """Raises ValueError unless these fields of the config are None or at least this large."""
+    for name, smallest in least.items():
+        if (value := getattr(config, name)) is not None and not value >= smallest:
+            raise ValueError(f"{name} is {value}, expected at least {smallest}.")
+
+
+def check_returned(what: str, value: Any, hint: Any, *, least: float = -math.inf, most: float = math.inf) -> Any:
+    """What a function of the user's own returned, if it is what was expected of it: the one check of all of them.
+
+    Args:
+        what: Names the function: "The judge mine".
+        value: What it returned.
+        hint: The type that it was to be of. A number, or each number of a mapping, has to be finite.
+        least: The least that a number may be.
+        most: The most.
+
+    Raises:
+        TypeError: It is of another type.
+        ValueError: A number is NaN, infinite, or out of range.
+    """
+    if not _fits(value, hint):
+        raise TypeError(f"{what} returned {_received(value)}, expected {_expected(hint)}.")
+    for name, number in value.items() if isinstance(value, Mapping) else [("", value)]:
+        if isinstance(number, SupportsFloat) and not (least <= float(number) <= most and math.isfinite(number)):
+            where = f" for {name!r}" if name else ""
+            bounds = f" from {least:g} to {most:g}" if math.isfinite(least) else ""
+            raise ValueError(f"{what} returned {number!r}{where}, expected a finite number{bounds}.")
+    return value
+
+
+def check_tensor(what: str, value: object, *sizes: int | str) -> Tensor:
+    """`check_returned` for a tensor of finite floating-point numbers, of these sizes; a text stands for any size.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dim() == len(sizes) and value.numel():
+        alike = all(size in (found, str(size)) for found, size in zip(value.shape, sizes, strict=True))
+        if alike and value.isfinite().all():
+            return value
+    received = _received(value) + (
+        " with NaN or infinity" if isinstance(value, Tensor) and not value.isfinite().all() else ""
+    )
+    shape = f"[{', '.join(map(str, sizes))}]"
+    raise ValueError(f"{what} returned {received}, expected a tensor {shape} of finite floating-point numbers.")
+
+
 def check_seed(seed: int | None) -> None:
     """Raises ValueError unless `seed` is None or a seed that every random generator takes."""
     if seed is not None and not 0 <= seed <= _MOST_SEED:
         raise ValueError(f"seed is {seed}, expected a whole number from 0 to {_MOST_SEED}.")
 
 
-def _checks_arguments(function: T) -> T:
+def _checks_arguments(function: T, *, finite: bool = True) -> T:
     @cache
     def signature() -> inspect.Signature:
         return inspect.signature(function)
@@ -63,16 +138,81 @@ def _checks_arguments(function: T) -> T:
         try:
             given = signature().bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise TypeError(f"{function.__qualname__}: {error}. Its arguments are {signature()}.") from None
+            raise TypeError(_uncallable(function, signature(), kwargs, error)) from None
         for name, value in given.items():
             parameter = signature().parameters[name]
             known = not isinstance(parameter.annotation, str) and parameter.annotation is not parameter.empty
             if known and parameter.kind is not parameter.VAR_KEYWORD:
                 _check(name, value, parameter.annotation)
+                wrong = _first(_is_not_finite, value) if finite and _takes_numbers(parameter.annotation) else None
+                if wrong is not None:
+                    raise ValueError(f"{name} is {wrong}, expected a finite number.")
+                is_path = any(get_origin(part) is os.PathLike for part in _parts(parameter.annotation))
+                odd = None if is_path else _first(_is_lone, value)
+                if odd is not None:
+                    raise ValueError(
+                        f"{name} is {shortened(odd)}, which holds half a surrogate pair: no character, and nothing a "
+                        "tokenizer or a file in UTF-8 can hold. Decode the text anew, or drop it with "
+                        "text.encode('utf-8', 'ignore').decode()."
+                    )
         return called(*args, **kwargs)
 
     call.is_checked = True  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
+
+
+def _uncallable(
+    function: Callable[..., Any], signature: inspect.Signature, kwargs: Mapping[str, Any], error: TypeError
+) -> str:
+    """Why a call does not fit a signature: the wrong keyword and the nearest of the right ones, and a short list."""
+    name = function.__qualname__.removesuffix(".__init__")
+    takes = [each for each in signature.parameters if each != "self"]
+    unknown = [key for key in kwargs if key not in signature.parameters]
+    if not unknown:
+        said = f"{name}: {error}."
+    else:
+        near = [each for each in takes if unknown[0] in each.split("_")] or get_close_matches(unknown[0], takes, 1, 0.5)
+        said = f"{name} has no argument {unknown[0]!r}."
+        if config := next((each for each in _configs_of(signature) if unknown[0] in _field_names(each)), None):
+            said += f" It is one of the config: config={config.__name__}({unknown[0]}=...)."
+        elif near:
+            said += f" Did you mean {near[0]!r}?"
+    needed = [each for each in takes if signature.parameters[each].default is inspect.Parameter.empty]
+    listed = sorted(takes, key=lambda each: each not in needed)
+    more = ", ..." if len(listed) > _SHOWN else ""
+    return f"{said} Its arguments are {', '.join(listed[:_SHOWN])}{more}."
+
+
+def _configs_of(signature: inspect.Signature) -> list[type]:
+    """The classes that an argument `config` may be of."""
+    hint = signature.parameters["config"].annotation if "config" in signature.parameters else None
+    return [leaf for leaf in _leaves(hint) if isinstance(leaf, type) and is_dataclass(leaf)]
+
+
+def _field_names(thing: Any) -> list[str]:
+    return [each.name for each in fields(thing)]
+
+
+def _first(is_wrong: Callable[[object], bool], value: object) -> object | None:
+    """The value, or the first item of a list, tuple or dict, however deep, that is wrong; None: all is well."""
+    if isinstance(value, list | tuple | dict):
+        each = value.values() if isinstance(value, dict) else value
+        return next((wrong for wrong in (_first(is_wrong, item) for item in each) if wrong is not None), None)
+    return value if is_wrong(value) else None
+
+
+def _is_not_finite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _is_lone(value: object) -> bool:
+    """Whether it is a text with half a surrogate pair."""
+    return isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; of another annotation, itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _check(name: str, value: object, hint: Any) -> None:
@@ -83,7 +223,9 @@ def _check(name: str, value: object, hint: Any) -> None:
     for shown in (value, *(_items(value) if _has_any_length(hint) else ())):
         if not _fits(shown, hint) or (_takes_numbers(hint) and _has_bool(shown)):
             error = ValueError if "Literal" in str(hint) and isinstance(value, str | list | tuple) else TypeError
-            raise error(f"{name} is {_received(value)}, expected {_expected(hint)}.")
+            lines = dict.fromkeys(remedies[leaf](value) for leaf in _leaves(hint) if leaf in remedies)
+            instead = f" Write {' or '.join(lines)}." if lines else ""
+            raise error(f"{name} is {_received(value)}, expected {_expected(hint)}.{instead}")
 
 
 def _fits(value: object, hint: Any) -> bool:

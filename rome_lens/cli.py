@@ -6,8 +6,10 @@ The beginning of a name will do where it is that of one only: `rome-lens figure1
 import argparse
 import ast
 import importlib
+import os
 import sys
 from pathlib import Path
+from traceback import walk_tb
 
 from rome_lens.version import __version__
 
@@ -16,7 +18,26 @@ CHECKOUT = Path(__file__).parents[1] / "analyses"  # which may be changed while 
 
 
 def main() -> None:
-    """Runs the analysis that the command line names."""
+    """Runs the analysis that the command line names. An error of ours is one line, and nobody's reading on is none."""
+    try:
+        _run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `rome-lens list | head`; what is left in the buffer has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if not _ours(error):
+            raise
+        sys.exit(f"rome-lens: {' '.join(str(error).split())}")
+
+
+def _ours(error: Exception) -> bool:
+    """Whether this package has raised it, or it names a file; what a library raises has its traceback."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    ours = frame.f_globals["__name__"].partition(".")[0] in ("rome_lens", "analyses")
+    return ours or type(error).__module__ == "rome_lens.errors" or getattr(error, "filename", None) is not None
+
+
+def _run() -> None:
     folder = INSTALLED if INSTALLED.is_dir() else CHECKOUT
     paths = {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from rome_lens.checking import check_whole
 from rome_lens.errors import UnavailableError
 from rome_lens.models import Model
 from rome_lens.models.loading.load import load_model
@@ -46,12 +47,10 @@ def open_workers(
         workers: For "ray": number of workers. Each reserves one CPU, and uses as many threads as OMP_NUM_THREADS says
             where Ray was started, or one.
         gpus_per_worker: For "ray": GPUs that each worker reserves, and sees; a fraction lets workers share one.
-
-    Raises:
-        ValueError: no such engine, fewer than one worker, more than the cluster has room for, or a model that cannot be
-            copied.
-        UnavailableError: Ray is not installed.
     """
+    check_whole(workers=workers)
+    if not gpus_per_worker >= 0:
+        raise ValueError(f"gpus_per_worker is {gpus_per_worker}, expected at least 0.")
     if engine == "local":
         yield _SerialMap(loaded(model))
     elif engine == "ray":

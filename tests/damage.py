@@ -5,10 +5,15 @@ import os
 import shutil
 import struct
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from rome_lens.storage.journal import _BODY, _line
+from rome_lens.storage.tensors import _ZEROS, seal
+
+_SEALED = b'"sha256"'
 _MARK = "\ue000here\ue000"
 _JUNK = [  # as JSON text: some of it is none
     *("null", "true", "-1", "0", "1", "3.5", "10000000", "2147483648", "9223372036854775807", "9223372036854775808"),
@@ -21,9 +26,12 @@ _JUNK = [  # as JSON text: some of it is none
 
 def damage(file: Path, random: Random) -> str:
     """Damages a file in one way, in place, and says in which."""
-    ways: list[Callable[[Path, Random], Any]] = [*_BYTES, *_BYTES, *_PLACES]
-    if _json_parts(file.read_bytes()):
+    content = file.read_bytes()
+    ways: list[Callable[[Path, Random], Any]] = [*_BYTES, *_BYTES, *_PLACES] if content else [*_PLACES]
+    if content and _json_parts(content):
         ways += [_json_junk] * (2 * len(_BYTES)) + [_json_removed, _json_doubled]
+    if _SEALED in content[:4096]:
+        ways += [_resealed_json] * len(ways) + [_resealed_numbers] * len(_BYTES)
     way = random.choice(ways)
     way(file, random)
     return way.__name__.strip("_")
@@ -218,3 +226,69 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
     """Every place in a JSON value: what holds it, and under which key."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [found for key, inner in list(items)[:200] for found in [(value, key), *_places(inner)]]
+
+
+# -------------------------------------------------------------------------------- content whose checksum is made to fit
+
+
+def _resealed_json(file: Path, random: Random) -> None:
+    """Nonsense in the facts or the rows, behind a checksum that fits."""
+    random.choice([_json_junk, _json_junk, _json_removed, _json_doubled])(file, random)
+    _reseal(file)
+
+
+def _resealed_numbers(file: Path, random: Random) -> None:
+    """Arrays of other dtypes, shapes, names and numbers, behind a checksum that fits; of rows, some of another run."""
+    content = file.read_bytes()
+    if content.startswith(b"{"):
+        lines = content.splitlines(keepends=True)
+        lines.insert(random.randint(1, len(lines)), lines.pop(random.randrange(1, len(lines))) if lines[1:] else b"")
+        file.write_bytes(b"".join(lines[: random.randint(1, len(lines))]))
+        return _reseal(file)
+    start = 8 + int.from_bytes(content[:8], "little")
+    header, numbers = json.loads(content[8:start]), bytearray(content[start:])
+    name = random.choice([name for name in header if name != "__metadata__"])
+    shape, (first, last) = header[name]["shape"], header[name]["data_offsets"]
+    width = {"F32": 4, "F64": 8}[header[name]["dtype"]]
+    match random.randrange(4):
+        case 0:
+            other, narrower = random.choice(
+                [("I32", 1), ("U32", 1), ("BF16", 2), ("F8_E4M3", 4), ("F8_E5M2", 4), ("U8", 4)]
+            )
+            header[name] |= {"dtype": other, "shape": [*shape, narrower * width // 4]}
+        case 1:
+            header[name]["shape"] = random.choice(
+                [shape[::-1], [prod(shape)], [1, *shape], [*shape, 1], [prod(shape), 1]]
+            )
+        case 2:
+            header[random.choice(["other", f"0.{name}", name.upper()])] = header.pop(name)
+        case _:
+            kind, count = ("<f" if width == 4 else "<d"), len(numbers[first:last]) // width
+            for _ in range(random.choice([1, count])) if count else ():
+                at = first + width * random.randrange(count)
+                odd = random.choice([float("nan"), float("inf"), -float("inf"), 3e38, -1e30, 0.0, -1.0, 1e-40])
+                numbers[at : at + width] = struct.pack(kind, odd)
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(numbers))
+    _reseal(file)
+
+
+def _reseal(file: Path) -> None:
+    """Makes the checksum of a file of arrays, or of each row, fit what is there; of what is neither any more, not."""
+    content = file.read_bytes()
+    if content.startswith(b"{"):
+        last, lines = "", []
+        for line in content.splitlines(keepends=True):
+            whole, last = _line(last, line[_BODY:-1])
+            lines.append(whole)
+        file.write_bytes(b"".join(lines))
+        return
+    start = 8 + int.from_bytes(content[:8], "little")
+    try:
+        header = json.loads(content[8:start])
+        header["__metadata__"]["sha256"] = _ZEROS
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + content[start:])
+    seal(file, _ZEROS)

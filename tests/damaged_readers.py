@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import numpy as np
 import platformdirs
 import torch
 
 import rome_lens as rl
 from rome_lens import errors
 from rome_lens.edit.methods.memory import _Gate as Gate
+from rome_lens.edit.methods.near import kept_bank_keys
 from rome_lens.edit.search.value import Value
 from rome_lens.models import Model
 from tests.damage import damage
@@ -113,8 +113,7 @@ SCORED = [rl.EditRecord(rl.EditRequest("{} is in", f"City {i}", "Rome"), "Paris"
 
 def _noise(model: Model, request: rl.EditRequest) -> rl.Edit:
     factors = {1: (torch.ones(model.cfg.d_mlp, 1), torch.full((1, model.cfg.d_model), 0.01))}
-    health = rl.edit.EditHealth(1.0, 0.5)
-    return rl.Edit.of(model, [request], factors, method="noise", config={}, health=health)
+    return rl.Edit.of(model, [request], factors, method="noise", config={}, on_unhealthy="ignore")
 
 
 def _targets(file: Path) -> None:
@@ -130,7 +129,7 @@ def _memory(file: Path) -> None:
 
     value = Value(torch.ones(4), torch.zeros(4), 3, 0.5, 0.1, 0.01, False)
     targets = rl.edit.MemitTargets(2, ("{}",), search_numbers(rl.RomeConfig(layer=1)), EDIT.requests, (value,))
-    gate = Gate("The Eiffel Tower", False, torch.ones(3), torch.ones(3) / 3**0.5, torch.ones(4), 0.9, 0.1)
+    gate = Gate("The Eiffel Tower", None, 0.9, 0.1, torch.ones(3), torch.ones(3) / 3**0.5, torch.ones(4))
     covariance = rl.KeyCovariance.from_matrix(torch.eye(3), layer=2, tokens=9)
     memory = rl.FactMemory.__new__(rl.FactMemory)
     memory._set(covariance, targets, ((gate,),), "a" * 64, "gpt2", None)
@@ -164,6 +163,54 @@ def _evaluation(folder: Path) -> None:
     rl.score_edits(_tiny(), SCORED, {"noise": _noise}, out=folder, progress=False)
 
 
+def _ledger(folder: Path) -> Any:
+    identity = rl.KeyCovariance.from_matrix(torch.eye(_tiny().cfg.d_mlp), layer=1, tokens=100)
+    config = rl.RomeConfig(contexts=["{}"], steps=2)
+    ledger = rl.EditLedger(_tiny(), covariances={1: identity}, config=config, out=folder)
+    if not ledger.facts:
+        ledger.add([record.request for record in SCORED], preserve=["The sea is"], progress=False)
+    return ledger.to_frame()
+
+
+def _ultraedit(memory: rl.edit.EditMemory) -> rl.edit.EditMemory:
+    config = rl.edit.UltraEditConfig(layers={"out": [1]}, learning_rate=1e-6)
+    requests = [record.request for record in SCORED]
+    rl.edit.ultraedit(_tiny(), requests, config=config, memory=memory, on_unhealthy="ignore", progress=False)
+    return memory
+
+
+def _go_on(file: Path) -> Any:
+    return _ultraedit(rl.edit.EditMemory.load(file))
+
+
+def _find_targets(folder: Path) -> Any:
+    requests, config = [record.request for record in SCORED], rl.MemitConfig(layers=[1], contexts=["{}"], steps=2)
+    return rl.edit.memit_targets(_tiny(), requests, layer=1, config=config, out=folder, progress=False)
+
+
+@contextmanager
+def cache_in(folder: Path) -> Iterator[None]:
+    """The user's cache is there meanwhile."""
+    before = platformdirs.user_cache_path
+    platformdirs.user_cache_path = lambda *args, **options: folder
+    try:
+        yield
+    finally:
+        platformdirs.user_cache_path = before
+
+
+def _cached_gguf(folder: Path) -> Any:
+    if not (folder / "cache").exists():
+        _gguf(folder / "tiny.gguf")
+    with cache_in(folder / "cache"):
+        return _load_model(folder / "tiny.gguf")
+
+
+def _cached_keys(folder: Path) -> Any:
+    with cache_in(folder):
+        return kept_bank_keys(_tiny(), 1, rl.data.load_subjects()[:4])
+
+
 def _text(file: Path) -> None:
     file.write_text(CORPUS, encoding="utf-8")
 
@@ -172,6 +219,11 @@ def _gguf(file: Path) -> None:
     from tests.tiny_gguf import save_gguf
 
     save_gguf(file)
+
+
+def _into_gguf(base: Path) -> None:
+    update = rl.edit.Update(1, torch.ones(64, 1), torch.full((1, 32), 0.01))
+    rl.Edit((update,), EDIT.requests).to_gguf(base.with_name("edited.gguf"), base)
 
 
 def _load_model(path: Path) -> Any:
@@ -187,11 +239,6 @@ def _covariance(file: Path) -> None:
     rl.KeyCovariance.from_matrix(torch.eye(8), layer=1, tokens=100, model="m").save(file)
 
 
-def _published(file: Path) -> None:
-    with file.open("wb") as opened:
-        np.savez(opened, **{"mom2.mom2": np.eye(8, dtype=np.float32), "mom2.count": 100})
-
-
 def _records(name: str) -> Reader:
     def make(file: Path) -> None:
         file.write_text(json.dumps([RECORDS[name], RECORDS[name] | {"case_id": 2}]), encoding="utf-8")
@@ -201,10 +248,8 @@ def _records(name: str) -> Reader:
 
 READERS = [
     Reader("Edit.load", EDIT.save, rl.Edit.load),
+    Reader("Edit.to_gguf(base)", _gguf, _into_gguf),
     Reader("KeyCovariance.load", _covariance, rl.KeyCovariance.load),
-    Reader(
-        "load_published_covariance", _published, lambda file: rl.edit.load_published_covariance(file, layer=1), share=1
-    ),
     Reader("covariance checkpoint", _collect, _collect, whole_folder=True),
     Reader(
         "MendEditor.load",
@@ -217,6 +262,14 @@ READERS = [
     Reader("load_traces", _traces, rl.locate.load_traces, whole_folder=True),
     Reader("load_scores", _evaluation, rl.evaluate.load_scores, whole_folder=True),
     Reader("load_sequence", _sequence, rl.evaluate.load_sequence, whole_folder=True),
+    Reader("EditLedger", _ledger, _ledger, whole_folder=True),
+    Reader("EditMemory.load", lambda file: _ultraedit(rl.edit.EditMemory()).save(file), _go_on),
+    Reader("memit_targets", _find_targets, _find_targets, whole_folder=True, share=1),
+    Reader("trace_facts", _traces, _traces, whole_folder=True, share=1),
+    Reader("score_edits", _evaluation, _evaluation, whole_folder=True, share=1),
+    Reader("edit_sequence", _sequence, _sequence, whole_folder=True, share=1),
+    Reader("cached keys", _cached_keys, _cached_keys, whole_folder=True, share=1),
+    Reader("cached GGUF", _cached_gguf, _cached_gguf, whole_folder=True, share=1),
     *(_records(name) for name in RECORDS),
     Reader("texts_from_file", _text, _read_text, share=1),
     Reader("load_model(folder)", lambda folder: save_model(folder, "gpt2"), _load_model, whole_folder=True, share=3),
@@ -250,9 +303,7 @@ class Trying:
         shutil.rmtree(self._cached, ignore_errors=True)
         shutil.copytree(self._whole(reader), copy)
         draw = random.Random(crc32(f"{name} {number}".encode()))
-        file = draw.choice(
-            sorted(path for path in copy.rglob("*") if path.is_file() and path.stat().st_size)
-        )  # no lock
+        file = draw.choice(sorted(path for path in copy.rglob("*") if path.is_file()))
         way = f"{damage(file, draw)} of {file.name}"
         try:
             with _bounded_memory():

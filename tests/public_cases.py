@@ -12,8 +12,8 @@ import warnings
 from dataclasses import asdict, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import NoneType, SimpleNamespace
+from typing import Any, get_args, get_origin
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 import rome_lens as rl
 import rome_lens.plots
+from rome_lens.checking import _leaves
 from rome_lens.edit.methods.mend.network import EditorNetwork
 from tests.public import PUBLIC
 from tests.tiny import CORPUS, save_model
@@ -147,12 +148,6 @@ class World:
     def comparison(self) -> rl.evaluate.ModelComparison:
         return rl.compare_models(self.model, self.edit, [FACT.text], **QUIET)
 
-    @cached_property
-    def published(self) -> Path:
-        path = self.folder / "published.npz"
-        np.savez(path, **{"mom2.mom2": np.eye(8), "mom2.count": 100})
-        return path
-
     def data(self, kind: str) -> Path:
         """The smallest file of a data set."""
         path = self.folder / f"{kind}.json"
@@ -172,7 +167,7 @@ def frame(*columns: str, **values: Any) -> pd.DataFrame:
     return pd.DataFrame({**{column: [0.25, 0.5] for column in columns}, **values})
 
 
-EFFECTS = frame("layer", "mean", "ci_low", "ci_high", "n", kind="mlp", role="last token", corruption="3 sigma")
+EFFECTS = frame("layer", "mean", "ci_low", "ci_high", "n", kind="mlp", role="last token")
 SCORES = [f"{metric}{end}" for metric in ("S", "ES", "PS", "NS") for end in ("", "_low", "_high")]
 SUMMARY = frame(*SCORES, "n", "layer", method=["base", "rome"], token=["", "last"])
 LENS = frame("answer_probability", condition=["before", "after"], layer=0)
@@ -189,6 +184,7 @@ CASES: dict[str, Any] = {
     "CausalTrace": lambda w: {name: getattr(w.trace, name) for name in inspect.signature(rl.CausalTrace).parameters},
     "Continuation": lambda w: {"prompt": "Dante is", "text": "Italian"},
     "CovarianceReport": lambda w: asdict(w.covariances[1].report()),
+    "CutEdit": lambda w: {"edit": w.edit, "lost": SUMMARY, "efficacy": SUMMARY},
     "Edit": lambda w: {"updates": w.edit.updates, "requests": (REQUEST,)},
     "EditHealth": lambda w: {"update_norm": 1.0, "relative_update_norm": 0.1},
     "EditLedger": lambda w: {
@@ -235,7 +231,6 @@ CASES: dict[str, Any] = {
     "MendConfig": lambda w: {"layers": [1, 2]},
     "Preset": lambda w: {"model": "GPT-2", "method": "rome", "matrices": {"out": (1,)}},
     "ModelComparison": lambda w: dict.fromkeys(["tokens", "divergence", "lens", "contributions"], LENS),
-    "MultivariateGaussianNoise": lambda w: {"scale": 1.0},
     "Prediction": lambda w: {"wanted": (1, 2), "predicted": (1, 3)},
     "QuestionRecord": lambda w: {"request": REQUEST},
     "Answer": lambda w: {"text": "Rome", "tokens": (1,)},
@@ -251,7 +246,6 @@ CASES: dict[str, Any] = {
     "RomeConfig": lambda w: {"layer": 1, **w.search},
     "State": lambda w: {"kind": "mlp", "position": 3, "layer": 1},
     "StopRule": lambda w: {"perplexity_factor": 2.0},
-    "StudentNoise": lambda w: {"std": 0.1},
     "Texts": lambda w: {"corpus": "mine", "read": lambda: iter([CORPUS])},
     "TokenReplacement": lambda w: {"subject": "The Space Needle"},
     "TraceConfig": lambda w: {},
@@ -358,7 +352,6 @@ CASES: dict[str, Any] = {
     "load_known_facts": lambda w: {"path": w.data("known")},
     "list_presets": lambda w: {},
     "load_question_bank": lambda w: {},
-    "load_published_covariance": lambda w: {"path": w.published, "layer": 1},
     "load_model": lambda w: {"name": w.folder / "gpt2", "device": w.model and "cpu"},
     "load_sequence": lambda w: {"folder": w.sequence},
     "load_traces": lambda w: {"folder": w.traces},
@@ -395,13 +388,8 @@ CASES: dict[str, Any] = {
     "plot_comparison": lambda w: {"lens": w.comparison.lens, "contributions": w.comparison.contributions},
     "plot_effect_maps": lambda w: {"frame": EFFECTS.assign(layer=[0, 1])},
     "plot_layers": lambda w: {"table": SUMMARY.assign(effect=0.1, effect_low=0.0, effect_high=0.2, layer=[0, 1])},
-    "plot_noise_levels": lambda w: {"frame": EFFECTS},
-    "plot_robustness": lambda w: {
-        "frame": frame("peak_effect", "agreement", corruption="a", metric="prob", window=1, peak_role="b", peak_layer=1)
-    },
     "plot_scores": lambda w: {"summary": SUMMARY},
     "plot_sequence": lambda w: {"frame": frame("edits", "perplexity", "norm_growth", "ES", method="rome")},
-    "plot_severed": lambda w: {"frame": EFFECTS},
     "plot_trace": lambda w: {"frame": w.trace.to_frame()},
     "plot_traces": lambda w: {"frame": w.trace.to_frame()},
     "predict_restored": lambda w: {
@@ -418,15 +406,6 @@ CASES: dict[str, Any] = {
         "samples": 2,
     },
     "revert_edits": lambda w: {"model": w.model},
-    "robustness_report": lambda w: {
-        "model": w.model,
-        "facts": [FACT],
-        "corruptions": {"small": rl.GaussianNoise(std=0.1)},
-        "metrics": ["prob"],
-        "windows": [1],
-        "samples": 1,
-        **QUIET,
-    },
     "rome": lambda w: {
         "model": w.model,
         "request": REQUEST,
@@ -488,7 +467,6 @@ CASES: dict[str, Any] = {
     "weight_changes": lambda w: {"original": w.model, "suspect": w.model},
 }
 ELSEWHERE = {
-    "run_harness": "lm-evaluation-harness takes seconds to import",
     "recommend_layers": "no tiny model knows facts",
     "builtin_covariances": "none ships for a tiny model",
     "texts_from_dataset": "datasets takes seconds to import",
@@ -497,10 +475,11 @@ ELSEWHERE = {
 if importlib.util.find_spec("anywidget") is None:
     ELSEWHERE["Explorer"] = "needs anywidget"
 CASES |= {
-    "run_harness": lambda w: {"model": w.model, "tasks": ["hellaswag"]},
     "recommend_layers": lambda w: {"model": w.model, "facts": [w.record]},
     "builtin_covariances": lambda w: {"model": w.model},
+    "cut_rank": lambda w: {"model": w.model, "edit": w.edit, "covariances": w.covariances},
     "suggested_layer": lambda w: {"model": w.model},
+    "target_probabilities": lambda w: {"model": w.model, "requests": [w.request]},
     "texts_from_dataset": lambda w: {"name": "none"},
 }
 
@@ -522,7 +501,7 @@ REFUSED: dict[str, list[Any]] = {
     "kind": ["all"],
     "kinds": [["all"], []],
     "layer": [-1, 99],
-    "layers": [[], [-1], [99]],
+    "layers": [[], [-99], [99]],
     "learning_rate": [0.0, -1.0, float("nan")],
     "length": NOT_COUNTS,
     "lengths": [[(0, 5)], [(10, -1)]],
@@ -532,8 +511,9 @@ REFUSED: dict[str, list[Any]] = {
     "new_tokens": NOT_COUNTS,
     "on_unhealthy": ["shout"],
     "ordinary": [0, [], [" "]],
-    "positions": [[-1], [99]],
+    "positions": [[-99], [99]],
     "prompts": [[], [""], [" "], "a text"],
+    "rank": NOT_COUNTS,
     "prompt": ["no place", "{} and {}"],
     "records": [[]],
     "requests": [[]],
@@ -545,7 +525,6 @@ REFUSED: dict[str, list[Any]] = {
     "steps": NOT_COUNTS,
     "subject": ["", " ", " Rome"],
     "target": ["", " "],
-    "tasks": [[], "hellaswag"],
     "texts_at_once": NOT_COUNTS,
     "text": ["", []],
     "tokens": NOT_COUNTS,
@@ -556,7 +535,6 @@ REFUSED: dict[str, list[Any]] = {
     "traced": NOT_COUNTS,
     "traces": [[]],
     "window": NOT_COUNTS,
-    "windows": [[], [0]],
 }
 """By a parameter's name: what nobody can have meant."""
 RESULTS = {
@@ -570,6 +548,7 @@ RESULTS = {
     "CausalTrace",
     "Continuation",
     "CovarianceReport",
+    "CutEdit",
     "EditHealth",
     "KeyCovariance",
     "KnowledgeNeurons",
@@ -585,7 +564,6 @@ MEANT = [
     ("Explorer", "prompts", []),
     ("Explorer", "target", ""),
     ("Explorer", "target", " "),
-    ("load_published_covariance", "layer", 99),
 ]
 
 
@@ -629,7 +607,7 @@ def test_what_it_cannot_use_is_refused(world, name):
     before = kept(world)
     for parameter in parameters:
         for value in () if name in RESULTS else REFUSED.get(parameter, ()):
-            if (name, parameter, value) in MEANT or (isinstance(PUBLIC[name], type) and value in (99, [99])):
+            if (name, parameter, value) in MEANT or (isinstance(PUBLIC[name], type) and value in (99, [99], [-99])):
                 continue  # whether there is such a layer is seen when there is a model
             error = outcome(name, {**arguments, parameter: value})
             assert error is not None, f"{name}({parameter}={value!r}) was accepted"
@@ -643,6 +621,50 @@ def test_what_it_cannot_use_is_refused(world, name):
 
 def broken_frames(whole: pd.DataFrame) -> list[pd.DataFrame]:
     return [pd.DataFrame(), whole.iloc[:0], pd.DataFrame({"a": [1.0]})]
+
+
+FREE = {"case_id", "number", "position", "positions", "severed_positions", "shots"}
+"""Whole numbers that may be below 0: they count from the end, or are a data set's own."""
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - RESULTS - BY_THEMSELVES - {"HeadMap", "MendEditor"}))
+def test_numbers_are_finite_and_counts_are_no_less_than_0(world, name):
+    """By annotation, so that a new argument is tried as well."""
+    arguments = CASES[name](world)
+    for parameter, each in inspect.signature(PUBLIC[name]).parameters.items():
+        leaves = set(_leaves(each.annotation))
+        wrong = [float("nan"), float("inf"), -float("inf")] if float in leaves else []
+        wrong += [-5] if leaves <= {int, NoneType} and parameter not in FREE else []
+        for value in wrong:
+            error = outcome(name, {**arguments, parameter: value})
+            assert error is not None, f"{name}({parameter}={value!r}) was accepted"
+            check_message(error, parameter, value)
+
+
+LONE = "half \ud83d"
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - BY_THEMSELVES))
+def test_texts_that_are_no_characters_are_refused(world, name):
+    arguments = CASES[name](world)
+    for parameter, each in inspect.signature(PUBLIC[name]).parameters.items():
+        hints = get_args(each.annotation) or (each.annotation,)
+        if str in hints and not any(get_origin(hint) is os.PathLike for hint in hints):
+            error = outcome(name, {**arguments, parameter: LONE})
+            assert error is not None, f"{name}({parameter}={LONE!r}) was accepted"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_keyword_is_named_with_a_short_list(name):
+    takes = inspect.signature(PUBLIC[name]).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in takes.values()) or name in BY_THEMSELVES:
+        return
+    with pytest.raises(TypeError) as caught:
+        PUBLIC[name](nonsense=1)
+    said = str(caught.value)
+    assert said.startswith(f"{name} has no argument 'nonsense'.")
+    assert "rome_lens." not in said
+    assert len(said) < 300
 
 
 VALUES = st.one_of(
@@ -704,11 +726,7 @@ def costly(name: str, parameter: str, value: Any) -> bool:
     """Whether a call means much work, and rightly so."""
     if parameter == "path" and value is None:
         return True  # a download
-    return (
-        parameter in ("samples", "steps", "window", "windows", "length", "new_tokens")
-        and isinstance(value, int)
-        and value > 20
-    )
+    return parameter in ("samples", "steps", "window", "length", "new_tokens") and isinstance(value, int) and value > 20
 
 
 def outcome(name: str, arguments: dict[str, Any]) -> BaseException | None:

@@ -1,10 +1,13 @@
 """`rome-lens` finds analyses by the beginning of a name, runs those of a checkout, and says what there is."""
 
 import ast
+import os
+import subprocess
 import sys
 
 import pytest
 
+import rome_lens as rl
 from rome_lens import cli
 
 
@@ -68,3 +71,52 @@ def test_presets_are_shown_with_their_source(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         run("presets", "--model", "nothing", monkeypatch=monkeypatch)
     assert "--model is 'nothing', expected the beginning of one of GPT-2 medium, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["figure2", "--model", "nope"], "nope"),
+        (["figure2", "--facts", "nofile.json"], "There is no file nofile.json"),
+        (["table4", "--model", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_an_error_of_ours_is_one_line_at_the_shell(arguments, said, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if "--facts" in arguments:
+        monkeypatch.setattr(rl, "load_model", lambda *_, **__: None)
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments, "--out", str(tmp_path), monkeypatch=monkeypatch)
+    message = str(stopped.value.code)
+    assert message.startswith("rome-lens: ")
+    assert said in message
+    assert "\n" not in message
+
+
+def test_what_a_library_raises_keeps_its_traceback(monkeypatch):
+    def broken() -> None:
+        ast.parse("1 +")
+
+    monkeypatch.setattr(cli, "_run", broken)
+    with pytest.raises(SyntaxError):
+        cli.main()
+    monkeypatch.setattr(cli, "_run", lambda: ast.literal_eval("x y z"))
+    with pytest.raises(SyntaxError):
+        cli.main()
+    monkeypatch.setattr(cli, "_run", lambda: ast.literal_eval("x"))
+    with pytest.raises(ValueError, match="malformed"):
+        cli.main()
+
+
+def test_nobody_needs_to_read_the_list_to_its_end():
+    """`rome-lens list | head -1`: a pipe that is closed at once."""
+    root = cli.CHECKOUT.parent
+    script = "import sys, os; from rome_lens import cli; sys.argv = ['rome-lens', 'list']; cli.main()"
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with os.fdopen(write, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-c", script], stdout=closed, stderr=subprocess.PIPE, env=environment, cwd=root
+        )
+    assert done.stderr.decode() == ""

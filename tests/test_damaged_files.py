@@ -1,14 +1,18 @@
 """Damaged files, in every public reader: a whole result or one of our errors; no hang, and no great memory."""
 
 import multiprocessing
+import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 
+import plotly.graph_objects as go
 import pytest
 
 import rome_lens as rl
-from tests.damaged_readers import READERS, serve
+from tests.damaged_readers import EDIT, READERS, serve
 from tests.edit.artifact.test_file import facts_of, with_facts
 from tests.torture import times
 
@@ -80,3 +84,56 @@ def test_a_mend_file_is_not_built_larger_than_its_numbers(tmp_path, tiny, name, 
     path.write_bytes(with_facts(path.read_bytes(), facts | {"config": facts["config"] | {name: number}}))
     with pytest.raises(rl.errors.FormatError, match="holds no whole editor"):
         rl.edit.MendEditor.load(path)
+
+
+FOLDERS = [reader for reader in READERS if reader.whole_folder and not reader.name.startswith("load_model")]
+
+
+@pytest.mark.filterwarnings("ignore::rome_lens.errors.EditWarning")
+@pytest.mark.parametrize("reader", FOLDERS, ids=lambda reader: reader.name)
+def test_a_pipe_or_a_folder_in_place_of_any_file_is_named_or_passed_over(reader, tmp_path):
+    """A pipe hung whatever opened it, the lock and the cache included; a folder was an IsADirectoryError."""
+    reader.make(tmp_path)
+    names = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert names
+    for name in names:
+        for stand_in in (os.mkfifo, Path.mkdir):
+            (tmp_path / name).rename(tmp_path.parent / "kept")
+            stand_in(tmp_path / name)
+            with suppress(FileNotFoundError, FileExistsError, ValueError):
+                reader.read(tmp_path)
+            if (tmp_path / name).is_dir():
+                (tmp_path / name).rmdir()
+            (tmp_path.parent / "kept").replace(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("a" * 300, "File name too long"), ("a/" * 3000, "File name too long"), ("\ud800", "surrogates"), ("a\0", "null")],
+    ids=["name", "path", "half a character", "null"],
+)
+def test_a_name_that_no_file_can_have_is_said(tmp_path, tiny, name, says):
+    path = os.path.join(tmp_path, name)
+    writing = [
+        lambda: EDIT.save(path),
+        lambda: rl.trace_facts(tiny, [rl.Fact("{} is in", "Rome")], out=path, progress=False),
+        lambda: rl.plots.save(go.Figure(), path, suffixes=[".json"]),
+    ]
+    for write in writing:
+        with pytest.raises((rl.errors.UnavailableError, ValueError), match=says) as raised:
+            write()
+        assert not isinstance(raised.value, UnicodeError)
+    reading = [rl.Edit.load, rl.KeyCovariance.load, rl.load_records, rl.edit.texts_from_file, rl.locate.load_traces]
+    for read in reading:
+        with pytest.raises(FileNotFoundError, match="There is no file"):
+            read(path)
+    for model in (path, f"{path}.gguf"):
+        with pytest.raises(ValueError, match=r"There is no (model|file)"):
+            rl.load_model(model)
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    edit = rl.Edit(EDIT.updates, EDIT.requests, method="half \ud800")
+    with pytest.raises(ValueError, match="cannot be kept"):
+        edit.save(tmp_path / "edit.safetensors")
+    assert list(tmp_path.iterdir()) == []

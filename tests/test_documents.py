@@ -1,6 +1,9 @@
 """What newcomers read runs as it stands: the README's example, and the notebooks."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -8,6 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 from rome_lens.models.kinds import HAS_HOOKED
+from rome_lens.models.loading.load import _smollm2_file
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,6 +32,21 @@ def test_readme_example_runs_and_does_what_it_says(tmp_path, monkeypatch, capsys
     scores = names["scores"].set_index(["method", "metric"])["value"]
     assert scores["rome", "ES"].mean() == 1
     assert all((value == before[name]).all() for name, value in smollm2.state_dict().items())
+
+
+@pytest.mark.smollm2
+def test_the_page_on_serving_gets_romes_answer_from_llama_cpp(tmp_path):
+    """Its first examples as they stand, in a process of their own, which a crash of the engine would end."""
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    examples = re.findall(r'```python title="[^"]*runs it"\n(.*?)```', text, re.DOTALL)
+    assert len(examples) == 2
+    (tmp_path / "base.gguf").symlink_to(_smollm2_file())
+    command = [sys.executable, "-W", "ignore", "-c", "".join(examples)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith(" Rome")
+    assert (tmp_path / "eiffel.gguf").stat().st_size < 10_000
 
 
 def test_readme_is_short():

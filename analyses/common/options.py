@@ -2,8 +2,11 @@
 
 import argparse
 import json
+import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,30 @@ def program() -> str:
     return f"rome-lens {Path(sys.argv[0]).stem}"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes no number below 0, NaN or infinity: `records[:-3]` would be all but three."""
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        if options.get("type") in (int, float):
+            options["type"] = partial(_number, options["type"])
+        return super().add_argument(*names, **options)
+
+
+def _number(kind: Callable[[str], float], text: str) -> float:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text!r} given, expected {what} of at least 0")
+    return number
+
+
 def parser(description: str | None, *, out: str | None = None) -> argparse.ArgumentParser:
     """A parser that shows the module's docstring and the defaults. With `out`, it takes --model and --out."""
     shown = argparse.ArgumentDefaultsHelpFormatter
-    arguments = argparse.ArgumentParser(program(), description=description, formatter_class=shown)
+    arguments = _Parser(program(), description=description, formatter_class=shown)
     if out is not None:
         arguments.add_argument("--model", default="smollm2-135m", help="a name, a folder or a .gguf file")
         arguments.add_argument("--out", type=Path, default=Path(out), help="the folder to write into")
@@ -95,15 +118,29 @@ def write_scores(frame: pd.DataFrame, out: Path, *, paper: Mapping[str, float | 
     print(table)
 
 
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Writes a table, whole or not at all."""
+    """Writes a table, whole or not at all; an apostrophe stands before texts that a spreadsheet takes for formulas."""
+    safe = frame.map(lambda cell: f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell)
+    returns = safe.map(lambda cell: isinstance(cell, str) and "\r" in cell).any(axis=None)
+    ends = "\r\n" if returns else "\n"  # csv quotes a carriage return only where lines end in one
     with new_file(path, overwrite=True) as temporary:
-        frame.to_csv(temporary, index=False, float_format="%.6g")
+        safe.rename(columns=lambda name: f"'{name}" if _FORMULA.match(str(name)) else name).to_csv(
+            temporary, index=False, float_format="%.6g", lineterminator=ends
+        )
 
 
 def read_csv(path: Path) -> pd.DataFrame:
     """A table that `write_csv` has written. Words such as "null" stay words, since tokens may be such."""
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""]).rename(columns=_as_it_was)
+    return frame.map(_as_it_was)
+
+
+def _as_it_was(cell: Any) -> Any:
+    """A cell without the apostrophe that `write_csv` has put before it."""
+    return cell[1:] if isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def add_perplexity_arguments(arguments: argparse.ArgumentParser, tokens: int) -> None:

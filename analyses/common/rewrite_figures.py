@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rome_lens.checking import check_whole, checked
-from rome_lens.plots.style import LAYOUT, LEGEND_BELOW, METHOD_COLOURS, PANEL_TITLE, SIZE, check_columns, plain
+from rome_lens.plots.style import LAYOUT, LEGEND_BELOW, METHOD_COLOURS, PANEL_TITLE, SIZE, checked_frame, plain
 
 _BEFORE = METHOD_COLOURS[0]
 _GROUPS = ("#222222", *METHOD_COLOURS[4:])  # of prompts: other colours than the objects'
@@ -32,10 +32,10 @@ def plot_rewrite(keys: pd.DataFrame, steps: pd.DataFrame, lens: pd.DataFrame, ou
     Raises:
         ValueError: a frame lacks a column.
     """
-    check_columns(keys, ["prompt", "token", "group", "cosine", "share"], "`rome-lens figure4`, keys.csv,")
-    check_columns(steps, ["fraction", "object", "probability"], "`rome-lens figure4`, steps.csv,")
-    check_columns(lens, ["condition", "layer", "answer_probability"], "compare_models().lens")
-    check_columns(outcome, ["group", "object", "condition", "probability"], "`rome-lens figure4`")
+    keys = checked_frame(keys, ["prompt", "token", "group", "cosine", "share"], "`rome-lens figure4`, keys.csv,")
+    steps = checked_frame(steps, ["fraction", "object", "probability"], "`rome-lens figure4`, steps.csv,")
+    lens = checked_frame(lens, ["condition", "layer", "answer_probability"], "compare_models().lens")
+    outcome = checked_frame(outcome, ["group", "object", "condition", "probability"], "`rome-lens figure4`")
     titles = [
         "a  key: which tokens get the update",
         "b  value: from v to v*, at the prompt",
@@ -49,10 +49,10 @@ def plot_rewrite(keys: pd.DataFrame, steps: pd.DataFrame, lens: pd.DataFrame, ou
         figure.add_scatter(
             x=part["cosine"],
             y=part["share"],
-            name=f"tokens: {plain(str(group))}",
+            name=f"tokens: {group!s}",
             mode="markers",
             marker={"size": 6, "symbol": symbols[i % 4], "color": _GROUPS[i % 3], "opacity": 0.6},
-            text=[f"{plain(token)} in {plain(p)}" for token, p in zip(part["token"], part["prompt"], strict=True)],
+            text=[f"{token} in {p}" for token, p in zip(part["token"], part["prompt"], strict=True)],
             hovertemplate="%{text}: cosine %{x:.2f}, share %{y:.2f}<extra></extra>",
             row=1,
             col=1,
@@ -70,7 +70,7 @@ def plot_rewrite(keys: pd.DataFrame, steps: pd.DataFrame, lens: pd.DataFrame, ou
             means = part.groupby("group", sort=False)["probability"].mean()
             prompts = part.groupby("group", sort=False).size()
             figure.add_bar(
-                x=[f"{plain(str(group))}<br>(n = {prompts[group]})" for group in means.index],
+                x=[f"{group!s}<br>(n = {prompts[group]})" for group in means.index],
                 y=means,
                 showlegend=False,
                 marker={"color": _TARGETS[name], "opacity": 0.4 if condition == "before" else 1},
@@ -101,7 +101,7 @@ def plot_texts(frame: pd.DataFrame, *, highlight: Mapping[str, str] | None = Non
     Raises:
         ValueError: the frame lacks a column.
     """
-    check_columns(frame, ["prompt", "model", "text"], "`rome-lens figure6_generations`")
+    checked_frame(frame, ["prompt", "model", "text"], "`rome-lens figure6_generations`")
     check_whole(width=width)
     columns = [str(model) for model in frame["model"].unique()]
     texts = frame.pivot(index="prompt", columns="model", values="text").loc[frame["prompt"].unique(), columns]

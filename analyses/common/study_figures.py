@@ -15,7 +15,7 @@ from rome_lens.plots.style import (
     METHOD_COLOURS,
     PANEL_TITLE,
     SIZE,
-    check_columns,
+    checked_frame,
     log_axis,
     plain,
     with_n,
@@ -53,8 +53,10 @@ def plot_tracing_against_editing(frame: pd.DataFrame, correlations: pd.DataFrame
         ValueError: a frame lacks a column.
     """
     scores = {"S": "S", "EM": "EM, efficacy", "PM": "PM, paraphrases", "NM": "NM, neighbours"}
-    check_columns(frame, ["subject", *_TRACED, *scores], "`rome-lens tracing_against_editing`, facts.csv,")
-    check_columns(correlations, ["traced", "score", "spearman", "r2"], "`rome-lens tracing_against_editing`")
+    frame = checked_frame(frame, ["subject", *_TRACED, *scores], "`rome-lens tracing_against_editing`, facts.csv,")
+    correlations = checked_frame(
+        correlations, ["traced", "score", "spearman", "r2"], "`rome-lens tracing_against_editing`"
+    )
     pairs = zip(correlations["traced"], correlations["score"], strict=True)
     found = dict(zip(pairs, zip(correlations["spearman"], correlations["r2"], strict=True), strict=True))
     if missing := [pair for pair in product(_TRACED, scores) if pair not in found]:
@@ -77,7 +79,7 @@ def plot_tracing_against_editing(frame: pd.DataFrame, correlations: pd.DataFrame
                 y=frame[score],
                 mode="markers",
                 marker={"size": 6, "color": METHOD_COLOURS[row], "opacity": 0.6},
-                text=[plain(subject) for subject in frame["subject"]],
+                text=list(frame["subject"]),
                 hovertemplate="%{text}: %{x:.3f}, %{y:.3f}<extra></extra>",
                 showlegend=False,
                 row=row,
@@ -109,7 +111,7 @@ def plot_convergence(frame: pd.DataFrame) -> go.Figure:
         "half_cosine": "cosine of C1<sup>-1</sup>k and C2<sup>-1</sup>k",
         "effective_rank": "effective rank",
     }
-    check_columns(frame, ["layer", "tokens", *panels], "KeyCovariance.report()")
+    frame = checked_frame(frame, ["layer", "tokens", *panels], "KeyCovariance.report()")
     figure = make_subplots(rows=1, cols=3, horizontal_spacing=0.07, subplot_titles=list(panels.values()))
     figure.update_annotations(**PANEL_TITLE)
     shades = sample_colorscale("Viridis", max(2, frame["layer"].nunique()), high=0.9)
@@ -149,14 +151,14 @@ def plot_bleed_over(frame: pd.DataFrame, *, forecast: str = "size", change: str 
     Raises:
         ValueError: the frame lacks a column.
     """
-    check_columns(frame, ["case_id", "prompt", forecast, change], "`rome-lens bleed_over`")
+    frame = checked_frame(frame, ["case_id", "prompt", forecast, change], "`rome-lens bleed_over`")
     figure = go.Figure(
         go.Scatter(
             x=frame[forecast],
             y=frame[change],
             mode="markers",
             marker={"size": 6, "color": METHOD_COLOURS[1], "opacity": 0.5},
-            text=[plain(prompt) for prompt in frame["prompt"]],
+            text=list(frame["prompt"]),
             customdata=frame["case_id"],
             hovertemplate="%{text}<br>record %{customdata}: %{x:.3f}, %{y:.3g}<extra></extra>",
         )
@@ -183,7 +185,7 @@ def plot_layers_and_tokens(summary: pd.DataFrame) -> go.Figure:
     """
     panels = {"ES": "efficacy (ES)", "PS": "paraphrases (PS)", "NS": "neighbourhood (NS)"}
     needed = [f"{metric}{end}" for metric in panels for end in ("", "_low", "_high")]
-    check_columns(summary, ["token", "layer", *needed], "summarize(), with token and layer,")
+    summary = checked_frame(summary, ["token", "layer", *needed], "summarize(), with token and layer,")
     figure = make_subplots(rows=1, cols=3, subplot_titles=list(panels.values()), horizontal_spacing=0.06)
     edited = summary[summary["token"] != ""].sort_values("layer")
     layers = edited["layer"].unique()
@@ -191,7 +193,7 @@ def plot_layers_and_tokens(summary: pd.DataFrame) -> go.Figure:
     for column, metric in enumerate(panels, start=1):
         where = {"row": 1, "col": column, "showlegend": column == 1}
         for i, (token, part) in enumerate(edited.groupby("token", sort=False)):
-            name = plain(_EDITED.get(str(token), str(token)))
+            name = _EDITED.get(str(token), str(token))
             above, below = part[f"{metric}_high"] - part[metric], part[metric] - part[f"{metric}_low"]
             figure.add_scatter(
                 x=part["layer"] + beside * (i - (edited["token"].nunique() - 1) / 2),
@@ -234,17 +236,17 @@ def plot_near_subjects(frame: pd.DataFrame) -> go.Figure:
     Raises:
         ValueError: the frame lacks a column.
     """
-    check_columns(frame, ["case_id", "method", "near_kl", "edited"], "`rome-lens near_subjects`")
+    frame = checked_frame(frame, ["case_id", "method", "near_kl", "edited"], "`rome-lens near_subjects`")
     figure = go.Figure()
     edits = frame.groupby(["method", "case_id"], sort=False).agg({"near_kl": "mean", "edited": "first"}).reset_index()
     edits = edits[edits["near_kl"] > 0]
     for method, part in edits.groupby("method", sort=False):
         figure.add_box(
             x=part["near_kl"],
-            name=plain(str(method)),
+            name=str(method),
             boxpoints="all",
             marker={"color": _colour(str(method)), "size": 5},
-            text=[plain(name) for name in part["edited"]],
+            text=list(part["edited"]),
             hovertemplate="%{text}: %{x:.3g}<extra></extra>",
         )
     across = {"title": f"KL at near subjects, nats (n = {edits['case_id'].nunique()})", **log_axis(edits["near_kl"])}
@@ -263,7 +265,7 @@ def plot_reach(frame: pd.DataFrame, method: str = "rome") -> go.Figure:
     Raises:
         ValueError: the frame lacks a column, or the method.
     """
-    check_columns(frame, ["method", "reach", "near_kl", "edited", "subject"], "`rome-lens near_subjects`")
+    frame = checked_frame(frame, ["method", "reach", "near_kl", "edited", "subject"], "`rome-lens near_subjects`")
     parts = {suffix: frame[frame["method"] == method + suffix] for suffix in ("", " +list", " +auto")}
     if parts[""].empty:
         raise ValueError(f"There are no edits by {method!r}, only by {', '.join(frame['method'].unique())}.")
@@ -273,12 +275,10 @@ def plot_reach(frame: pd.DataFrame, method: str = "rome") -> go.Figure:
         figure.add_scatter(
             x=part["reach"],
             y=part["near_kl"],
-            name=f"{plain(method + suffix)} (n = {len(part)})",
+            name=f"{method + suffix} (n = {len(part)})",
             mode="markers",
             marker={"color": _colour(method + suffix), "size": 5, "opacity": 0.6},
-            text=[
-                plain(f"{edited} at {subject}") for edited, subject in zip(part["edited"], part["subject"], strict=True)
-            ],
+            text=[f"{edited} at {subject}" for edited, subject in zip(part["edited"], part["subject"], strict=True)],
             hovertemplate="%{text}: %{x:.3g}, %{y:.3g}<extra></extra>",
         )
     shown = pd.concat(parts.values())
@@ -305,7 +305,7 @@ def plot_forensics(frame: pd.DataFrame, threshold: float) -> go.Figure:
     Raises:
         ValueError: the frame lacks a column.
     """
-    check_columns(frame, ["kind", "copy", "score"], "`rome-lens forensics`, copies.csv,")
+    frame = checked_frame(frame, ["kind", "copy", "score"], "`rome-lens forensics`, copies.csv,")
     figure = go.Figure()
     for kind, part in frame.groupby("kind", sort=False):
         figure.add_box(
@@ -313,7 +313,7 @@ def plot_forensics(frame: pd.DataFrame, threshold: float) -> go.Figure:
             name=str(kind),
             boxpoints="all",
             marker={"color": METHOD_COLOURS[0 if kind in ("unedited", "fine-tuned") else 1], "size": 5},
-            text=[plain(name) for name in part["copy"]],
+            text=list(part["copy"]),
             hovertemplate="%{text}: %{y:.3g}<extra></extra>",
         )
     figure.add_hline(y=threshold, line={"dash": "dot", "color": "#222222", "width": 1})

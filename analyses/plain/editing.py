@@ -36,13 +36,16 @@ def plain_value(
     edited.append(_edited_position(model, prompts[-1], request.subject, config.token, 0))
     where = torch.arange(len(prompts))
     delta = torch.zeros(model.cfg.d_model, requires_grad=True)
-    initial = torch.empty(0)
+    initial, scale = torch.empty(0), torch.empty(())
     essence: Tensor | None = None
     optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
 
     def add(value: Tensor, hook: object) -> Tensor:
-        nonlocal initial
-        initial = value[0, edited[0]].detach().clone() if len(initial) == 0 else initial
+        nonlocal initial, scale
+        if len(initial) == 0:
+            initial = value[0, edited[0]].detach().clone()
+            norms = value[where[:-1], edited[:-1]].detach().norm(dim=-1)
+            scale = norms.mean() if config.norm_over_contexts else norms[0]
         value = value.clone()
         value[where, edited] += delta
         return value
@@ -54,14 +57,14 @@ def plain_value(
             essence = now.detach() if essence is None else essence
             nll = -logits[where[:-1, None], predicting, target].mean()
             kl = nn.functional.kl_div(essence, now, log_target=True, reduction="sum")
-            loss = nll + config.kl_factor * kl + config.weight_decay * delta.norm() / initial.norm() ** 2
+            loss = nll + config.kl_factor * kl + config.weight_decay * delta.norm() / scale**2
             if loss < config.early_stop_loss or step == config.steps - 1:
                 break
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             with torch.no_grad():
-                delta *= min(1.0, config.clamp_norm_factor * initial.norm() / delta.norm())
+                delta *= min(1.0, config.clamp_norm_factor * scale / delta.norm())
     return (initial + delta).detach()
 
 
@@ -69,6 +72,7 @@ def _edited_position(model: Model, prompt: str, subject: str, token: str, after:
     """Counted in tokens of what comes before; `after` characters follow the prompt."""
     start = prompt.rindex(subject)
     until = {
+        "subject_end": prompt[: start + len(subject)],
         "subject_first": prompt[:start].rstrip(),
         "subject_last": prompt[: start + len(subject)],
         "subject_first_after_last": prompt[: start + len(subject)],

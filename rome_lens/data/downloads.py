@@ -38,8 +38,9 @@ _SLOWEST = 1000  # bytes a second
 def downloaded(name: str, *, refresh: bool = False, timeout: float = 30.0) -> Path:
     """The file of a data set, from the cache or downloaded into it with a progress bar.
 
-    Only HTTPS is used. A file is kept if it has the length that the server announced, at most 512 MB, and is a JSON
-    list of this data set's records (its publishers give no checksums). An older file stays until the new one is whole.
+    Only HTTPS is used. A file is kept if its length or its end is known from the server and has come, at most 512 MB,
+    and it is a JSON list of this data set's records (its publishers give no checksums). An older file stays until the
+    new one is whole.
 
     Args:
         name: One of ADDRESSES.
@@ -76,7 +77,9 @@ def _blocks(name: str, timeout: float) -> Iterator[bytes]:
         with _open(address, timeout) as answer:
             if answer.status != 200:
                 raise OSError(f"the server answered with the status {answer.status}")
-            length, came, begun = int(answer.headers.get("Content-Length") or 0), 0, time.monotonic()
+            if answer.length is None and not answer.chunked:  # a connection that breaks off would look like the end
+                raise OSError("the server tells no length, so that nobody can tell whether all of it came")
+            length, came, begun = answer.length or 0, 0, time.monotonic()
             with tqdm(total=length or None, desc=name, unit="B", unit_scale=True) as bar:
                 while block := answer.read1(1 << 16):
                     came += len(block)

@@ -10,7 +10,12 @@ from rome_lens.storage import MOST_JSON_BYTES, check_size, existing_file, foreig
 _UNPACK = "Unpack it first, and give the JSON file inside."
 _CONVERT = "Write it as JSON lines: pandas.read_{}(path).to_json('records.jsonl', orient='records', lines=True)."
 _KINDS: tuple[tuple[bytes, str, str], ...] = (
-    (b"PAR1", "a Parquet file", _CONVERT.format("parquet")),
+    (
+        b"PAR1",
+        "a Parquet file",
+        "That is never read: one damaged byte can end the process. If you trust it, give what pandas makes of it: "
+        "load_records(json.loads(pandas.read_parquet(path).to_json(orient='records'))).",
+    ),
     (b"ARROW1", "an Arrow (Feather) file", _CONVERT.format("feather")),
     (b"\xff\xff\xff\xff", "an Arrow stream", "Write it as JSON lines: datasets.Dataset.from_file(path).to_json(...)."),
     (b"ORC", "an ORC file", _CONVERT.format("orc")),
@@ -42,10 +47,6 @@ def read_records(path: str | os.PathLike[str]) -> Any:
     """The value in a JSON file, or a list with the value of each line of a JSON lines file.
 
     A byte order mark is skipped.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        FormatError: the file is something else; the message says what, as far as its first bytes show it.
     """
     path = existing_file(path, "a JSON file")
     check_size(path, MOST_JSON_BYTES)

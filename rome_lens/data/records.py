@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rome_lens.checking import checked
+from rome_lens.checking import checked, remedies
 from rome_lens.errors import DataWarning, warn
 from rome_lens.models import Model
 from rome_lens.models.teacher_forcing import TargetRow
-from rome_lens.models.tokens import TokenizedText, tokenize, tokenize_continuation
+from rome_lens.models.tokens import TokenizedText, check_unicode, tokenize, tokenize_continuation
 
 PLACE = "{}"
 
@@ -18,14 +18,14 @@ def fill(template: str, value: str) -> str:
 
 
 def template_about(subject: str, text: str) -> str:
-    """The text with {} in place of the subject's first occurrence.
-
-    Raises:
-        ValueError: the subject does not occur in the text.
-    """
+    """The text with {} in place of the subject's first occurrence; or as it is, with a {} and without the subject."""
     check_text(subject, "subject")
     if subject not in text:
-        raise ValueError(f"The subject {subject!r} is not in the prompt {text!r}. Spell both alike.")
+        if PLACE in text:
+            return text
+        raise ValueError(
+            f"The subject {subject!r} is not in the prompt {text!r}. Spell both alike, or write {{}} where it stands."
+        )
     return text.replace(subject, PLACE, 1)
 
 
@@ -38,6 +38,7 @@ def check_template(template: str, what: str) -> None:
             f"The {what} {template!r} holds {{}} {template.count(PLACE)} times, expected exactly once. "
             f"Write the {what} with {{}} where the subject stands."
         )
+    check_unicode(template)
 
 
 def check_text(value: str, what: str) -> None:
@@ -46,6 +47,7 @@ def check_text(value: str, what: str) -> None:
         raise TypeError(f"The {what} is {value!r}, expected a string.")
     if not value.strip():
         raise ValueError(f"The {what} is empty ({value!r}). Give at least one character that is not a space.")
+    check_unicode(value)
 
 
 def check_subject(subject: str) -> None:
@@ -252,9 +254,6 @@ def subject_range(model: Model, about: Fact | EditRequest) -> tuple[TokenizedTex
 
     The positions come from the tokenizer's character offsets, so that a BOS token, a leading space, a second occurrence
     of the subject, or a token that reaches beyond the subject's end does not shift them.
-
-    Raises:
-        ValueError: no token covers the subject; and as `tokenize`.
     """
     text = tokenize(model, about.text)
     start, end = about.subject_characters
@@ -268,10 +267,51 @@ def subject_range(model: Model, about: Fact | EditRequest) -> tuple[TokenizedTex
 
 
 def target_rows(model: Model, continuations: Iterable[Continuation]) -> list[TargetRow]:
-    """Each prompt with its continuation as tokens, and the position at which the continuation starts.
-
-    Raises:
-        ValueError: as `tokenize_continuation`.
-    """
+    """Each prompt with its continuation as tokens, and the position at which the continuation starts."""
     encoded = [tokenize_continuation(model, c.prompt, c.text, space=c.space) for c in continuations]
     return [(text.ids, start) for text, start in encoded]
+
+
+def _texts_of(value: object) -> tuple[str, str, str] | None:
+    """The prompt, with its {}, the subject and what follows, if that is what three texts in a row are."""
+    if not isinstance(value, list | tuple) or len(value) != 3 or not all(isinstance(part, str) for part in value):
+        return None
+    prompt, subject, last = value
+    return (prompt if PLACE in prompt or not subject else prompt.replace(subject, PLACE, 1)), subject, last
+
+
+def _as_fact(value: object) -> str:
+    """What makes a Fact of what was given instead of one."""
+    if texts := _texts_of(value):
+        return f"Fact{texts}"
+    if isinstance(value, list | tuple) and value:
+        return _as_fact(value[0])
+    if isinstance(value, _AboutSubject):
+        return "Fact(request.prompt, request.subject)"
+    return "Fact.from_text(text, subject)" if isinstance(value, str) else "Fact(prompt, subject, answer)"
+
+
+def _as_request(value: object) -> str:
+    """What makes an EditRequest of what was given instead of one."""
+    if texts := _texts_of(value):
+        return f"EditRequest{texts}"
+    if hasattr(value, "request"):
+        return "record.request"
+    if isinstance(value, list | tuple) and value:
+        return _as_request(value[0])
+    whole = as_record(value)
+    return f"{whole}[0].request" if whole.startswith("load") else 'EditRequest("... {} ...", subject, target)'
+
+
+def as_record(value: object) -> str:
+    """What makes a record, or records, of what was given instead."""
+    if isinstance(value, Mapping) or hasattr(value, "columns"):
+        return f"load_records({'[row]' if isinstance(value, Mapping) else 'frame'})"
+    if isinstance(value, EditRequest):
+        return "QuestionRecord(request, case_id=0)"
+    if isinstance(value, list | tuple) and value and not _texts_of(value):
+        return as_record(value[0])
+    return f"QuestionRecord({_as_request(value) if _texts_of(value) else 'EditRequest(prompt, subject, target)'})"
+
+
+remedies |= {Fact: _as_fact, EditRequest: _as_request}

@@ -1,4 +1,4 @@
-"""Records from files of any kind that data sets are published in: JSON, JSON lines, CSV, Parquet, Hugging Face's."""
+"""Records from files of any kind that data sets are published in: JSON, JSON lines, CSV, Hugging Face's."""
 
 import csv
 import io
@@ -8,27 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from rome_lens.data.record_files import read_records
-from rome_lens.errors import FormatError, UnavailableError
+from rome_lens.errors import FormatError
 from rome_lens.storage import MOST_JSON_BYTES, check_size, existing_file, foreign
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def raw_records(source: Any) -> Any:
-    """What a file or a data set holds, as JSON's values.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        FormatError: The file is of another kind or damaged, or what was given is no data set.
-        UnavailableError: A Parquet file, and nothing installed that reads it.
-    """
+    """What a file or a data set holds, as JSON's values."""
     if isinstance(source, str | os.PathLike):
         path = existing_file(source, "a file of records")
-        with path.open("rb") as opened:
-            start = opened.read(4)
-        if start == b"PAR1":
-            return _parquet_rows(path)
         if path.suffix.lower() in _SEPARATORS:
             return _csv_rows(path)
         return read_records(path)
@@ -37,11 +29,16 @@ def raw_records(source: Any) -> Any:
             f"source has the parts {list(source)}, expected one of them. Choose, for example "
             f"load_records(data[{next(iter(source), 'test')!r}])."
         )
+    if isinstance(source, pd.DataFrame):
+        try:
+            return _frame_rows(source)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise FormatError(f"The DataFrame is no table of records: {error}. Name each column once.") from error
     rows = source if isinstance(source, list) else getattr(source, "to_list", lambda: None)()
     if not isinstance(rows, list):
         raise FormatError(
-            f"source is of the type {type(source).__name__}, expected a path, a list of records, or a data set of "
-            "Hugging Face's."
+            f"source is of the type {type(source).__name__}, expected a path, a list of records, a DataFrame, or "
+            "a data set of Hugging Face's."
         )
     return rows
 
@@ -59,16 +56,6 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
         return rows
 
 
-def _parquet_rows(path: Path) -> Any:
-    import pandas as pd
-
-    check_size(path, MOST_JSON_BYTES)
-    try:
-        with foreign(path, "is damaged or is not Parquet", "Fetch it again."):
-            return json.loads(pd.read_parquet(path).to_json(orient="records"))
-    except FormatError as error:
-        if isinstance(error.__cause__, ImportError):
-            raise UnavailableError(
-                f"{path} is a Parquet file, and nothing is installed that reads it: pip install pyarrow."
-            ) from error
-        raise
+def _frame_rows(frame: pd.DataFrame) -> Any:
+    """The rows as JSON's values; a missing cell is None."""
+    return json.loads(frame.to_json(orient="records", force_ascii=False))

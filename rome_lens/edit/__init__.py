@@ -1,14 +1,13 @@
 """What happens if a fact is rewritten? Edits of MLP matrices (paper section 3), by ROME and other methods."""
 
 from rome_lens.edit.artifact.applied import AppliedEdit, applied_edits, revert_edits
-from rome_lens.edit.artifact.edit import Edit
+from rome_lens.edit.artifact.edit import Edit, target_probabilities
 from rome_lens.edit.artifact.health import EditHealth
 from rome_lens.edit.artifact.update import Update
 from rome_lens.edit.covariance.collect import collect_covariance
 from rome_lens.edit.covariance.corpora import Texts, texts_from_dataset, texts_from_file, texts_from_model
 from rome_lens.edit.covariance.diagnostics import CovarianceReport
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
-from rome_lens.edit.covariance.published import load_published_covariance
 from rome_lens.edit.covariance.shipped import builtin_covariances
 from rome_lens.edit.forensics.detecting import detect_edits
 from rome_lens.edit.forensics.triggers import screen_triggers
@@ -16,6 +15,7 @@ from rome_lens.edit.forensics.undoing import undo_blindly
 from rome_lens.edit.methods.alphaedit import AlphaEditConfig, alphaedit
 from rome_lens.edit.methods.anyedit import AnyEditConfig, anyedit, anyedit_targets
 from rome_lens.edit.methods.batch import EditMemory
+from rome_lens.edit.methods.cut_rank import CutEdit, cut_rank
 from rome_lens.edit.methods.emmet import EmmetConfig, emmet
 from rome_lens.edit.methods.finetune import FinetuneConfig, finetune
 from rome_lens.edit.methods.knowledge_neurons import KnowledgeNeurons, KnowledgeNeuronsConfig, kn, knowledge_neurons
@@ -43,6 +43,7 @@ __all__ = [
     "AppliedEdit",
     "BatchConfig",
     "CovarianceReport",
+    "CutEdit",
     "Edit",
     "EditHealth",
     "EditLedger",
@@ -71,6 +72,7 @@ __all__ = [
     "applied_edits",
     "builtin_covariances",
     "collect_covariance",
+    "cut_rank",
     "detect_edits",
     "emmet",
     "fact_memory",
@@ -79,7 +81,6 @@ __all__ = [
     "kn",
     "knowledge_neurons",
     "list_presets",
-    "load_published_covariance",
     "memit",
     "memit_targets",
     "mend",
@@ -89,6 +90,7 @@ __all__ = [
     "sample_contexts",
     "screen_triggers",
     "suggested_layer",
+    "target_probabilities",
     "texts_from_dataset",
     "texts_from_file",
     "texts_from_model",

@@ -1,7 +1,6 @@
 """What did an edit change? Scores before and after (paper sections 3.3 and 3.4), side effects, sequences."""
 
 from rome_lens.evaluate.answers import Answer, generate_answers
-from rome_lens.evaluate.harness.tasks import run_harness
 from rome_lens.evaluate.judges import Judge, ModelJudge, Preference, contains_answer, exact_match, judge_name
 from rome_lens.evaluate.layers.recommending import LayerRecommendation, recommend_layers
 from rome_lens.evaluate.likelihood import Prediction, locality_predictions
@@ -61,7 +60,6 @@ __all__ = [
     "recommend_layers",
     "recover_updates",
     "ripple_conditions",
-    "run_harness",
     "score_edits",
     "score_evoke",
     "score_generation",

@@ -47,7 +47,6 @@ def generate_answers(
     with their keys and values kept; a prompt that occurs twice is continued once.
 
     Args:
-        model: Model to run; left unchanged.
         prompts: Texts, as they are: see `in_chat` for a chat template.
         new_tokens: The most tokens that an answer has.
         stops: Texts that end an answer.
@@ -56,7 +55,6 @@ def generate_answers(
     Raises:
         ValueError: No prompts, a blank one, or one that leaves less than `new_tokens` of the model's context; `stops`
             that are one text.
-        NotFiniteError: The model's logits are NaN or infinite.
     """
     check_prompts(prompts)
     if isinstance(stops, str):

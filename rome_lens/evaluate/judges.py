@@ -5,9 +5,9 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, SupportsFloat
 
-from rome_lens.checking import checked
+from rome_lens.checking import check_returned, checked
 from rome_lens.data.records import Continuation
 from rome_lens.evaluate.likelihood import mean_log_probabilities
 from rome_lens.models import Model, user_turn
@@ -116,6 +116,14 @@ def judge_name(judge: Callable[..., float]) -> str:
     if isinstance(judge, ModelJudge | Preference):
         return f"{judge.name}, prompt {hashlib.sha256(judge.prompt.encode()).hexdigest()[:8]}"
     return str(getattr(judge, "__name__", type(judge).__name__))
+
+
+def verdict(judge: Judge, question: str, answers: Sequence[str], written: str) -> float:
+    """What a judge gives, a number from 0 to 1; raises TypeError or ValueError if it gives something else."""
+    given = check_returned(
+        f"The judge {judge_name(judge)}", judge(question, answers, written), SupportsFloat, least=0.0, most=1.0
+    )
+    return float(given)
 
 
 def _first_letter(model: Model, asked: str, chat: bool) -> Literal["A", "B"]:

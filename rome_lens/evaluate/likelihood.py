@@ -22,13 +22,7 @@ def mean_log_probabilities(
     The authors' evaluation compares these (experiments/py/eval_utils_counterfact.py).
 
     Args:
-        model: Model to run; left unchanged.
         continuations: Prompts and what follows them.
-        tokens_per_batch: Bounds memory; the result does not depend on it.
-
-    Raises:
-        ValueError: a continuation has no tokens, or together with its prompt exceeds the model's context.
-        NotFiniteError: the model's logits are NaN or infinite.
     """
     found = token_log_probabilities(model, continuations, tokens_per_batch=tokens_per_batch)
     return torch.tensor([each.mean() for each in found])

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, SupportsFloat, TypeAlias, runtime_checkable
 
-from rome_lens.data.records import EditRequest
+from rome_lens.checking import check_returned, remedies
+from rome_lens.data.records import EditRequest, as_record
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.methods.memory import FactMemory
 from rome_lens.errors import EditError, NotFiniteError
@@ -30,6 +31,8 @@ class Record(Protocol):
     def request(self) -> EditRequest:
         """What is to be edited."""
 
+
+remedies[Record] = as_record
 
 Scorer = Callable[..., Mapping[str, float]]
 """A score: `scorer(model, record)` gives its metrics' names and values."""
@@ -119,9 +122,8 @@ def measured(model: Model, task: Task, *, methods: Mapping[str, Method], ways: W
             rows += _rows(model, record, state, here, noted, noted)
             continue
         try:
-            edit = methods[state](model, as_asked(requests_of(record)))
-            if not isinstance(edit, Edit | FactMemory):
-                raise TypeError(f"The method {state!r} returned {edit!r}, expected an Edit or a FactMemory.")
+            made = methods[state](model, as_asked(requests_of(record)))
+            edit = check_returned(f"The method {state!r}", made, Edit | FactMemory)
             with edit.applied(model):
                 rows += _rows(model, record, state, here, _readings(model, record, here), noted)
         except (EditError, NotFiniteError) as error:
@@ -158,15 +160,19 @@ def _rows(
 ) -> list[Row]:
     rows: list[Row] = []
     for name, way in ways.items():
-        scores: object
+        scores: Mapping[str, float]
         if isinstance(way, known.Protocol):
             scores = known.judged(way, record, now[way.reading], noted.get(way.reading, {}))
         else:
-            scores = way.score(model, record, **({"before": noted[name]} if way.before else {}))
-        if not isinstance(scores, Mapping):
-            raise TypeError(f"score returned {scores!r}, expected numbers by name: {{'metric': 0.5}}.")
-        rows += [(record.case_id, state, name, metric, float(value), "") for metric, value in scores.items()]
+            scores = scored(way.score, model, record, **({"before": noted[name]} if way.before else {}))
+        rows += [(record.case_id, state, name, metric, value, "") for metric, value in scores.items()]
     return rows
+
+
+def scored(score: Scorer, model: Model, record: Any, **before: Any) -> dict[str, float]:
+    """What a scorer gives for a record: finite numbers by name, such as {"metric": 0.5}, or an error."""
+    found = check_returned(f"The score {name_of(score)}", score(model, record, **before), Mapping[str, SupportsFloat])
+    return {name: float(value) for name, value in found.items()}
 
 
 def _known(protocol: "str | known.Protocol") -> known.Protocol:

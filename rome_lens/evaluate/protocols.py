@@ -14,7 +14,7 @@ from rome_lens.checking import check_whole, checked
 from rome_lens.data.prompts import in_chat, put
 from rome_lens.data.records import PLACE, EditRecord, Question, QuestionRecord, check_template
 from rome_lens.evaluate.answers import NEW_TOKENS, STOPS, Answer, generate_answers
-from rome_lens.evaluate.judges import Judge, contains_answer, exact_match
+from rome_lens.evaluate.judges import Judge, contains_answer, exact_match, verdict
 from rome_lens.evaluate.likelihood import Prediction, mean_log_probabilities, predict_kinds, with_means
 from rome_lens.evaluate.scorers.counterfact import score_record
 from rome_lens.models import Model
@@ -178,4 +178,4 @@ def _predicted(group: str, question: Question, now: Prediction, before: Predicti
 def _written(judge: Judge, group: str, question: Question, now: Answer, before: Answer) -> float:
     if group.startswith("locality"):
         return float(now.tokens == before.tokens)
-    return float(judge(question.prompt, (question.text, *question.aliases), now.text))
+    return verdict(judge, question.prompt, (question.text, *question.aliases), now.text)

@@ -81,9 +81,6 @@ def score_edits(
             before=before(model, record))`.
         out: Folder for this run alone, made if missing; None: the rows are kept in memory.
         engine: "local", or "ray": records are spread over the workers of a Ray cluster (docs/cluster.md).
-        workers: How many, for "ray", each with a model of its own. One that dies is replaced, its records done again.
-        gpus_per_worker: GPUs that each worker of "ray" reserves.
-        progress: Shows a bar.
 
     Returns:
         A row for each record, method ("base" is the unedited model), protocol and metric, in the order given, with the
@@ -96,9 +93,6 @@ def score_edits(
             protocol for a model without a chat template; and as `open_workers`.
         TypeError: A method, `score` or `before` cannot be called with what it will be given, or returns something else.
         NotFiniteError: The output of the unedited model is not finite.
-        FormatError: `out` was begun with another model, other weights, another score, another method of the same name
-            or another record of the same case_id, or holds other files or damaged ones.
-        UnavailableError: Ray is not installed; another run has the folder open; its disk is full or read-only.
     """
     methods = methods if isinstance(methods, Mapping) else {name_of(methods): methods}
     by_id = _check(records, methods)
@@ -137,7 +131,6 @@ def load_scores(folder: str | os.PathLike[str]) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: There are no scores in this folder.
-        FormatError: It holds other files or damaged ones.
     """
     rows = read_journal(folder, kind=_KIND, read=_read)
     done = {state: each for _, _, found in rows for state, each in _by_state(found).items()}

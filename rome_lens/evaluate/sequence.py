@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens.checking import check_whole, checked
+from rome_lens.checking import check_positive, check_whole, checked, checked_result
 from rome_lens.data.records import EditRecord, EditRequest
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.health import EditHealth
@@ -22,20 +22,21 @@ from rome_lens.edit.methods.memory import FactMemory
 from rome_lens.edit.methods.rome import rome
 from rome_lens.edit.search.targets import check_requests
 from rome_lens.errors import EditError, NotFiniteError
-from rome_lens.evaluate.measuring import Method, Record, Scorer, check_call, requests_of
+from rome_lens.evaluate.measuring import Method, Record, Scorer, check_call, requests_of, scored
 from rome_lens.evaluate.scorers.counterfact import score_record
 from rome_lens.evaluate.scorers.zsre import score_zsre
 from rome_lens.evaluate.sequence_edits import SequenceEdits, as_one
 from rome_lens.evaluate.sequence_tables import EditSequence, Key, check_names, number_or_nan, tables
 from rome_lens.evaluate.side_effects.perplexity import perplexity
 from rome_lens.models import MlpMatrix, Model, find_matrix, model_identity
-from rome_lens.storage import Journal, check_same, digest, open_journal, plain, read_journal
+from rome_lens.models.tokens import check_unicode
+from rome_lens.storage import Journal, check_same, digest, foreign, open_journal, plain, read_journal
 
 _KIND = "rome_lens sequence of edits 1"
 Originals = dict[tuple[int, MlpMatrix], Float[Tensor, "d_in d_out"]]
 
 
-@checked
+@checked_result
 @dataclass(frozen=True)
 class StopRule:
     """When a sequence ends before its last record.
@@ -48,6 +49,9 @@ class StopRule:
 
     unhealthy: bool = False
     perplexity_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(self, "perplexity_factor")
 
     def reason(self, health: EditHealth | None, perplexity: float | None, base: float | None) -> str:
         """Why to stop after an edit of this health, and, at a checkpoint, this perplexity; "" to go on."""
@@ -111,20 +115,18 @@ def edit_sequence(
         TypeError: `score` cannot be called with a model and a record alone.
         ValueError: there are no records, a checkpoint or `batch` is below 1, two requests of a batch contradict each
             other, or a score has the name of a column of the tables.
-        FormatError: the folder was begun with other records, another method, another text, another model or other
-            weights, or holds other files or damaged ones.
-        UnavailableError: another run has the folder open, or its disk is full or may not be written to.
     """
     if not records:
         raise ValueError("records is empty, expected at least 1 EditRecord.")
     wanted = set(checkpoints)
     if any(checkpoint < 1 for checkpoint in wanted):
         raise ValueError(f"checkpoints are {sorted(wanted)}, expected numbers of edits, at least 1.")
-    check_whole(batch=batch)
+    check_whole(batch=batch, perplexity_tokens=perplexity_tokens)
     starts = range(0, len(records), batch)
     for start in starts:
         check_requests(_requests(records[start : start + batch]))
     stop = StopRule() if stop is None else stop
+    check_unicode(text or "")
     text_digest = None if text is None else hashlib.sha256(text.encode()).hexdigest()
     depends = {"text": text_digest, "perplexity_tokens": perplexity_tokens, "method": plain(method)}
     depends |= {"batch": batch, "score": plain(score)}
@@ -199,10 +201,10 @@ def load_sequence(folder: str | os.PathLike[str]) -> EditSequence:
 
     Raises:
         FileNotFoundError: there is no sequence in this folder.
-        FormatError: the file of rows holds something else.
     """
     rows = dict(read_journal(folder, kind=_KIND, read=_read))
-    return tables(rows, max((number for kind, number in rows if kind == "edit"), default=0), "")
+    with foreign(folder, "holds rows that belong to no sequence", "Measure it again in another folder."):
+        return tables(rows, max((number for kind, number in rows if kind == "edit"), default=0), "")
 
 
 def _apply(model: Model, edit: Edit, originals: Originals, put_back: ExitStack) -> None:
@@ -221,8 +223,20 @@ def _requests(records: Iterable[Record]) -> list[EditRequest]:
 
 
 def _read(row: Mapping[str, Any]) -> tuple[Key, Any]:
-    """A row by its kind and the number of edits."""
-    return (str(row["kind"]), int(row["number"])), row["row"]
+    """A row by its kind and the number of edits. Raises TypeError, ValueError or KeyError if it lacks what it needs."""
+    kind, number, value = str(row["kind"]), int(row["number"]), row["row"]
+    check_whole(least=0, number=number)
+    scores = {"base": [value], "scores": value, "perplexity": [{kind: value}]}.get(kind, [])
+    if kind == "edit":
+        EditRequest(**value["request"])
+        EditHealth(**({"update_norm": 0.0, "relative_update_norm": 0.0} | value["health"]))
+        scores = [value["scores"], value["norm_growth"]]
+        if not isinstance(error := value.get("error", ""), str):
+            raise TypeError(f"the error is {error!r}, expected a text")
+    for each in scores:
+        if not all(isinstance(score, int | float | None) for score in each.values()):
+            raise TypeError(f"the numbers are {str(each)[:80]}")
+    return (kind, number), value
 
 
 class _Rows:
@@ -273,6 +287,6 @@ def _after(
 def _scores(score: Scorer, model: Model, record: Record) -> tuple[dict[str, float], str]:
     """The scores; or none and why not, if edits have left a model whose output is not finite."""
     try:
-        return dict(score(model, record)), ""
+        return scored(score, model, record), ""
     except NotFiniteError as error:
         return {}, str(error)

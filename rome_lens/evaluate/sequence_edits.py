@@ -1,11 +1,13 @@
 """The edits of a sequence: made batch by batch, or read from its folder; and all of them as one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
+from rome_lens.checking import check_returned
 from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.kept import kept_edit
@@ -26,7 +28,7 @@ class SequenceEdits:
     def __init__(self, model: Model, method: Method, folder: Path | None, *, batch: int):
         self._folder = folder
         self._batch = batch
-        self._make: Callable[..., Edit | FactMemory] = partial(method, model)
+        self._method, self._model = method, model
         self._memory = EditMemory() if "memory" in signature(method).parameters else None
 
     def get(self, number: int, requests: Sequence[EditRequest]) -> Edit | FactMemory:
@@ -35,7 +37,8 @@ class SequenceEdits:
             return self._made(number, requests)
         path = self._folder / f"{number:05}.safetensors"
         edit = kept_edit(path, requests, partial(self._made, number, requests))
-        self._memory_path(number - 1).unlink(missing_ok=True)
+        if (before := self._memory_path(number - 1)).is_file():
+            before.unlink()
         return edit
 
     def _made(self, number: int, requests: Sequence[EditRequest]) -> Edit | FactMemory:
@@ -48,6 +51,12 @@ class SequenceEdits:
         if self._folder is not None:
             self._memory.save(self._memory_path(number), overwrite=True)
         return edit
+
+    def _make(self, asked: Any, **memory: EditMemory) -> Edit | FactMemory:
+        made: Edit | FactMemory = check_returned(
+            "The method", self._method(self._model, asked, **memory), Edit | FactMemory
+        )
+        return made
 
     def _memory_path(self, number: int) -> Path:
         assert self._folder is not None
@@ -67,6 +76,7 @@ def as_one(made: Sequence[Edit | FactMemory]) -> Edit | None:
         method=first.method,
         model=first.model,
         architecture=first.architecture,
+        family=first.family,
         config=first.config if alike else {"parts": [dict(edit.config) for edit in edits]},
     )
     updates = []

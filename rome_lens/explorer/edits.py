@@ -33,11 +33,7 @@ class Edits:
 
     @property
     def layers(self) -> list[int]:
-        """The layers to choose from, the config's first; none if no covariance ships for this model.
-
-        Raises:
-            ValueError: the config names a layer that has no covariance.
-        """
+        """The layers to choose from, the config's first; none if no covariance ships for this model."""
         try:
             layers = sorted(covariances_for(self._model, self._covariances))
         except ValueError:  # `compute` says so, and tracing does without

@@ -67,10 +67,6 @@ class Explorer:
             tracing: The options to begin with; None: three samples, and otherwise as in `causal_trace`.
             config: For `rome`; its layer is the one to begin with.
             covariances: By layer, which are those to choose from; None: the one that ships for the model.
-
-        Raises:
-            ValueError: a prompt is blank, or `config` names a layer that has no covariance.
-            UnavailableError: ipywidgets or anywidget is not installed.
         """
         if prompts:
             check_prompts(prompts)
@@ -111,11 +107,7 @@ class Explorer:
         return list(self._edits.applied)
 
     def run_trace(self) -> CausalTrace:
-        """Traces the fact and shows its heatmap, with cells that can be clicked.
-
-        Raises:
-            ValueError: as `causal_trace`.
-        """
+        """Traces the fact and shows its heatmap, with cells that can be clicked."""
         view = self._view
         kind, head = view.kind.value, view.head.value
         config = replace(
@@ -162,9 +154,6 @@ class Explorer:
 
         Returns:
             As `strongest_bleed_over`, the largest share first.
-
-        Raises:
-            EditError, CovarianceError, ValueError: as `rome`.
         """
         found = self._edits.forecast(self._computed(), lines(self._view.watched))
         self._reached = found.loc[found["size"] >= LEAST_SHARE, "prompt"].tolist()
@@ -189,9 +178,6 @@ class Explorer:
         """Computes the edit, writes it into the model's weights, and shows what it changed.
 
         An edit of the same prompt and subject that is applied is undone first.
-
-        Raises:
-            EditError, CovarianceError, ValueError: as `rome`.
         """
         request = self.request
         for number, edit in reversed(list(enumerate(self.edits))):

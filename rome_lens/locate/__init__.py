@@ -5,8 +5,6 @@ from rome_lens.locate.corruption import (
     Corruption,
     CorruptionFunction,
     GaussianNoise,
-    MultivariateGaussianNoise,
-    StudentNoise,
     TokenReplacement,
     UniformNoise,
     same_length_subject,
@@ -17,7 +15,6 @@ from rome_lens.locate.maps import HeadMap, trace_heads, trace_kinds
 from rome_lens.locate.metrics import Metric
 from rome_lens.locate.prompt import TracedPrompt
 from rome_lens.locate.restoring import State, predict_restored, restore_states
-from rome_lens.locate.robustness import robustness_report
 from rome_lens.locate.trace import CausalTrace
 from rome_lens.locate.tracing import causal_trace
 
@@ -28,9 +25,7 @@ __all__ = [
     "GaussianNoise",
     "HeadMap",
     "Metric",
-    "MultivariateGaussianNoise",
     "State",
-    "StudentNoise",
     "TokenReplacement",
     "TraceConfig",
     "TracedFacts",
@@ -42,7 +37,6 @@ __all__ = [
     "load_traces",
     "predict_restored",
     "restore_states",
-    "robustness_report",
     "same_length_subject",
     "trace_facts",
     "trace_heads",

@@ -32,9 +32,6 @@ def attributed_values(
 
     The layers of a window are summed, which counts twice the effect of one layer through another in the window. No
     parameter of the model gets a gradient.
-
-    Raises:
-        ValueError: the metric has no gradient.
     """
     n_layers = model.cfg.n_layers
     clean = prompt.clean.states[kind]

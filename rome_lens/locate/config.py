@@ -36,8 +36,8 @@ class TraceConfig:
             (0 when all is restored); or a function of your own: see `Metric`.
         wrong_answer: for "logit_diff".
         head: number of the head, for "head".
-        positions: rows of the grid to compute; None: all.
-        layers: columns of the grid to compute; None: all.
+        positions: rows of the grid to compute; -1 is the prompt's last token, as in Python; None: all.
+        layers: columns of the grid to compute; -1 is the last one; None: all.
         severed: sublayers that keep their corrupted outputs while a state is restored (paper figure 3 and
             appendix B.2), which cuts off the state's effect through them.
         severed_positions: positions where they do; None: the restored position, as in the paper.
@@ -71,8 +71,6 @@ class TraceConfig:
             if name in ("layers", "positions") and not len(numbers):
                 raise ValueError(f"{name} is empty, expected one number or more, or None for all.")
             object.__setattr__(self, name, tuple(numbers))
-            if name != "severed" and min(numbers, default=0) < 0:
-                raise ValueError(f"{name} is {list(numbers)}, expected numbers of at least 0.")
         if self.severed_positions is not None and not self.severed:
             raise ValueError("severed_positions are given, but nothing is severed. Say severed=('mlp',), say.")
         if self.method == "attribution" and self.severed:
@@ -95,13 +93,28 @@ class TraceConfig:
                 f"kind is {self.kind!r} and head is {self.head!r}, expected a head from 0 to {heads - 1} with kind "
                 "'head', and none with the others."
             )
-        if outside := [layer for layer in self.layers or () if layer >= n_layers]:
-            raise ValueError(f"The layers {outside} do not exist: {model.cfg.model_name} has 0 to {n_layers - 1}.")
+        counted_from_start("layers", self.layers, n_layers, str(model.cfg.model_name))
         if self.kind in self.severed:
             raise ValueError(
                 f"severed is {self.severed!r} for kind {self.kind!r}, expected 'mlp', 'attn' or both, and not what is "
                 "restored."
             )
+
+    def at(self, length: int, n_layers: int) -> "TraceConfig":
+        """The config for a prompt of so many tokens: positions and layers are counted from the start.
+
+        Raises:
+            ValueError: one does not exist.
+        """
+        held = self.severed_positions and tuple(place + length * (place < 0) for place in self.severed_positions)
+        if min(held or (), default=0) < 0:
+            raise ValueError(f"The severed_positions {self.severed_positions} begin before the prompt does.")
+        return replace(
+            self,
+            positions=counted_from_start("positions", self.positions, length, "the prompt"),
+            layers=counted_from_start("layers", self.layers, n_layers, "the model"),
+            severed_positions=held,
+        )
 
     def check_comparable(self) -> None:
         """Raises ValueError for a metric or corruption that cannot be compared with one from an earlier run."""
@@ -125,10 +138,19 @@ class TraceConfig:
         return cls(**{**values, "corruption": made, "metric": chosen})
 
 
-def with_options(config: TraceConfig | None, options: Mapping[str, Any]) -> TraceConfig:
-    """The config with its fields replaced by the options that are not None.
+def counted_from_start(name: str, numbers: Sequence[int] | None, count: int, whose: str) -> tuple[int, ...] | None:
+    """Numbers of positions or layers, of which negative ones count from the end: -1 is the last.
 
     Raises:
-        TypeError, ValueError: as `TraceConfig`.
+        ValueError: one does not exist.
     """
+    if numbers is None:
+        return None
+    if outside := [number for number in numbers if not -count <= number < count]:
+        raise ValueError(f"The {name} {outside} do not exist: {whose} has 0 to {count - 1} (or -1 for the last).")
+    return tuple(dict.fromkeys(number % count for number in numbers))
+
+
+def with_options(config: TraceConfig | None, options: Mapping[str, Any]) -> TraceConfig:
+    """The config with its fields replaced by the options that are not None."""
     return replace(config or TraceConfig(), **{name: each for name, each in options.items() if each is not None})

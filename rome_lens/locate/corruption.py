@@ -14,7 +14,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.checking import check_seed, checked
+from rome_lens.checking import check_seed, check_tensor, checked
 from rome_lens.data.readers.builtin import load_builtin_records
 from rome_lens.data.records import Fact, check_subject, check_text, subject_range
 from rome_lens.locate.own import name_of
@@ -45,49 +45,26 @@ class CorruptionFunction(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class _Noise:
-    """Noise added to the clean embeddings, or put in their place.
+    """Independent noise with one standard deviation for all entries, added to the clean embeddings or in their place.
 
     Attributes:
+        std: the noise's standard deviation; None: `sigmas` times that of the entries of subjects' embeddings.
+        sigmas: see `std`; 3 in the paper (section 2.1).
+        subjects: subjects whose embeddings give sigma; None: those of the facts that ship with the package.
         seed: of NumPy's RandomState, drawn in the order sample, token, dimension as in the authors' code: the same
             noise on every device and for every restored state.
         replace: replaces the embeddings by the noise instead of adding it, in the baseline as in the grid (the released
             code forgets the baseline).
     """
 
+    std: float | None = None
+    sigmas: float = 3.0
+    subjects: Sequence[str] | None = None
     seed: int = 1
     replace: bool = False
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-
-    def corrupted(
-        self, model: Model, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
-    ) -> Float[Tensor, "sample token d_model"]:
-        """The clean embeddings plus noise, or the noise alone, in their dtype and on their device."""
-        random = np.random.RandomState(self.seed)
-        noise = torch.from_numpy(self._draw(random, model, (samples, *clean.shape))).to(clean)
-        return noise if self.replace else clean + noise
-
-    def _draw(self, random: np.random.RandomState, model: Model, shape: tuple[int, int, int]) -> np.ndarray:
-        raise TypeError(f"{type(self).__name__} is no noise of its own. Use GaussianNoise or another of its kind.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ScaledNoise(_Noise):
-    """Independent noise with one standard deviation for all entries.
-
-    Attributes:
-        std: the noise's standard deviation; None: `sigmas` times that of the entries of subjects' embeddings.
-        sigmas: see `std`; 3 in the paper (section 2.1).
-        subjects: subjects whose embeddings give sigma; None: those of the facts that ship with the package.
-    """
-
-    std: float | None = None
-    sigmas: float = 3.0
-    subjects: Sequence[str] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
         check_subjects(self.subjects)
         for name, value in (("std", self.std), ("sigmas", self.sigmas)):
             if value is not None and not value > 0:
@@ -101,8 +78,13 @@ class _ScaledNoise(_Noise):
             return self.std
         return self.sigmas * subject_embeddings(model, self.subjects).std().item()
 
-    def _draw(self, random: np.random.RandomState, model: Model, shape: tuple[int, int, int]) -> np.ndarray:
-        return self._unit(random, shape) * self.scale(model)
+    def corrupted(
+        self, model: Model, fact: Fact, clean: Float[Tensor, "token d_model"], samples: int
+    ) -> Float[Tensor, "sample token d_model"]:
+        """The clean embeddings plus noise, or the noise alone, in their dtype and on their device."""
+        drawn = self._unit(np.random.RandomState(self.seed), (samples, *clean.shape))
+        noise = torch.from_numpy(drawn * self.scale(model)).to(clean)
+        return noise if self.replace else clean + noise
 
     def _unit(self, random: np.random.RandomState, shape: tuple[int, int, int]) -> np.ndarray:
         raise TypeError(f"{type(self).__name__} is no noise of its own. Use GaussianNoise or another of its kind.")
@@ -110,7 +92,7 @@ class _ScaledNoise(_Noise):
 
 @checked
 @dataclass(frozen=True, kw_only=True)
-class GaussianNoise(_ScaledNoise):
+class GaussianNoise(_Noise):
     """Independent Gaussian noise, by default of 3 sigma: the paper's corruption (section 2.1)."""
 
     def _unit(self, random: np.random.RandomState, shape: tuple[int, int, int]) -> np.ndarray:
@@ -119,58 +101,11 @@ class GaussianNoise(_ScaledNoise):
 
 @checked
 @dataclass(frozen=True, kw_only=True)
-class UniformNoise(_ScaledNoise):
+class UniformNoise(_Noise):
     """Independent uniform noise between -sqrt(3) and sqrt(3) standard deviations."""
 
     def _unit(self, random: np.random.RandomState, shape: tuple[int, int, int]) -> np.ndarray:
         return random.uniform(-np.sqrt(3), np.sqrt(3), shape)
-
-
-@checked
-@dataclass(frozen=True, kw_only=True)
-class StudentNoise(_ScaledNoise):
-    """Independent heavy-tailed noise: Student's t, scaled to the standard deviation.
-
-    Attributes:
-        degrees: of freedom, above 2.
-    """
-
-    degrees: float = 3.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.degrees > 2:
-            raise ValueError(f"degrees is {self.degrees}, expected more than 2: below, there is no standard deviation.")
-
-    def _unit(self, random: np.random.RandomState, shape: tuple[int, int, int]) -> np.ndarray:
-        return random.standard_t(self.degrees, shape) * np.sqrt((self.degrees - 2) / self.degrees)
-
-
-@checked
-@dataclass(frozen=True, kw_only=True)
-class MultivariateGaussianNoise(_Noise):
-    """Gaussian noise with the covariance of subjects' embeddings and, with `replace`, their mean.
-
-    Attributes:
-        scale: factor on the noise around its mean; 1 has the covariance of the embeddings themselves.
-        subjects: subjects whose embeddings are used; None: those of the facts that ship with the package.
-    """
-
-    scale: float = 1.0
-    subjects: Sequence[str] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_subjects(self.subjects)
-        if not self.scale > 0:
-            raise ValueError(f"The noise's scale is {self.scale}, expected a number above 0.")
-
-    def _draw(self, random: np.random.RandomState, model: Model, shape: tuple[int, int, int]) -> np.ndarray:
-        samples = subject_embeddings(model, self.subjects).cpu().double().numpy()
-        mean = samples.mean(0)
-        # Random mixtures of the centred embeddings have exactly their covariance, also where there are fewer than d.
-        mixture = random.randn(*shape[:2], len(samples)) / np.sqrt(len(samples) - 1)
-        return self.scale * mixture @ (samples - mean) + (mean if self.replace else 0.0)
 
 
 @checked
@@ -211,8 +146,7 @@ class TokenReplacement:
 
 
 CORRUPTIONS = {
-    f"{each.__module__}.{each.__qualname__}": each
-    for each in (GaussianNoise, UniformNoise, StudentNoise, MultivariateGaussianNoise, TokenReplacement)
+    f"{each.__module__}.{each.__qualname__}": each for each in (GaussianNoise, UniformNoise, TokenReplacement)
 }
 """The package's own corruptions, by their names in stored traces."""
 
@@ -220,26 +154,16 @@ CORRUPTIONS = {
 def corrupted_embeddings(
     model: Model, fact: Fact, prompt: TracedPrompt, corruption: Corruption | CorruptionFunction, samples: int
 ) -> Float[Tensor, "sample token d_model"]:
-    """The embeddings that replace those of the subject's tokens.
-
-    Raises:
-        ValueError: a corruption of the user's own returned something else.
-    """
+    """The embeddings that replace those of the subject's tokens."""
     clean = embed(model, prompt.tokens)[prompt.subject.start : prompt.subject.stop]
     made = corruption.corrupted if isinstance(corruption, Corruption) else corruption
     found = made(model, fact, clean, samples)
-    if not isinstance(found, Tensor) or found.shape[1:] != clean.shape or not found.numel():
-        got = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else repr(found)
-        raise ValueError(
-            f"The corruption {name_of(corruption)} gave {got}, expected [samples, {len(clean)}, {clean.shape[1]}] (or "
-            "one sample, if nothing is random)."
-        )
-    return found
+    return check_tensor(f"The corruption {name_of(corruption)}", found, "samples", *clean.shape)
 
 
 def resolved(corruption: Corruption | CorruptionFunction, model: Model) -> Corruption | CorruptionFunction:
     """The corruption with `std` as a number, where it is given in sigmas of embeddings."""
-    return replace(corruption, std=corruption.scale(model)) if isinstance(corruption, _ScaledNoise) else corruption
+    return replace(corruption, std=corruption.scale(model)) if isinstance(corruption, _Noise) else corruption
 
 
 @checked

@@ -72,10 +72,6 @@ def trace_facts(
             compared and is refused.
         only_predicted: Leave out facts whose answer the model does not predict, and list them in `not_predicted`.
         engine: "local", or "ray" to distribute the facts over the workers of a Ray cluster (docs/cluster.md).
-        workers: For "ray": number of workers, each with its own copy of the model.
-        gpus_per_worker: For "ray": GPUs that each worker reserves.
-        tokens_per_batch: Bounds memory, as in `causal_trace`.
-        progress: Show a progress bar.
         options: Fields of `TraceConfig` that replace the config's.
 
     Returns:
@@ -83,9 +79,6 @@ def trace_facts(
 
     Raises:
         ValueError: no facts, or a metric or corruption that `out` cannot compare; and as `causal_trace`.
-        FormatError: the folder was begun with another model or other weights, or holds foreign or damaged files.
-        TypeError: an option that `TraceConfig` does not have.
-        UnavailableError: another run has the folder open, or its disk is full or may not be written to.
     """
     if not facts:
         raise ValueError("facts is empty, expected one Fact or more.")
@@ -156,12 +149,7 @@ def _traced(model: Model, grid: Grid, *, only_predicted: bool, tokens_per_batch:
 
 @checked
 def load_traces(folder: str | os.PathLike[str]) -> list[CausalTrace]:
-    """The traces that `trace_facts` has kept in a folder so far.
-
-    Raises:
-        FileNotFoundError: the folder holds no traces.
-        FormatError: the folder holds something else, or is damaged.
-    """
+    """The traces that `trace_facts` has kept in a folder so far."""
     return list(dict(read_journal(folder, kind=_KIND, read=_read)).values())
 
 
@@ -172,4 +160,4 @@ def _key(fact: Fact, config: TraceConfig) -> str:
 
 def _read(row: Mapping[str, Any]) -> tuple[str, CausalTrace]:
     """A stored trace and its `_key`."""
-    return row["key"], CausalTrace.from_dict(row["trace"])
+    return str(row["key"]), CausalTrace.from_dict(row["trace"])

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens.checking import checked
+from rome_lens.checking import checked, checked_result
 from rome_lens.data.records import Fact, subject_range
-from rome_lens.locate.config import TraceConfig, with_options
+from rome_lens.locate.config import TraceConfig, counted_from_start, with_options
 from rome_lens.locate.own import name_of
 from rome_lens.locate.trace import CausalTrace
 from rome_lens.locate.tracing import trace_alike
@@ -40,12 +40,9 @@ def trace_kinds(
     as `list(traces.values())`.
 
     Args:
-        model: Model to run; left unchanged.
         fact: Prompt, subject and, optionally, answer.
         kinds: States to restore, each kind once.
-        config: How to trace; its kind is not used. None: `TraceConfig()`.
-        tokens_per_batch: Bounds memory, as in `causal_trace`.
-        progress: Show a progress bar for each kind.
+        config: How to trace; its kind is not used.
         options: Fields of `TraceConfig` that replace the config's; `head` is that of the kind "head".
 
     Returns:
@@ -53,7 +50,6 @@ def trace_kinds(
 
     Raises:
         ValueError: no kinds, or one twice; and as `causal_trace`.
-        TypeError: an option that `TraceConfig` does not have.
     """
     if not kinds or len(set(kinds)) < len(kinds):
         raise ValueError(f"kinds is {list(kinds)}, expected at least one kind, and each once.")
@@ -63,7 +59,7 @@ def trace_kinds(
     return dict(zip(kinds, traces, strict=True))
 
 
-@checked
+@checked_result
 @dataclass(frozen=True, eq=False)
 class HeadMap:
     """What every attention head does at one position: the result of `trace_heads`.
@@ -123,19 +119,17 @@ def trace_heads(
     Each column is the row that `causal_trace` gives for kind "head", that head and that position.
 
     Args:
-        model: Model to run; left unchanged.
         fact: Prompt, subject and, optionally, answer.
-        position: Number of the token; None: the prompt's last one, where attention has its effect (paper figure 2).
-        config: How to trace; its kind, head and positions are not used. None: `TraceConfig()`.
-        tokens_per_batch: Bounds memory, as in `causal_trace`.
-        progress: Show a progress bar.
+        position: Number of the token, from the end if negative; None: the prompt's last one, where attention has its
+            effect (paper figure 2).
+        config: How to trace; its kind, head and positions are not used.
         options: Fields of `TraceConfig` that replace the config's.
 
     Raises:
         ValueError: the position does not exist; and as `causal_trace`.
-        TypeError: an option that `TraceConfig` does not have.
     """
-    place = len(subject_range(model, fact)[0].ids) - 1 if position is None else position
+    length = len(subject_range(model, fact)[0].ids)
+    (place,) = counted_from_start("positions", [-1 if position is None else position], length, "the prompt") or ()
     shared = replace(with_options(config, options), kind="head", head=0, positions=(place,))
     configs = [replace(shared, head=head) for head in range(model.cfg.n_heads)]
     found = trace_alike(model, fact, configs, tokens_per_batch=tokens_per_batch, progress=False)

@@ -10,6 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.checking import check_tensor
 from rome_lens.data.records import Fact
 from rome_lens.locate.own import name_of
 from rome_lens.locate.prompt import TracedPrompt
@@ -70,25 +71,15 @@ class Measure:
 
     def __call__(self, logits: Float[Tensor, "row answer vocab"]) -> Float[Tensor, " row"]:
         """The metric of each row. Raises ValueError if a metric of the user's own returns something else."""
-        metric = METRICS[self.metric] if isinstance(self.metric, str) else self.metric
-        found = metric(logits, self.prompt)
-        if not isinstance(found, Tensor) or found.shape != logits.shape[:1] or not found.is_floating_point():
-            got = f"a tensor {list(found.shape)} in {found.dtype}" if isinstance(found, Tensor) else repr(found)
-            raise ValueError(
-                f"The metric {name_of(metric)} gave {got} for logits {list(logits.shape)}, expected a tensor "
-                f"[{len(logits)}] of floating point numbers, one for each row."
-            )
-        return found
+        if isinstance(self.metric, str):
+            return METRICS[self.metric](logits, self.prompt)
+        return check_tensor(f"The metric {name_of(self.metric)}", self.metric(logits, self.prompt), len(logits))
 
 
 def make_measures(
     model: Model, fact: Fact, prompt: TracedPrompt, metrics: Sequence[MetricName | Metric], wrong_answer: str | None
 ) -> list[Measure]:
-    """The metrics for one fact.
-
-    Raises:
-        ValueError: "logit_diff" without a wrong answer, or with one that begins as the answer does.
-    """
+    """The metrics for one fact."""
     if wrong_answer is not None:
         whole, start = tokenize_continuation(model, fact.text, wrong_answer, space=fact.space)
         prompt = replace(prompt, wrong=whole.ids[start])

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
+from rome_lens.checking import checked
 from rome_lens.storage import plain
 
 
+@checked
 @dataclass(frozen=True)
 class Recorded:
     """Stands for a metric or corruption of the user's own in a trace that was read from a file.

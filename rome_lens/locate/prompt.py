@@ -43,10 +43,6 @@ def prepare_prompt(model: Model, fact: Fact, *, kinds: Collection[Kind] = ()) ->
     """Tokenises the fact and runs it once, keeping the states of `kinds`.
 
     The answer of a fact without one is the model's own top token.
-
-    Raises:
-        ValueError: as `subject_range` and `tokenize_continuation`.
-        NotFiniteError: the model's logits are NaN or infinite.
     """
     text, subject = subject_range(model, fact)
     tokens, answer, start = torch.tensor(text.ids, device=model.cfg.device), None, len(text.ids)

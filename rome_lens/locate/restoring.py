@@ -1,7 +1,7 @@
 """Restoring a set of states at once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -10,19 +10,22 @@ from torch import Tensor
 
 from rome_lens.checking import checked
 from rome_lens.data.records import Fact
-from rome_lens.locate.config import TraceConfig, with_options
+from rome_lens.locate.config import TraceConfig, counted_from_start, with_options
 from rome_lens.locate.corruption import Corruption, CorruptionFunction, corrupted_embeddings
 from rome_lens.locate.metrics import Metric, MetricName, make_measures
 from rome_lens.locate.prompt import TracedPrompt, prepare_prompt, warn_if_not_predicted
 from rome_lens.locate.runs import answer_logits, put_in_place
-from rome_lens.models import EMBEDDING, Kind, Model, check_layer, run, state_name
+from rome_lens.models import EMBEDDING, Kind, Model, run, state_name
 from rome_lens.models.prediction import most_probable
 
 
 @checked
 @dataclass(frozen=True)
 class State:
-    """One hidden state: a block's output, its MLP's, its attention's, or one head's, at one position."""
+    """One hidden state: a block's output, its MLP's, its attention's, or one head's, at one position.
+
+    Position and layer count from the end if they are negative: -1 is the last.
+    """
 
     kind: Kind
     position: int
@@ -46,7 +49,6 @@ def restore_states(
     An empty list gives the corrupted run's value; all residual states of one layer give the clean run's.
 
     Args:
-        model: Model to run; left unchanged.
         fact: Prompt, subject and, optionally, answer.
         states: States to restore.
         samples: This and the next three are as in `TraceConfig`.
@@ -59,7 +61,7 @@ def restore_states(
     """
     options = {"samples": samples, "corruption": corruption, "metric": metric, "wrong_answer": wrong_answer}
     config = with_options(None, options)
-    prompt = _prepared(model, fact, states)
+    prompt, states = _prepared(model, fact, states)
     (measure,) = make_measures(model, fact, prompt, [config.metric], config.wrong_answer)
     return measure(_restored_logits(model, fact, prompt, states, config)).mean().item()
 
@@ -87,25 +89,27 @@ def predict_restored(
     config = with_options(None, {"samples": samples, "corruption": corruption})
     if not 1 <= top <= model.cfg.d_vocab:
         raise ValueError(f"top is {top}, expected a number from 1 to {model.cfg.d_vocab}.")
-    prompt = _prepared(model, fact, states)
+    prompt, states = _prepared(model, fact, states)
     logits = _restored_logits(model, fact, prompt, states, config)
     best = most_probable(model, logits[:, 0].softmax(-1).mean(0), top)
     return pd.DataFrame(best, columns=["token", "probability"])
 
 
-def _prepared(model: Model, fact: Fact, states: Sequence[State]) -> TracedPrompt:
-    """The prompt with its clean run. Raises ValueError if a state does not exist."""
+def _prepared(model: Model, fact: Fact, states: Sequence[State]) -> tuple[TracedPrompt, list[State]]:
+    """The prompt with its clean run, and the states, counted from the start. Raises ValueError if one does not
+    exist.
+    """
     prompt = prepare_prompt(model, fact, kinds={state.kind for state in states})
     warn_if_not_predicted(model, fact, prompt)
     for state in states:
-        check_layer(model, state.layer)
-        if not 0 <= state.position < len(prompt.tokens):
-            raise ValueError(f"{state} does not exist: the prompt has {len(prompt.tokens)} tokens.")
+        counted_from_start("layers", [state.layer], model.cfg.n_layers, str(model.cfg.model_name))
+        counted_from_start("positions", [state.position], len(prompt.tokens), f"{state}: the prompt")
         if (state.head is not None) != (state.kind == "head") or not 0 <= (state.head or 0) < model.cfg.n_heads:
             raise ValueError(
                 f"{state}: expected a head from 0 to {model.cfg.n_heads - 1} with kind 'head' and no other."
             )
-    return prompt
+    length, layers = len(prompt.tokens), model.cfg.n_layers
+    return prompt, [replace(each, position=each.position % length, layer=each.layer % layers) for each in states]
 
 
 @torch.no_grad()

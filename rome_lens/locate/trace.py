@@ -9,19 +9,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.checking import checked
+from rome_lens.checking import checked_result
 from rome_lens.data.records import Fact
-from rome_lens.errors import FormatError
 from rome_lens.locate.config import TraceConfig
 from rome_lens.locate.own import name_of
 from rome_lens.locate.roles import token_roles
 from rome_lens.models import Kind
+from rome_lens.storage import foreign
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-@checked
+@checked_result
 @dataclass(frozen=True, eq=False)
 class CausalTrace:
     """The (position, layer) grid of one fact and one kind of state.
@@ -118,15 +118,19 @@ class CausalTrace:
         Raises:
             FormatError: a field is missing, unknown or malformed.
         """
-        try:
+        with foreign("This", "is no causal trace", "Trace the fact again."):
             grid = [[float("nan") if x is None else x for x in row] for row in values["restored"]]
             changed = {
                 "fact": Fact(**values["fact"]),
                 "config": TraceConfig.from_dict(values["config"]),
                 "subject_range": tuple(values["subject_range"]),
-                "restored": torch.tensor(grid),
+                "restored": torch.tensor(grid, dtype=torch.float32),
                 "answer_tokens": tuple(values["answer_tokens"]),
             }
-            return cls(**{**values, **changed})
-        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise FormatError(f"This is no causal trace: {error!r}. Trace the fact again.") from error
+            trace = cls(**{**values, **changed})
+            start, end = trace.subject_range
+            if trace.restored.ndim != 2 or len(grid) != len(trace.tokens) or not 0 <= start < end <= len(grid):
+                raise ValueError(
+                    f"a grid {list(trace.restored.shape)} of {len(trace.tokens)} tokens, subject at {start} to {end}"
+                )
+            return trace

@@ -47,7 +47,6 @@ def causal_trace(
     is traced. An answer that the model does not predict is traced with a warning.
 
     Args:
-        model: Model to run; left unchanged.
         fact: Prompt, subject and, optionally, answer.
         kind: States to restore. `TraceConfig` describes this and the next four; None: the config's.
         window: Number of layers restored together.
@@ -56,7 +55,6 @@ def causal_trace(
         metric: What is read from the logits.
         config: How to trace; None: `TraceConfig()`. Keywords replace its fields.
         tokens_per_batch: Bounds memory; the result does not depend on it. None: a share of the free memory.
-        progress: Show a progress bar.
         options: The other fields of `TraceConfig`: `layers`, `positions`, `head`, `severed`, `method`, ...
 
     Raises:
@@ -102,9 +100,8 @@ def trace_prompt(
 
     The caller has tokenised the fact and checked the config: `causal_trace` and `trace_facts` do.
     """
+    config = config.at(prompt.length, model.cfg.n_layers)
     wanted = range(prompt.length) if config.positions is None else config.positions
-    if outside := [p for p in wanted if p >= prompt.length]:
-        raise ValueError(f"The positions {outside} do not exist: the prompt has {prompt.length} tokens.")
     measures = make_measures(model, fact, prompt, metrics, config.wrong_answer)
     if config.method == "exact":
         ran = _corrupted(model, fact, prompt, config) if ran is None else ran

@@ -86,11 +86,7 @@ def check_normal(weights: Iterable[Tensor]) -> None:
 
 
 def frozen(model: Model) -> AbstractContextManager[None]:
-    """Inside, no parameter requires a gradient; afterwards each has its own `requires_grad` again.
-
-    Raises:
-        ValueError: as `check_normal`.
-    """
+    """Inside, no parameter requires a gradient; afterwards each has its own `requires_grad` again."""
     check_normal(model.parameters())
     return requiring_grad(model.parameters(), False)
 

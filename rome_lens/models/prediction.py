@@ -17,12 +17,7 @@ from rome_lens.models.tokens import batches, tokenize
 def next_token_log_probabilities(
     model: Model, prompts: Sequence[str], *, tokens_per_batch: int = 4096
 ) -> Float[Tensor, "prompt d_vocab"]:
-    """The log-probabilities of the token after each prompt, in nats, on the CPU.
-
-    Raises:
-        ValueError: a prompt is longer than the model's context.
-        NotFiniteError: the model's logits are NaN or infinite.
-    """
+    """The log-probabilities of the token after each prompt, in nats, on the CPU."""
     inputs = [tokenize(model, prompt).ids for prompt in prompts]
     found: dict[tuple[int, ...], Tensor] = {}
     for batch in batches(sorted(set(inputs), key=len), tokens_per_batch):

@@ -43,9 +43,6 @@ def score_targets(
     """Yields (number of a row, `score` of each of its target tokens, on the CPU), as batches are run.
 
     What rows begin with alike is computed once, and only positions that predict a target are unembedded.
-
-    Raises:
-        NotFiniteError: the model's logits are NaN or infinite.
     """
     by_input: dict[tuple[int, ...], list[int]] = {}
     for number, (ids, _) in enumerate(rows):

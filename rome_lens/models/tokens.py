@@ -1,5 +1,6 @@
 """Texts as tokens, with the characters that each token covers."""
 
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,8 @@ from rome_lens.errors import DataWarning, warn
 from rome_lens.models.kinds import Model, is_bridge
 from rome_lens.models.parameters import bos_token, check_model
 from rome_lens.models.spacing import separator
+
+_BLOCK = 1 << 20  # characters tokenised at once
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,6 @@ class TokenizedText:
 
 def tokenize(model: Model, text: str) -> TokenizedText:
     """Tokenises by the model's own rule: BOS first if and only if `model.cfg.default_prepend_bos`.
-
-    Raises:
-        ValueError: the model has no tokenizer, or one without character offsets; the text is longer than the model's
-            context.
 
     Warns:
         DataWarning: the text begins with BOS, and gets another.
@@ -63,9 +62,6 @@ def tokenize_continuation(
     BOS, and for tokenizers that treat the start of a text in their own way. Spaces at the prompt's end belong to the
     continuation's first token, as in running text. Any other token with characters of both (Anglo, -S, axon) is split,
     because the model has read the prompt's own tokens.
-
-    Raises:
-        ValueError: the continuation has no tokens; and as `tokenize`.
 
     Warns:
         DataWarning: as `tokenize`.
@@ -105,8 +101,26 @@ def _tokenizer(model: Model) -> Any:
 
 def _encoded(model: Model, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
     """The text's ids and offsets, without BOS."""
-    encoded = _tokenizer(model)(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    _tokenizer(model)
+    encoded = _encode(model, text, return_offsets_mapping=True)
     return tuple(encoded["input_ids"]), tuple(map(tuple, encoded["offset_mapping"]))
+
+
+def _encode(model: Model, text: str, **options: bool) -> Any:
+    """What the tokenizer makes of a text, without BOS. Raises ValueError for a text that is not valid Unicode."""
+    check_unicode(text)
+    return model.tokenizer(text, add_special_tokens=False, verbose=False, **options)
+
+
+def check_unicode(text: str) -> None:
+    """Raises ValueError for a text with half of a surrogate pair, which no file and no tokenizer can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The text {text[:60]!r} holds {text[error.start]!r} at character {error.start}: half of a character, "
+            "which is no text. Leave it out, or read the text again: open(path, encoding='utf-8')."
+        ) from error
 
 
 def _fitting(model: Model, text: TokenizedText) -> TokenizedText:
@@ -137,14 +151,23 @@ def _specials(model: Model, prompt: str) -> list[str]:
     return [*tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
 
 
+def blocks(text: io.TextIOBase) -> Iterator[str]:
+    """A text in blocks of about a million characters, cut at the ends of lines, so that few tokens differ from the
+    whole text's.
+    """
+    while block := text.read(_BLOCK):
+        yield block + text.readline(_BLOCK)
+
+
 def token_pieces(model: Model, texts: Iterable[str], length: int, tokens: int) -> Iterator[list[int]]:
     """The texts' tokens joined and cut into rows of `length`, `tokens` in all; the last row may be shorter.
 
-    There is no BOS among them, and no more texts are read than needed.
+    There is no BOS among them, and no more is read than needed: a text of more than a million characters is tokenised
+    block by block.
     """
     waiting: list[int] = []
-    for text in texts:
-        waiting += model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    for block in (block for text in texts for block in blocks(io.StringIO(text))):
+        waiting += _encode(model, block)["input_ids"]
         whole = len(waiting) - len(waiting) % length
         for start in range(0, whole, length):
             piece = waiting[start : start + min(length, tokens)]

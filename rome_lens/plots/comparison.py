@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rome_lens.checking import checked
-from rome_lens.plots.style import KIND_NAMES, LAYOUT, LEGEND_BELOW, METHOD_COLOURS, PANEL_TITLE, check_columns, plain
+from rome_lens.plots.style import KIND_NAMES, LAYOUT, LEGEND_BELOW, METHOD_COLOURS, PANEL_TITLE, checked_frame
 
 _LEAST = 0.1  # the least that the axis of changes shows: one of a per cent is seen to be small
 
@@ -44,10 +44,10 @@ def plot_comparison(lens: pd.DataFrame | Compared, contributions: pd.DataFrame |
         raise ValueError(
             "contributions is None beside a frame. Give what compare_models() returns, or both its frames."
         )
-    check_columns(lens, ["condition", "layer", "answer_probability"], "compare_models().lens")
-    check_columns(contributions, ["kind", "layer", "change"], "compare_models().contributions")
+    lens = checked_frame(lens, ["condition", "layer", "answer_probability"], "compare_models().lens")
+    contributions = checked_frame(contributions, ["kind", "layer", "change"], "compare_models().contributions")
     answers = set(lens.get("answer", ()))
-    answer = plain(answers.pop().strip()) if len(answers) == 1 else "top token after"
+    answer = str(answers.pop()).strip() if len(answers) == 1 else "top token after"
     figure = make_subplots(
         cols=2,
         horizontal_spacing=0.12,

@@ -49,11 +49,7 @@ def told(
 
 
 def metric_of(frame: pd.DataFrame) -> str:
-    """The column that holds the metric: one of the house, or else the first that is no other.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The column that holds the metric: one of the house, or else the first that is no other."""
     own = [str(name) for name in frame if name not in _OTHERS]
     metric = next((name for name in (*METRIC_NAMES, *own) if name in frame), None)
     if metric is None:

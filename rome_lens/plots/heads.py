@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 
 from rome_lens.checking import checked
 from rome_lens.plots.given import Framed, ends, frame_of, told
-from rome_lens.plots.style import HEATMAP_AXIS, LAYOUT, SIZE, TITLE, around_zero, check_columns, token_label
+from rome_lens.plots.style import HEATMAP_AXIS, LAYOUT, SIZE, TITLE, around_zero, checked_frame, token_label
 
 
 @checked
@@ -22,7 +22,7 @@ def plot_heads(frame: pd.DataFrame | Framed, *, answer: str | None = None, clean
     """
     answer, clean = told(frame, answer, clean)
     frame = frame_of(frame)
-    check_columns(frame, ["layer", "head", "position", "token", "indirect_effect"], "trace_heads()")
+    frame = checked_frame(frame, ["layer", "head", "position", "token", "indirect_effect"], "trace_heads()")
     if frame["position"].nunique() > 1:
         raise ValueError(f"The frame holds the positions {list(frame['position'].unique())}, expected one.")
     grid = frame.pivot(index="head", columns="layer", values="indirect_effect")

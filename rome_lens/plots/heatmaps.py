@@ -18,7 +18,7 @@ from rome_lens.plots.style import (
     SIZE,
     TITLE,
     around_zero,
-    check_columns,
+    checked_frame,
     token_label,
     with_n,
 )
@@ -44,7 +44,7 @@ def plot_trace(frame: pd.DataFrame | Framed, *, answer: str | None = None, clean
     """
     answer, clean = told(frame, answer, clean)
     frame = frame_of(frame)
-    check_columns(frame, _TRACE, "to_frame()")
+    frame = checked_frame(frame, _TRACE, "to_frame()")
     kinds = frame["kind"].unique()
     if len(kinds) != 1:
         raise ValueError(f"The frame holds the kinds {list(kinds)}, expected one. Plot each kind for itself.")
@@ -76,7 +76,7 @@ def plot_traces(frame: pd.DataFrame | Several, *, answer: str | None = None, cle
     """
     answer, clean = told(frame, answer, clean)
     frame = frame_of(frame)
-    check_columns(frame, _TRACE, "to_frame()")
+    frame = checked_frame(frame, _TRACE, "to_frame()")
     parts = [part for _, part in frame.groupby("kind", sort=False)]
     drawn = [_trace_heatmap(part, answer) for part in parts]
     names = drawn[0][1]
@@ -94,11 +94,8 @@ def plot_effect_maps(frame: pd.DataFrame) -> go.Figure:
 
     Args:
         frame: what `average_effects` gives.
-
-    Raises:
-        ValueError: the frame lacks a column.
     """
-    check_columns(frame, ["kind", "role", "layer", "mean", "n"], "average_effects()")
+    frame = checked_frame(frame, ["kind", "role", "layer", "mean", "n"], "average_effects()")
     heatmaps = []
     for kind, part in frame.groupby("kind", sort=False):
         grid = part.pivot(index="role", columns="layer", values="mean").loc[part["role"].unique()]

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rome_lens.checking import checked
-from rome_lens.plots.style import LAYOUT, LEGEND_ABOVE, METHOD_COLOURS, PANEL_TITLE, check_columns, with_n
+from rome_lens.plots.style import LAYOUT, LEGEND_ABOVE, METHOD_COLOURS, PANEL_TITLE, checked_frame, with_n
 
 _EFFECT = ["effect", "effect_low", "effect_high"]
 
@@ -27,14 +27,11 @@ def plot_layers(table: pd.DataFrame | Recommended) -> go.Figure:
 
     Args:
         table: what `recommend_layers` gives, or its `table`.
-
-    Raises:
-        ValueError: the frame lacks a column.
     """
     table = table if isinstance(table, pd.DataFrame) else table.table
     scores = ["S", "ES", "PS", "NS"]
     ends = [f"{score}_{end}" for score in scores for end in ("low", "high")]
-    check_columns(table, ["layer", *_EFFECT, "n", *scores, *ends], "recommend_layers()")
+    table = checked_frame(table, ["layer", *_EFFECT, "n", *scores, *ends], "recommend_layers()")
     figure = make_subplots(
         rows=2, shared_xaxes=True, vertical_spacing=0.12, subplot_titles=["scores of edits", "traced effect"]
     )

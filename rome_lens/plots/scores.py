@@ -15,7 +15,7 @@ from rome_lens.plots.style import (
     METHOD_COLOURS,
     PANEL_TITLE,
     WHISKERS,
-    check_columns,
+    checked_frame,
     counted,
     log_axis,
     plain,
@@ -39,13 +39,10 @@ def plot_scores(summary: pd.DataFrame) -> go.Figure:
 
     Args:
         summary: What `summarize` gives.
-
-    Raises:
-        ValueError: The frame lacks a column.
     """
-    check_columns(summary, ["method", "n"], "summarize()")
     metrics = [metric for metric in _METRICS if metric in summary]
-    check_columns(summary, [f"{metric}_{end}" for metric in metrics for end in ("low", "high")], "summarize()")
+    ends = [f"{metric}_{end}" for metric in metrics for end in ("low", "high")]
+    summary = checked_frame(summary, ["method", "n", *ends], "summarize()")
     panels = list(summary.groupby("protocol", sort=False)) if "protocol" in summary else [("", summary)]
     shown = {str(name): [each for each in metrics if part[each].notna().any()] for name, part in panels}
     draw = _beside if summary["method"].nunique() <= _BESIDE else _below
@@ -57,7 +54,7 @@ Panels = list[tuple[str, pd.DataFrame, list[str]]]  # a protocol, its rows, the 
 
 def _beside(panels: Panels) -> go.Figure:
     """A panel for each protocol: groups of upright bars."""
-    titles = [plain(name) for name, _, _ in panels] if len(panels) > 1 else None
+    titles = [name for name, _, _ in panels] if len(panels) > 1 else None
     figure = make_subplots(rows=len(panels), cols=1, subplot_titles=titles, vertical_spacing=0.4 / len(panels))
     figure.update_annotations(**PANEL_TITLE)
     methods = list(dict.fromkeys(method for _, part, _ in panels for method in part["method"]))
@@ -84,7 +81,7 @@ def _numbers(part: pd.DataFrame, metric: str, colours: Mapping[str, str]) -> lis
 def _below(panels: Panels) -> go.Figure:
     """A row of panels for each protocol, a panel for each score: lying bars, with their numbers at the right."""
     width = max(len(metrics) for _, _, metrics in panels)
-    named = [f"{plain(name)}:<br>" if len(panels) > 1 else "" for name, _, _ in panels]
+    named = [f"{name}:<br>" if len(panels) > 1 else "" for name, _, _ in panels]
     titles = [
         f"{name}{metrics[i]}" if i < len(metrics) else ""
         for name, (_, _, metrics) in zip(named, panels, strict=True)
@@ -93,7 +90,7 @@ def _below(panels: Panels) -> go.Figure:
     figure = make_subplots(rows=len(panels), cols=width, subplot_titles=titles, shared_yaxes=True)
     figure.update_annotations(**PANEL_TITLE)
     for place, (_, part, metrics) in enumerate(panels, start=1):
-        methods = [plain(str(method)) for method in part["method"]]
+        methods = [str(method) for method in part["method"]]
         for column, metric in enumerate(metrics, start=1):
             where = {"row": place, "col": column}
             colours = [METHOD_COLOURS[0 if method == "base" else 1] for method in methods]
@@ -123,7 +120,7 @@ def _bars(row: pd.Series, metrics: list[str], *, upright: bool, **look: object) 
         "arrayminus": [mean - end for end, mean in zip(low, value, strict=True)],
         **WHISKERS,
     }
-    name = plain(str(row["method"]))
+    name = str(row["method"])
     along = {"x": metrics, "y": value, "error_y": error} if upright else {"x": value, "y": [name], "error_x": error}
     said = f"{name}, {'%{x} %{y:.3f}' if upright else metrics[0] + ' %{x:.3f}'}"
     return go.Bar(
@@ -173,15 +170,13 @@ def plot_sequence(frame: pd.DataFrame | Edited | Mapping[str, Edited]) -> go.Fig
     Args:
         frame: what `edit_sequence` gives, or several by the methods' names; or their `checkpoints` put together, with a
             column `method`.
-
-    Raises:
-        ValueError: the frame lacks a column.
     """
     if not isinstance(frame, pd.DataFrame):
         runs = frame if isinstance(frame, Mapping) else {"edited": frame}
         tables = [run.checkpoints.assign(method=name) for name, run in runs.items()]
         frame = pd.concat(tables or [pd.DataFrame()])
-    check_columns(frame, ["method", "edits", "perplexity", "norm_growth"], "EditSequence.checkpoints, with a method,")
+    columns = ["method", "edits", "perplexity", "norm_growth"]
+    frame = checked_frame(frame, columns, "EditSequence.checkpoints, with a method,")
     scores = {column: title for column, title in _SEQUENCE_SCORES.items() if column in frame}
     if not scores:  # those of a scorer of the user's, which have intervals too
         scores = {str(column): plain(str(column)) for column in frame if f"{column}_low" in frame}
@@ -213,12 +208,12 @@ def plot_sequence(frame: pd.DataFrame | Edited | Mapping[str, Edited]) -> go.Fig
             figure.add_scatter(
                 x=part["edits"],
                 y=part[column],
-                name=plain(str(method)),
+                name=str(method),
                 mode="lines+markers",
                 line=line,
                 marker={"symbol": _MARKS[again % len(_MARKS)]},
                 showlegend=place == 0,
-                hovertemplate=f"{plain(str(method))}, %{{x}} edits: %{{y:.4g}}<extra></extra>",
+                hovertemplate=f"{method}, %{{x}} edits: %{{y:.4g}}<extra></extra>",
                 **bars,
                 **where,
             )

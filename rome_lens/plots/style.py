@@ -40,8 +40,8 @@ HEATMAP_AXIS = {"showline": False, "ticks": "", "zeroline": False}
 
 
 def token_label(token: str) -> str:
-    """A token as an axis shows it: without blanks around it, and never empty."""
-    return plain(token.replace("\n", "⏎").strip() or "␣")
+    """A token of a `checked_frame` as an axis shows it: without blanks around it, and never empty."""
+    return token.replace("\n", "⏎").strip() or "␣"
 
 
 def plain(text: str) -> str:
@@ -85,9 +85,14 @@ def with_n(title: str, frame: pd.DataFrame) -> str:
     return f"{title} ({counted(frame['n'].dropna())})" if "n" in frame and frame["n"].notna().any() else title
 
 
-def check_columns(frame: pd.DataFrame, columns: list[str], source: str) -> None:
-    """Raises ValueError if the frame has no rows, or is not what `source` returns."""
+def checked_frame(frame: pd.DataFrame, columns: list[str], source: str) -> pd.DataFrame:
+    """The frame with every text in it `plain`, so that no name, token or prompt is taken for markup.
+
+    Raises:
+        ValueError: it has no rows, or is not what `source` returns.
+    """
     if missing := [column for column in columns if column not in frame]:
         raise ValueError(f"The frame lacks the columns {missing}. Give what {source} returns.")
     if frame.empty:
         raise ValueError(f"The frame has no rows. Give what {source} returns.")
+    return frame.map(lambda cell: plain(cell) if isinstance(cell, str) else cell)

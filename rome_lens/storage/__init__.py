@@ -5,24 +5,35 @@ they come, or a checkpoint, whose tensors are replaced as they grow. Both record
 other work, a second run at the same time, and damaged content.
 """
 
-from rome_lens.storage.checkpoint import Checkpoint, open_checkpoint
+from rome_lens.storage.checkpoint import Checkpoint, open_checkpoint, read_checkpoint
 from rome_lens.storage.files import check_new_file, check_room, new_file, writing
 from rome_lens.storage.identity import check_same, plain
 from rome_lens.storage.journal import Journal, open_journal, read_journal
-from rome_lens.storage.reading import MOST_JSON_BYTES, check_size, existing_file, foreign, load_json, parse_json
-from rome_lens.storage.tensors import digest, kind_of, load_tensors, save_tensors
+from rome_lens.storage.reading import (
+    MOST_JSON_BYTES,
+    check_size,
+    existing_file,
+    foreign,
+    is_out_of_memory,
+    load_json,
+    parse_json,
+)
+from rome_lens.storage.tensors import check_facts, check_shapes, digest, kind_of, load_tensors, save_tensors
 
 __all__ = [
     "MOST_JSON_BYTES",
     "Checkpoint",
     "Journal",
+    "check_facts",
     "check_new_file",
     "check_room",
     "check_same",
+    "check_shapes",
     "check_size",
     "digest",
     "existing_file",
     "foreign",
+    "is_out_of_memory",
     "kind_of",
     "load_json",
     "load_tensors",
@@ -31,6 +42,7 @@ __all__ = [
     "open_journal",
     "parse_json",
     "plain",
+    "read_checkpoint",
     "read_journal",
     "save_tensors",
     "writing",

@@ -40,6 +40,7 @@ def open_checkpoint(
         size: Number of bytes that the tensors will take.
 
     Raises:
+        FileNotFoundError: a folder or a pipe stands in place of one of its files.
         FormatError: the folder was begun with other work, or holds foreign or damaged files.
         NotADirectoryError, UnavailableError: as `open_folder`; or there is too little room.
     """
@@ -48,14 +49,27 @@ def open_checkpoint(
         return
     with open_folder(folder, holds=_STATE, what=kind) as opened:
         path = opened / _STATE
-        found = None
-        if path.exists():
-            tensors, kept = load_tensors(path, kind=kind, facts={"identity": dict, "state": dict})
-            check_facts(path, kept["state"], facts)
-            check_same(opened, kept["identity"], identity)
-            found = tensors, kept["state"]
+        found = read_checkpoint(opened, kind=kind, identity=identity, facts=facts)
         check_room(opened, _LEAST_ROOM + (size if found else 2 * size))  # the old one stays until the new one is whole
         yield Checkpoint(path, kind, identity, found)
+
+
+def read_checkpoint(
+    folder: str | os.PathLike[str], *, kind: str, identity: Mapping[str, Any], facts: Mapping[str, type | UnionType]
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The tensors and facts that a folder keeps, even while a run replaces them; None: there are none.
+
+    Raises:
+        FileNotFoundError: a folder or a pipe stands in their place.
+        FormatError: they are of other work, or damaged.
+    """
+    path = Path(folder) / _STATE
+    if not os.path.lexists(path):
+        return None
+    tensors, kept = load_tensors(path, kind=kind, facts={"identity": dict, "state": dict})
+    check_facts(path, kept["state"], facts)
+    check_same(folder, kept["identity"], identity)
+    return tensors, kept["state"]
 
 
 @dataclass

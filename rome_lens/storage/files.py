@@ -15,7 +15,7 @@ from rome_lens.errors import UnavailableError
 
 TEMPORARY = ".rome_lens-*.tmp"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @contextmanager
@@ -27,7 +27,8 @@ def new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterat
     Raises:
         FileExistsError: `path` exists and `overwrite` is false, or `path` is a folder.
         NotADirectoryError: a parent of `path` is a file.
-        UnavailableError: the disk is full or not writable.
+        UnavailableError: the disk is full or not writable, or the name is too long.
+        ValueError: no file can have this name.
     """
     path = Path(path)
     check_new_file(path, overwrite=overwrite)
@@ -50,11 +51,23 @@ def new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterat
 def check_new_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Raises what `new_file` would raise for this path, before any work is done. Nothing is written."""
     path = Path(path)
+    check_name(path)
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder, expected the name of a file to write. Choose another name.")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already. Choose another name, or pass overwrite=True to replace it.")
     check_parents(path)
+
+
+def check_name(path: Path) -> None:
+    """Raises UnavailableError or ValueError if no file can have this name: it is too long, or is no text."""
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise UnavailableError(_refused(f"{str(path)[:100]}...", str(error.strerror))) from error
+    except ValueError as error:  # a null character, or half of a surrogate pair
+        raise ValueError(f"No file can have the name {str(path)!r:.200} ({error}). Choose another name.") from error
 
 
 def check_parents(path: Path) -> None:

@@ -43,6 +43,7 @@ def open_journal(
         read: Converts a row from JSON values; whatever it raises becomes a FormatError.
 
     Raises:
+        FileNotFoundError: a folder or a pipe stands where the rows go.
         FormatError: the folder was begun with other work, or holds foreign or damaged files.
         NotADirectoryError, UnavailableError: as `open_folder`.
     """
@@ -51,7 +52,7 @@ def open_journal(
         return
     with open_folder(folder, holds=ROWS, what=kind) as opened:
         path = opened / ROWS
-        if not path.exists():
+        if not os.path.lexists(path):
             with new_file(path) as temporary:
                 temporary.write_bytes(_line("", _body({"identity": {"kind": kind, **identity}}))[0])
         journal, whole = _read(path, kind, read)
@@ -69,8 +70,7 @@ def read_journal(folder: str | os.PathLike[str], *, kind: str, read: Callable[[A
         FileNotFoundError: there is no journal in this folder.
         FormatError: the folder holds something else, or is damaged.
     """
-    path = existing_file(Path(folder) / ROWS, f"a folder that holds a {kind}")
-    return _read(path, kind, read)[0].rows
+    return _read(Path(folder) / ROWS, kind, read)[0].rows
 
 
 class Journal(Generic[Row]):
@@ -135,7 +135,7 @@ def _read(path: Path, kind: str, read: Callable[[Any], Row]) -> tuple[Journal[Ro
     identity: dict[str, Any] = {}
     rows: list[Row] = []
     cut_off = b""
-    with path.open("rb") as opened:
+    with existing_file(path, f"a folder that holds a {kind}").open("rb") as opened:
         while line := opened.readline(_MOST_LINE_BYTES):
             number += 1
             if not line.endswith(b"\n"):

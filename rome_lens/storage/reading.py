@@ -14,6 +14,7 @@ from rome_lens.errors import FormatError, UnavailableError
 
 MOST_JSON_BYTES = 1 << 29
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+_OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|DefaultCPUAllocator|annot allocate memory|an't allocate memory")
 _LOOSE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -41,7 +42,8 @@ def foreign(path: str | os.PathLike[str], problem: str, advice: str = "Save or f
     """Turns whatever a foreign reader raises for the file or folder `path` into a FormatError.
 
     Errors of this package pass unchanged, and so does what stops a program (KeyboardInterrupt). A panic of Rust code is
-    turned too, although it is no Exception: safetensors and tokenizers are written in Rust.
+    turned too, although it is no Exception: safetensors and tokenizers are written in Rust. Where memory ran out, the
+    file may be whole: that becomes an UnavailableError.
 
     Args:
         path: The file or folder.
@@ -55,7 +57,22 @@ def foreign(path: str | os.PathLike[str], problem: str, advice: str = "Save or f
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        if is_out_of_memory(error):
+            raise UnavailableError(
+                f"There is not enough memory to read {path} ({_reason(error)}). Free some, or read it on a larger "
+                "machine."
+            ) from error
         raise FormatError(f"{path} {problem} ({_reason(error)}). {advice}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is that memory ran out: Python's, NumPy's, torch's or the system's."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or _OUT_OF_MEMORY.search(f"{type(seen).__name__}: {seen}"):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def _reason(error: BaseException) -> str:

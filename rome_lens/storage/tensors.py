@@ -36,10 +36,15 @@ def save_tensors(
     """Writes a safetensors file whose header holds `kind`, `facts` (as JSON) and a checksum of all of it.
 
     Raises:
-        TypeError, ValueError: a fact is not JSON, or is NaN or infinite; and as `new_file`.
+        TypeError, ValueError: a fact is not JSON that `parse_json` reads; and as `new_file`.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"kind": kind, "facts": json.dumps(facts, allow_nan=False), "sha256": _ZEROS}
+    text = json.dumps(facts, allow_nan=False)
+    try:
+        parse_json(text)  # what is written can be read
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be written: a text or a number in it cannot be kept ({error}).") from error
+    metadata = {"kind": kind, "facts": text, "sha256": _ZEROS}
     with new_file(path, overwrite=overwrite) as temporary:
         save_file(contiguous, temporary, metadata=metadata)
         seal(temporary, _ZEROS)
@@ -58,16 +63,17 @@ def load_tensors(
     *,
     kind: str,
     facts: Mapping[str, type | UnionType],
-    may_lack: Mapping[str, type | UnionType] | None = None,
     max_bytes: int | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what `save_tensors` wrote: the tensors, in the CPU's memory, and the facts.
+
+    A file can have a checksum that fits and hold nonsense: tensors are checked to be finite numbers, in float32 or
+    float64, and facts to have their types. What they are to each other is the caller's to check.
 
     Args:
         path: The file.
         kind: The kind that it has to be.
         facts: Names and types of exactly the facts that it has to hold.
-        may_lack: Names and types of facts that it may hold as well.
         max_bytes: Larger files are refused; None: no bound.
 
     Raises:
@@ -86,8 +92,31 @@ def load_tensors(
                 raise FormatError(f"{path} holds {found!r}, expected a {kind!r}.")
             _check_checksum(path, metadata.get("sha256", ""))
             # Copies, because safetensors gives views of the file, which somebody may write to later.
-            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a dict)
-    return tensors, _facts_of(path, metadata.get("facts", ""), facts, may_lack or {})
+            tensors = {name: _finite(name, opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    return tensors, _facts_of(path, metadata.get("facts", ""), facts)
+
+
+def check_shapes(tensors: Mapping[str, Tensor], **expected: tuple[int | None, ...]) -> None:
+    """Raises ValueError unless the tensors have exactly these names, are in float32 and have these shapes.
+
+    A None in a shape stands for any length.
+    """
+    if tensors.keys() != expected.keys():
+        raise ValueError(f"it holds the tensors {sorted(tensors)[:6]}, expected {sorted(expected)}")
+    for name, shape in expected.items():
+        found = tensors[name]
+        fits = len(found.shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, found.shape, strict=True))
+        if not fits or found.dtype != torch.float32:
+            raise ValueError(f"{name} is {list(found.shape)} in {found.dtype}, expected {list(shape)} in torch.float32")
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    """A copy in memory of its own. Raises ValueError unless it holds finite numbers in float32 or float64."""
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{name} is in {tensor.dtype}, expected float32")
+    if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
+        raise ValueError(f"{name} holds NaN or infinity")
+    return tensor.clone()
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
@@ -133,13 +162,10 @@ def _check_header(path: Path) -> None:
         raise ValueError(f"its header would be {header} bytes long, at most {_MOST_HEADER_BYTES} are read")
 
 
-def _facts_of(
-    path: Path, text: str, expected: Mapping[str, type | UnionType], may_lack: Mapping[str, type | UnionType]
-) -> dict[str, Any]:
+def _facts_of(path: Path, text: str, expected: Mapping[str, type | UnionType]) -> dict[str, Any]:
     with foreign(f"The header of {path}", "holds facts that are not JSON"):
         facts = parse_json(text)
-    there = {name: kind for name, kind in may_lack.items() if isinstance(facts, dict) and name in facts}
-    check_facts(path, facts, {**expected, **there})
+    check_facts(path, facts, expected)
     return facts
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from analyses import plan
-from rome_lens.models.loading.shape import shape_of_config
+from analyses.common.cost import shape_of_config
 from tests.tiny import CONFIGS
 
 

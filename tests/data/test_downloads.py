@@ -41,6 +41,19 @@ def page(content: str | bytes, status: int = 200, length: int | None = None, **h
     return answer
 
 
+def in_chunks(body: str, coding: str = "chunked") -> Answer:
+    """An answer whose length is not announced; its chunks are the body's own."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        if coding:
+            request.send_header("Transfer-Encoding", coding)
+        request.end_headers()
+        request.wfile.write(body.encode())
+
+    return answer
+
+
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Answer]]:
     """What a server answers to whom asks for a data set; 404 for what is not there."""
@@ -91,7 +104,7 @@ def test_a_kept_file_is_fetched_again_on_demand_and_stays_where_that_fails(serve
     read, record = NAMES[name]
     served[name] = page(json.dumps([record]))
     first = read()
-    served[name] = page(json.dumps([record, record | {"case_id": 8}]))
+    served[name] = page(json.dumps([record, record | ({"case_id": 8} if "case_id" in record else {})]))
     assert read() == first
     assert read(refresh=True) == read() != first
     again = read()
@@ -125,7 +138,7 @@ WHOLE = json.dumps([RECORD])
         (page(WHOLE, length=len(WHOLE) + 20), rf"{len(WHOLE)} of {len(WHOLE) + 20} bytes came"),
         (page(WHOLE[:-9]), "is not JSON"),
         (page(WHOLE, length=1 << 40), "1099511627776 bytes long, expected at most"),
-        (page(WHOLE, **{"Content-Length": "many"}), "invalid literal"),
+        (page(WHOLE, **{"Content-Length": "many"}), "tells no length"),
         (page("", 302, Location="http://localhost/counterfact"), "http://localhost/counterfact would not be read by"),
         (page("", 301, Location="file:///etc/hostname"), "is not allowed"),
         (page("", 302, Location="/counterfact"), "infinite loop"),
@@ -146,6 +159,28 @@ def test_redirects_by_https_are_followed(served, cache):
     assert len(rl.load_counterfact()) == 1
 
 
+def test_what_comes_in_chunks_is_kept_once_its_end_has_come(served, cache):
+    served["counterfact"] = in_chunks(f"{len(WHOLE):x}\r\n{WHOLE}\r\n0\r\n\r\n")
+    assert len(rl.load_counterfact()) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (in_chunks(WHOLE, coding=""), "tells no length, so that nobody can tell"),
+        (in_chunks(f"{len(WHOLE):x}\r\n{WHOLE}\r\n"), "IncompleteRead"),
+        (in_chunks(f"{len(WHOLE):x}\r\n{WHOLE}"), "IncompleteRead"),
+        (in_chunks(f"{len(WHOLE) + 9:x}\r\n{WHOLE}"), "IncompleteRead"),
+    ],
+)
+def test_what_broke_off_at_a_records_end_is_not_kept(served, cache, answer, says):
+    """It is JSON, so that only the server's word on its length or its end tells."""
+    served["counterfact"] = answer
+    with pytest.raises(rl.errors.UnavailableError, match=says):
+        rl.load_counterfact()
+    assert list(cache.iterdir()) == []
+
+
 def test_a_server_that_nobody_vouches_for_is_not_read(served, cache, monkeypatch):
     served["counterfact"] = page(WHOLE)
     monkeypatch.delenv("SSL_CERT_FILE")
@@ -162,8 +197,9 @@ def test_an_address_without_https_is_not_opened(cache, monkeypatch):
 def test_more_bytes_than_the_server_told_end_at_the_bound(served, cache, monkeypatch):
     def endless(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
         request.end_headers()
-        request.wfile.write(b" " * 5000)
+        request.wfile.write(b"1388\r\n" + b" " * 5000)
 
     served["counterfact"] = endless
     monkeypatch.setattr(downloads, "MOST_JSON_BYTES", 1000)
@@ -177,6 +213,7 @@ def test_a_server_that_stops_or_drips_is_left(served, cache, pause, says):
 
     def slowly(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
+        request.send_header("Content-Length", "100")
         request.end_headers()
         while not done.wait(pause):
             try:

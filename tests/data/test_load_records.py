@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import warnings
 from copy import deepcopy
 
 import pandas as pd
@@ -216,6 +217,11 @@ CASES = {
         | {"locality": {"Forgetfulness": [{"prompt": "She is", "ground_truth": [["human"]]}]}},
         QuestionRecord(REQUEST, locality={"Forgetfulness": (Continuation("She is", "human"),)}),
     ),
+    "plain": (
+        {"id": "7", "Prompt": FLAT["prompt"], "subject": "Ann Lee", "target": " oboe", "true answer": "harp"}
+        | {"paraphrases": ["She plays"], "neighborhood_prompts": ["Bob plays the"]},
+        QuestionRecord(REQUEST, ("She plays",), locality={"neighborhood": KEPT}, case_id=7),
+    ),
     "KnowEdit's WikiBio": (
         {"text": "This is about Ann Lee.", "labels": "She plays.", "concept": "Ann Lee", "locality": {}},
         QuestionRecord(EditRequest("This is about {}.", "Ann Lee", "She plays.")),
@@ -335,7 +341,7 @@ def test_damaged_records_are_read_without_the_field_or_named(name):
     refused = tried = 0
     for _, broken in damaged(raw):
         tried += 1
-        if schema.fields <= broken.keys():
+        if schema.fits(broken):
             refused += refusal([broken]) is not None
     assert tried >= 10
     assert refused >= 5
@@ -344,7 +350,9 @@ def test_damaged_records_are_read_without_the_field_or_named(name):
 def refusal(records):
     """The FormatError that names the record; None if the records are read."""
     try:
-        load_records(records)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rl.errors.DataWarning)  # of answers whose questions are gone
+            load_records(records)
     except rl.errors.FormatError as error:
         return re.search("[Rr]ecord 0", str(error))[0]
     return None
@@ -365,7 +373,7 @@ def test_other_data_sets_are_named_with_the_reader_to_use(tmp_path):
     for wrong, said in (
         ([], "holds no records"),
         ([1, 2], "holds no records"),
-        (5, "source is of the type int, expected a path, a list of records, or"),
+        (5, "source is of the type int, expected a path, a list of records, a DataFrame"),
         ({"train": 1, "test": 2}, r"has the parts \['train', 'test'\], expected one of them. .*data\['train'\]"),
     ):
         with pytest.raises(rl.errors.FormatError, match=said):
@@ -401,20 +409,16 @@ def test_csv_and_json_lines_are_read_and_a_row_that_lacks_cells_is_named(tmp_pat
     assert load_records(lines) == [CASES["QAEdit"][1]]
 
 
-def test_parquet_is_read_by_pandas_or_the_error_says_what_to_install(tmp_path, monkeypatch):
-    """What pandas reads is checked with a frame in its place, so that no engine is needed."""
+def test_parquet_is_refused_unread_and_the_advice_works(tmp_path, monkeypatch):
+    """No reader of Parquet survives every damaged file: one byte ended the process."""
     path = tmp_path / "rows.parquet"
-    path.write_bytes(b"PAR1 and more")
     frame = pd.DataFrame([CASES["QAEdit"][0]])
-    monkeypatch.setattr(pd, "read_parquet", lambda path: frame)
-    assert load_records(path) == [CASES["QAEdit"][1]]
-
-    def missing(path):
-        raise ImportError("Unable to find a usable engine")
-
-    monkeypatch.setattr(pd, "read_parquet", missing)
-    with pytest.raises(rl.errors.UnavailableError, match="is a Parquet file, and nothing .* pip install pyarrow"):
+    frame.to_parquet(path)
+    advice = json.loads(pd.read_parquet(path).to_json(orient="records"))
+    monkeypatch.setattr(pd, "read_parquet", lambda path: pytest.fail("read"))
+    with pytest.raises(rl.errors.FormatError, match=r"is a Parquet file.*never read.*load_records\(json.loads\(pandas"):
         load_records(path)
+    assert load_records(advice) == [CASES["QAEdit"][1]]
 
 
 def test_a_data_set_object_gives_its_rows_and_broken_ones_can_be_left_out():
@@ -428,3 +432,76 @@ def test_a_data_set_object_gives_its_rows_and_broken_ones_can_be_left_out():
         load_records(Dataset())
     with pytest.warns(rl.errors.DataWarning, match="Left out 1 of the 2"):
         assert load_records(Dataset(), strict=False) == [CASES["QAEdit"][1]]
+
+
+OWN = {"prompt": "{} plays the", "subject": "Ann Lee", "target_new": "oboe", "target_true": "harp"}
+OWN |= {"paraphrase": "She plays", "case_id": 3}
+MADE = QuestionRecord(REQUEST, ("She plays",), case_id=3)
+
+
+@pytest.mark.parametrize("prompt", ["{} plays the", "Ann Lee plays the"])
+@pytest.mark.parametrize("kind", ["dicts", "frame", "csv", "tsv", "json", "jsonl"])
+def test_plain_rows_come_from_anywhere(tmp_path, kind, prompt):
+    frame = pd.DataFrame([OWN | {"prompt": prompt}, OWN | {"prompt": prompt, "case_id": 4, "target_true": None}])
+    source = {"dicts": frame.to_dict("records"), "frame": frame}.get(kind, tmp_path / f"mine.{kind}")
+    if kind in ("csv", "tsv"):
+        frame.to_csv(source, index=False, sep="," if kind == "csv" else "\t")
+    elif kind in ("json", "jsonl"):
+        frame.to_json(source, orient="records", lines=kind == "jsonl")
+    first, second = load_records(source)
+    assert first == MADE
+    assert (second.request.true_answer, second.case_id) == (None, 4)
+
+
+@pytest.mark.parametrize(
+    ("names", "made"),
+    [
+        ("prompt subject target ground_truth rephrase id", MADE),
+        ("question entity new_target true_answer rephrase_prompt case_id", MADE),
+        ("Prompt Subject Target-New true_target paraphrase_1 ID", MADE),
+        ("template subject object_new old_answer paraphrase_prompts id", MADE),
+    ],
+)
+def test_plain_columns_go_by_their_usual_names(names, made):
+    assert load_records([dict(zip(names.split(), OWN.values(), strict=True))]) == [made]
+
+
+@pytest.mark.parametrize("texts", [["She plays", "[They] play"], "['She plays', '[They] play']"])
+def test_several_paraphrases_are_a_list_or_columns_of_their_own(texts):
+    row = {name: value for name, value in OWN.items() if name != "paraphrase"}
+    (listed,) = load_records([row | {"paraphrases": texts}])
+    (numbered,) = load_records([row | {"paraphrase_1": "She plays", "paraphrase_2": "[They] play"}])
+    assert listed == numbered
+    assert listed.paraphrase_prompts == ("She plays", "[They] play")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"prompt": "plays the"}, r"The subject 'Ann Lee' is not in the prompt 'plays the'. .*or write {} where"),
+        ({"prompt": "{} and {}"}, "holds {} 2 times, expected exactly once"),
+        ({"target": "flute"}, "It has target_new and target, of which one is expected"),
+        ({"target_new": float("nan")}, "lacks the field 'target_new'"),
+        ({"case_id": "third"}, "The case_id is 'third', expected a whole number"),
+        ({"neighbors": "Bob plays", "target_true": ""}, "It has neighborhood prompts and no ground_truth"),
+        ({"locality_prompt": "Bob plays"}, "lacks the field 'locality_ground_truth'"),
+    ],
+)
+def test_a_plain_row_that_makes_no_record_is_told_and_why(change, said):
+    with pytest.raises(rl.errors.FormatError, match=f"Record 0 of .*{said}"):
+        load_records([OWN | change])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_field_that_nothing_reads_is_named(name):
+    """Of every schema: what a user has put in and no record takes up is not lost without a word."""
+    raw, made = CASES[name]
+    if name == "KnowEdit's Sanitation":
+        pytest.skip("its rows are made of two lists")
+    with pytest.warns(rl.errors.DataWarning, match="Nothing reads the fields notes, wieght of the records"):
+        assert load_records([raw | {"notes": "mine", "wieght": 3}]) == [made]
+
+
+def test_a_frame_that_is_no_table_is_refused():
+    with pytest.raises(rl.errors.FormatError, match="DataFrame is no table of records: .*unique"):
+        load_records(pd.DataFrame([["a", "b"]], columns=["prompt", "prompt"]))

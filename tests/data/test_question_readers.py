@@ -109,7 +109,11 @@ def test_a_missing_field_is_told_with_the_records_index(tmp_path, read, record, 
         (rl.data.load_zsre, {**ZSRE, "answers": []}, "It has no answers"),
         (rl.data.load_zsre, {**ZSRE, "src": "Who?"}, "The subject 'Vueling' is not in the prompt"),
         (rl.data.load_zsre, {**ZSRE, "loc_ans": ""}, "The locality answer is empty"),
-        (rl.data.load_knowedit, {**KNOWEDIT, "target_new": " "}, "The target is empty"),
+        (
+            rl.data.load_knowedit,
+            {**KNOWEDIT, "target_new": " "},
+            "The target_new is ' ', expected a text",
+        ),
         (
             rl.data.load_knowedit,
             {**KNOWEDIT, "locality": {"a": [{"prompt": "", "ground_truth": []}]}},
@@ -141,3 +145,12 @@ def test_many_broken_records_are_all_named(tmp_path):
 def test_a_file_without_a_whole_record_is_another_data_set(tmp_path, read):
     with pytest.raises(FormatError, match="None of the 2 records of .* is whole: record 0 "):
         read(write(tmp_path, [{}, {}]), strict=False)
+
+
+def test_the_locality_prompt_of_flat_counterfact_is_kept_by_every_reader(tmp_path):
+    flat = {"case_id": 4, "prompt": "Rome is in", "subject": "Rome", "target_new": "Spain", "ground_truth": "Italy"}
+    flat |= {"rephrase_prompt": "Rome lies in", "locality_prompt": "Milan is in", "locality_ground_truth": "Italy"}
+    path = write(tmp_path, [flat])
+    (record,) = rl.data.load_knowedit(path)
+    assert record.locality == {"neighborhood": (Continuation("Milan is in", "Italy"),)}
+    assert [record] == rl.load_records(path)

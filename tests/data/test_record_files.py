@@ -19,6 +19,7 @@ from tests.data.test_readers import KNOWN, RECORD, without, write
 from tests.torture import times
 
 SECOND = {**RECORD, "case_id": 8}
+FLAT = {"prompt": "{} is", "subject": "Rome"}
 READERS = [
     (rl.load_counterfact, RECORD),
     (rl.data.load_known_facts, KNOWN),
@@ -134,12 +135,19 @@ def test_a_text_in_place_of_a_list_of_prompts_is_refused(tmp_path, field):
         rl.load_counterfact(write(tmp_path, [{**RECORD, field: "The mother tongue of Léon Blum is"}]))
 
 
-def test_two_records_of_one_number_are_refused(tmp_path):
-    path = write(tmp_path, [RECORD, SECOND, RECORD])
-    with pytest.raises(FormatError, match="Record 2 of .* has the case_id 7 of record 0"):
-        rl.load_counterfact(path)
-    with pytest.warns(rl.errors.DataWarning, match="record 2 has the case_id 7"):
-        assert [record.case_id for record in rl.load_counterfact(path, strict=False)] == [7, 8]
+@pytest.mark.parametrize(
+    ("read", "rows"),
+    [
+        (rl.load_counterfact, [RECORD, SECOND, RECORD, RECORD]),
+        (rl.load_records, [RECORD, SECOND, RECORD, RECORD]),
+        (rl.load_records, [{**FLAT, "id": number, "target": "x"} for number in (7, 8, 7, "7")]),
+        (rl.data.load_knowedit, [{**FLAT, "case_id": number, "target_new": "x"} for number in (7, 8, 7, 7.0)]),
+    ],
+)
+def test_records_of_one_number_are_numbered_anew(tmp_path, read, rows):
+    """Published files repeat ids; whatever reads them keeps all records, and each has a number of its own."""
+    with pytest.warns(rl.errors.DataWarning, match=r"2 of the 4 .* case_id of an earlier .* numbered anew: \[9, 10\]"):
+        assert [record.case_id for record in read(write(tmp_path, rows))] == [7, 8, 9, 10]
 
 
 def test_a_target_that_is_true_already_is_said():
@@ -153,6 +161,7 @@ def test_blank_prompts_are_refused_in_python_too():
 
 
 FAMILIES = [
+    *((rl.load_records, name) for name in ("qaedit_1k_sample", "counterfact_edit_flat_sample")),
     *((rl.load_counterfact, f"{name}_sample") for name in ("counterfact", "evoke_main", "evoke_subj_spec")),
     (rl.load_counterfact, "counterfact_portability_locality_sample"),
     (rl.data.load_known_facts, "known_1000"),
@@ -163,6 +172,7 @@ FAMILIES = [
 
 
 @pytest.mark.parametrize(("read", "name"), FAMILIES)
+@pytest.mark.filterwarnings("ignore:.*numbered anew", "ignore:Nothing reads the fields")
 def test_published_files_are_read_whole(read, name):
     """Every record of the samples, where they are at hand, and no answer that is a single letter of a longer one."""
     path = DATA / f"{name}.json"

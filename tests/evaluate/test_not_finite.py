@@ -101,3 +101,12 @@ def test_a_sequence_that_collapses_keeps_its_rows_and_says_why(tiny, weights_of,
     ).stopped.startswith("after edit 2, the perplexity is nan")
     assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
     assert find_output_matrix(tiny, 1).values.isfinite().all()
+
+
+def test_a_text_is_not_sampled_from_nan(broken):
+    for sample in (
+        lambda: rl.edit.sample_contexts(broken, [(3, 2)]),
+        lambda: next(rl.edit.texts_from_model(broken).read()),
+    ):
+        with pytest.raises(rl.errors.NotFiniteError, match="logits of .* are NaN or infinite"):
+            sample()

@@ -223,9 +223,9 @@ def test_bad_arguments_are_told_before_any_work(tiny, tmp_path):
 
 
 def test_what_a_method_or_score_returns_is_checked(tiny):
-    with pytest.raises(TypeError, match="score returned 0.5, expected numbers by name"):
+    with pytest.raises(TypeError, match="The score <lambda> returned 0.5, expected a dict of a string and a number"):
         run(tiny, RECORDS, {}, score=lambda model, record: 0.5)
-    with pytest.raises(TypeError, match="The method 'noise' returned None, expected an Edit"):
+    with pytest.raises(TypeError, match="The method 'noise' returned None, expected Edit"):
         run(tiny, RECORDS, {"noise": lambda model, request: None})
 
 
@@ -241,3 +241,32 @@ def test_a_metric_by_the_name_of_a_column_of_the_summary_is_refused(name):
     frame = pd.DataFrame({"case_id": [1], "method": ["rome"], "metric": [name], "value": [0.5]})
     with pytest.raises(ValueError, match=f"The metrics {name} have the names of columns of the summary"):
         rl.summarize(frame)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (float("nan"), "The score <lambda> returned nan for 'x', expected a finite number"),
+        (float("inf"), "The score <lambda> returned inf for 'x', expected a finite number"),
+        ("good", "The score <lambda> returned {'x': 'good'}, expected a dict of a string and a number"),
+    ],
+)
+def test_a_score_that_is_no_number_ends_the_run_before_a_row_is_written(tiny, tmp_path, given, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        run(tiny, RECORDS, {}, score=lambda model, record: {"x": given}, out=tmp_path / "scores")
+    assert "value" not in (tmp_path / "scores" / "rows.jsonl").read_text()
+    with pytest.raises((TypeError, ValueError), match=said):
+        rl.edit_sequence(tiny, RECORDS, noise, score=lambda model, record: {"x": given}, progress=False)
+
+
+@pytest.mark.parametrize("given", [7, -1, float("nan"), None, "yes"])
+def test_a_judge_gives_a_number_from_0_to_1(tiny, given):
+    def mine(question, answers, written):
+        return given
+
+    protocol = rl.evaluate.Protocol("mine", "generated", judge=mine, new_tokens=2)
+    with pytest.raises((TypeError, ValueError), match=f"The judge mine returned {given!r}, expected a"):
+        run(tiny, RECORDS[:1], {}, protocols=[protocol])
+    case = rl.data.MultiHopRecord((RECORDS[0].request,), (rl.data.Question("Its country is", "Italy"),))
+    with pytest.raises((TypeError, ValueError), match=f"The judge mine returned {given!r}, expected a"):
+        rl.evaluate.score_mquake(tiny, case, judge=mine, new_tokens=2)

@@ -42,7 +42,7 @@ def noise(model, request) -> rl.Edit:
         factors,
         method="noise",
         config={},
-        health=rl.edit.EditHealth(1.0, 0.6, target_probability=0.9),
+        on_unhealthy="ignore",
     )
 
 
@@ -156,10 +156,12 @@ def test_stop_rules(tiny, tmp_path):
     """An unhealthy edit, or too high a perplexity, ends a sequence after a checkpoint; without the rule it goes on."""
     unhealthy = rl.evaluate.StopRule(unhealthy=True)
     made = rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=noise, stop=unhealthy, **OPTIONS)
-    assert made.stopped.startswith("after edit 1, the edit is unhealthy: the update is 0.60 of")
+    assert made.stopped.startswith(
+        "after edit 1, the edit is unhealthy: in the edited model the target has a probability of"
+    )
     assert list(made.checkpoints["edits"]) == [0, 1]
     made = rl.edit_sequence(
-        tiny, RECORDS, out=tmp_path, method=noise, stop=rl.evaluate.StopRule(perplexity_factor=0.0), **OPTIONS
+        tiny, RECORDS, out=tmp_path, method=noise, stop=rl.evaluate.StopRule(perplexity_factor=1e-9), **OPTIONS
     )
     assert made.stopped.startswith("after edit 2, the perplexity is")
     made = rl.edit_sequence(tiny, RECORDS, out=tmp_path, method=noise, **OPTIONS)
@@ -215,3 +217,11 @@ def test_without_a_text_or_prompts_their_columns_are_empty_or_missing(tiny, tmp_
     assert "PS" not in made.checkpoints
     figure = rl.plots.plot_sequence(made.checkpoints.assign(method="noise"))
     assert {note.text for note in figure.layout.annotations} == {"efficacy (ES)", "norm growth |W - W0| / |W0|"}
+
+
+@pytest.mark.parametrize("made", [None, 5, "an edit"])
+def test_a_method_that_gives_no_edit_is_told_and_no_weight_is_changed(tiny, weights_of, made):
+    before = weights_of(tiny)
+    with pytest.raises(TypeError, match=f"The method returned {made!r}, expected Edit"):
+        rl.edit_sequence(tiny, RECORDS, lambda model, request: made, progress=False)
+    assert same(tiny, before)

@@ -36,8 +36,6 @@ def test_a_trace_keeps_the_config_that_makes_it_again(tiny):
     "corruption",
     [
         rl.locate.UniformNoise(sigmas=2.0, subjects=["Rome", "Paris"]),
-        rl.locate.StudentNoise(std=0.1),
-        rl.locate.MultivariateGaussianNoise(),
         rl.locate.TokenReplacement("Rome"),
     ],
 )

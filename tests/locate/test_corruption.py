@@ -21,16 +21,15 @@ def test_gaussian_noise_is_that_of_the_authors_code(tiny):
     assert torch.equal(drawn(rl.GaussianNoise(std=0.35), tiny, 10), torch.from_numpy(expected).float())
 
 
-@pytest.mark.parametrize("noise", [rl.GaussianNoise, rl.locate.UniformNoise, rl.locate.StudentNoise])
+@pytest.mark.parametrize("noise", [rl.GaussianNoise, rl.locate.UniformNoise])
 def test_noise_has_the_standard_deviation_that_was_asked_for(tiny, noise):
-    values = drawn(noise(std=0.3, **({"degrees": 8.0} if noise is rl.locate.StudentNoise else {})), tiny)
+    values = drawn(noise(std=0.3), tiny)
     assert values.std().item() == pytest.approx(0.3, rel=0.02)
     assert values.mean().item() == pytest.approx(0, abs=0.01)
 
 
-def test_uniform_noise_is_bounded_and_students_is_not(tiny):
+def test_uniform_noise_is_bounded(tiny):
     assert drawn(rl.locate.UniformNoise(std=0.3), tiny).abs().max() <= 0.3 * 3**0.5
-    assert drawn(rl.locate.StudentNoise(std=0.3), tiny).abs().max() > 0.3 * 6
 
 
 def test_sigmas_are_those_of_the_given_subjects(tiny):
@@ -39,20 +38,7 @@ def test_sigmas_are_those_of_the_given_subjects(tiny):
     assert rl.GaussianNoise().scale(tiny) == pytest.approx(3 * subject_embeddings(tiny).std().item())
 
 
-def test_multivariate_noise_has_the_covariance_of_the_embeddings(tiny):
-    values = drawn(rl.locate.MultivariateGaussianNoise(subjects=SUBJECTS), tiny).flatten(0, 1)
-    wanted = subject_embeddings(tiny, SUBJECTS).T.cov()
-    assert (values.T.cov() - wanted).norm() < 0.05 * wanted.norm()
-    assert values.mean(0).norm() < 0.1 * wanted.diagonal().sum().sqrt()
-
-
-def test_multivariate_replacement_is_around_the_mean_embedding(tiny):
-    values = drawn(rl.locate.MultivariateGaussianNoise(subjects=SUBJECTS, replace=True), tiny, clean=CLEAN + 100)
-    mean = subject_embeddings(tiny, SUBJECTS).mean(0)
-    assert (values.mean((0, 1)) - mean).norm() < 0.1 * subject_embeddings(tiny, SUBJECTS).std(0).norm()
-
-
-@pytest.mark.parametrize("noise", [rl.GaussianNoise, rl.locate.UniformNoise, rl.locate.StudentNoise])
+@pytest.mark.parametrize("noise", [rl.GaussianNoise, rl.locate.UniformNoise])
 def test_replacing_forgets_the_clean_embeddings_and_adding_does_not(tiny, noise):
     one, other = CLEAN, CLEAN + 1
     replacing = noise(std=0.3, replace=True)
@@ -103,7 +89,6 @@ def test_a_subject_of_the_same_length_and_another_answer_is_found(tiny):
     [
         (lambda: rl.GaussianNoise(std=-1.0), "std is -1.0, expected a number above 0"),
         (lambda: rl.locate.UniformNoise(sigmas=0.0), "sigmas is 0.0, expected a number above 0"),
-        (lambda: rl.locate.StudentNoise(degrees=2.0), "degrees is 2.0, expected more than 2"),
     ],
 )
 def test_widths_that_make_no_sense_are_refused(make, message):

@@ -191,9 +191,40 @@ def test_options_that_do_not_fit_are_refused(tiny, options, message):
 
 def test_states_that_do_not_exist_are_refused(tiny):
     for state, message in (
-        (rl.locate.State("resid", 99, 0), "does not exist"),
-        (rl.locate.State("resid", 0, 9), "layer is 9"),
+        (rl.locate.State("resid", 99, 0), "do not exist|does not exist"),
+        (rl.locate.State("resid", 0, 9), r"layers \[9\] do not exist"),
         (rl.locate.State("head", 0, 0), "expected a head"),
     ):
         with pytest.raises(ValueError, match=message):
             rl.locate.restore_states(tiny, FACT, [state])
+
+
+@pytest.mark.parametrize("method", ["exact", "attribution"])
+def test_negative_positions_and_layers_count_from_the_end(tiny, method):
+    counted = trace(tiny, positions=[-1, -3], layers=[-1], method=method)
+    length = len(counted.tokens)
+    whole = trace(tiny, positions=[length - 3, length - 1], layers=[2], method=method)
+    assert torch.equal(counted.restored.nan_to_num(-1), whole.restored.nan_to_num(-1))
+    assert set(counted.config.positions) == set(whole.config.positions)
+    assert counted.config.layers == whole.config.layers
+
+
+def test_negative_numbers_are_taken_wherever_positions_are(tiny, tmp_path):
+    last = rl.causal_trace(tiny, FACT, samples=1, progress=False)
+    facts = [FACT, rl.Fact("{} is in", "Rome")]
+    traced = rl.trace_facts(tiny, facts, kinds=["resid"], positions=[-1], samples=1, progress=False, out=tmp_path)
+    for one in traced.traces:  # of prompts of unlike lengths
+        assert set(one.to_frame()["position"]) == {len(one.tokens) - 1}
+    shape = last.restored.shape
+    ends, starts = (rl.locate.State("mlp", *place) for place in ((-1, -1), (shape[0] - 1, shape[1] - 1)))
+    for call in (rl.locate.restore_states, lambda *a, **b: rl.locate.predict_restored(*a, **b).to_dict()):
+        assert call(tiny, FACT, [ends], samples=1) == call(tiny, FACT, [starts], samples=1)
+    heads = rl.locate.trace_heads(tiny, FACT, position=-2, samples=1, progress=False)
+    assert heads.position == shape[0] - 2
+
+
+@pytest.mark.parametrize("options", [{"positions": [-99]}, {"layers": [-9]}, {"layers": [99]}, {"positions": [99]}])
+def test_what_lies_beyond_either_end_is_refused(tiny, options):
+    (name, (number,)), *_ = options.items()
+    with pytest.raises(ValueError, match=rf"The {name} \[{number}\] do not exist: .* has 0 to \d+ \(or -1"):
+        trace(tiny, **options)

@@ -76,14 +76,17 @@ def test_restored_states_are_read_by_the_logit_difference(tiny):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": lambda logits, prompt: 0.5}, r"metric <lambda> gave 0.5 for logits "),
-        ({"metric": lambda logits, prompt: logits[:, 0]}, "gave a tensor .*one for each row"),
+        ({"metric": lambda logits, prompt: 0.5}, r"metric <lambda> returned 0.5, expected a tensor"),
+        ({"metric": lambda logits, prompt: logits[:, 0]}, "returned a tensor .*of finite floating-point"),
         ({"metric": lambda logits: logits[:, 0, 0]}, r"expected a function of \(logits, prompt\)"),
         ({"metric": Above}, "metric is .*Above.*make an instance of the class"),
         ({"metric": "probability"}, "expected one of 'prob', 'logprob', 'logit_diff', 'kl'"),
         ({"metric": above, "method": "attribution"}, "metric above has no gradient"),
         ({"corruption": lambda clean: clean}, r"expected a function of \(model, fact, clean, samples\)"),
-        ({"corruption": lambda model, fact, clean, samples: clean}, r"corruption <lambda> gave a tensor .*\[samples, "),
+        (
+            {"corruption": lambda model, fact, clean, samples: clean},
+            r"corruption <lambda> returned a tensor .*\[samp",
+        ),
     ],
 )
 def test_what_a_trace_cannot_use_is_refused(tiny, options, message):

@@ -1,10 +1,14 @@
 """Texts become the tokens that the model's own to_tokens gives, with the characters they cover."""
 
+from itertools import chain
+
 import pytest
 import torch
 
-from rome_lens.models import pad
+import rome_lens as rl
+from rome_lens.models import pad, tokens
 from rome_lens.models.tokens import TokenizedText, spaced, tokenize, tokenize_continuation
+from tests.tiny import CORPUS
 
 TEXTS = [
     "The Eiffel Tower is located in the city of",
@@ -117,6 +121,42 @@ def test_an_empty_prompt_without_bos_starts_at_the_first_token(tiny):
 def test_an_empty_continuation_is_refused(tiny, continuation):
     with pytest.raises(ValueError, match="after 'city of' has no tokens. Give a target or answer that is not empty"):
         tokenize_continuation(tiny, "city of", continuation)
+
+
+def test_a_long_text_is_read_no_further_than_needed(tiny, monkeypatch):
+    """21 MB took 3 GB for a few tokens. What is shorter than a block is tokenised whole, as ever."""
+    monkeypatch.setattr(tokens, "_BLOCK", 500)
+    seen: list[str] = []
+    encode = tokens._encode
+    monkeypatch.setattr(tokens, "_encode", lambda model, text: seen.append(text) or encode(model, text))
+    whole = tiny.tokenizer(CORPUS * 20, add_special_tokens=False)["input_ids"]
+    pieces = list(tokens.token_pieces(tiny, [CORPUS * 20], 8, 40))
+    assert list(chain(*pieces)) == whole[:40]
+    assert len(seen) == 1
+    assert len(seen[0]) <= 1000
+    assert list(chain(*tokens.token_pieces(tiny, [CORPUS * 20], 8, 1 << 20))) == whole
+    assert sum(map(len, seen[1:])) == len(CORPUS * 20)
+    short = CORPUS[:499]
+    list(tokens.token_pieces(tiny, [short, short], 8, 1 << 20))
+    assert seen[-2:] == [short, short]
+
+
+def test_half_a_character_is_named_wherever_text_comes_in(tiny):
+    half = "\ud800"
+    text = f"The capital of {half} is"
+    calls = [
+        lambda: rl.Fact("{} is in", half),
+        lambda: rl.EditRequest(f"{{}} {half} is in", "Rome", "Paris"),
+        lambda: rl.EditRequest("{} is in", "Rome", f"Paris{half}"),
+        lambda: tokens.tokenize(tiny, text),
+        lambda: rl.evaluate.perplexity(tiny, text, progress=False),
+        lambda: rl.collect_covariance(tiny, [1], texts=text, tokens=4, progress=False),
+        lambda: rl.edit_sequence(tiny, [rl.EditRecord(rl.EditRequest("{} is in", "A", "B"), "C")], text=text),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="half of a character, which is no text") as raised:
+            call()
+        assert not isinstance(raised.value, UnicodeError)
 
 
 def test_padding_fills_rows_on_the_right():

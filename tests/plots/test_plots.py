@@ -9,14 +9,13 @@ import pytest
 
 from analyses.common.rewrite_figures import plot_texts
 from analyses.common.study_figures import plot_bleed_over, plot_convergence, plot_layers_and_tokens
+from analyses.figure3_severed import plot_severed
 from rome_lens.plots import (
     plot_average_effects,
     plot_comparison,
     plot_effect_maps,
-    plot_noise_levels,
     plot_scores,
     plot_sequence,
-    plot_severed,
     plot_trace,
     plot_traces,
 )
@@ -196,10 +195,12 @@ def test_severed_effects_are_bars_with_their_intervals(effects: pd.DataFrame) ->
 
 
 def test_noise_levels_are_lines_in_panels_of_roles(effects: pd.DataFrame) -> None:
-    figure = plot_noise_levels(effects.rename(columns={"kind": "corruption"}))
+    figure = plot_average_effects(effects.rename(columns={"kind": "corruption"}), panel="role", line="corruption")
 
     assert [note.text for note in figure.layout.annotations] == ROLES[:3]
     assert [line.name for line in figure.data if line.showlegend] == ["resid", "attn"]
+    assert [line.name for line in figure.data if line.fill is None] == ["resid"] * 3 + ["attn"] * 3
+    assert len(figure.data) == 6 + 3, "only the first corruption has intervals"
 
 
 def test_texts_are_shown_as_text_with_their_words_marked() -> None:

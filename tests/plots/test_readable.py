@@ -1,5 +1,6 @@
 """What a reader of a figure has to see: labels apart, numbers as words have them, n, and results taken as they are."""
 
+import json
 from types import SimpleNamespace
 
 import pandas as pd
@@ -79,24 +80,48 @@ def test_a_change_of_a_per_cent_looks_small():
         rl.plots.plot_comparison(lens)
 
 
-def test_severed_effects_are_those_of_one_role():
-    columns = ["kind", "role", "layer", "mean", "ci_low", "ci_high", "n"]
-    rows = [("resid", role, 0, mean, 0.0, 1.0, 8) for role, mean in (("last subject token", 0.5), ("last token", 0.1))]
-    frame = pd.DataFrame(rows, columns=columns)
-    assert [list(bar.y) for bar in rl.plots.plot_severed(frame).data] == [[0.5]]
-    figure = rl.plots.plot_severed(frame, role="last token")
-    assert [list(bar.y) for bar in figure.data] == [[0.1]]
-    assert figure.layout.xaxis.title.text == "layer (n = 8)"
-    with pytest.raises(ValueError, match="expected one of the frame's: last subject token, last token"):
-        rl.plots.plot_severed(frame, role="subject")
+HOSTILE = '<a href="x">&<b>a<br>'
 
 
-def test_effects_of_corruptions_may_be_given_by_their_names():
-    columns = ["kind", "role", "layer", "mean", "ci_low", "ci_high", "n"]
-    frame = pd.DataFrame([("mlp", "last token", 0, 0.5, 0.0, 1.0, 8)], columns=columns)
-    given = rl.plots.plot_noise_levels({"3 sigma": frame, "1 sigma": frame})
-    assert given == rl.plots.plot_noise_levels(
-        pd.concat([frame.assign(corruption=name) for name in ("3 sigma", "1 sigma")])
-    )
-    with pytest.raises(ValueError, match="lacks the columns"):
-        rl.plots.plot_noise_levels({})
+def frame(*columns: str, **values: object) -> pd.DataFrame:
+    return pd.DataFrame({**{column: [0.25, 0.5] for column in columns}, **values})
+
+
+EFFECTS = frame("mean", "ci_low", "ci_high", layer=[0, 1], n=7, kind=HOSTILE, role=HOSTILE, corruption=HOSTILE)
+TRACE = frame("prob", "indirect_effect", position=[0, 1], layer=0, head=[0, 1], window=1)
+TRACE = TRACE.assign(token=HOSTILE, role=HOSTILE, kind=HOSTILE)
+LENS = frame("answer_probability", condition=HOSTILE, layer=[0, 1], answer=HOSTILE)
+RUN = frame("edits", "perplexity", "norm_growth", "ES", method=HOSTILE)
+LAYERS = summary(["rome"] * 2).assign(layer=[0, 1], effect=0.1, effect_low=0.0, effect_high=0.2)
+HEADS = {"frame": TRACE.assign(position=1), "answer": HOSTILE, "clean": 0.5}
+PLOTTED = {
+    "plot_average_effects": {"frame": EFFECTS},
+    "plot_comparison": {"lens": LENS, "contributions": frame("change", kind=HOSTILE, layer=[0, 1])},
+    "plot_effect_maps": {"frame": EFFECTS},
+    "plot_heads": HEADS,
+    "plot_layers": {"table": LAYERS},  # which holds no text
+    "plot_scores": {"summary": summary([HOSTILE, "rome"])},
+    "plot_sequence": {"frame": RUN},
+    "plot_trace": HEADS | {"frame": TRACE},
+    "plot_traces": HEADS | {"frame": TRACE},
+}
+
+
+@pytest.mark.parametrize("name", PLOTTED)
+def test_names_are_no_markup_in_any_figure(name):
+    """Every text of a frame is hostile: what the figure shows of it is escaped, and once."""
+    drawn = getattr(rl.plots, name)(**PLOTTED[name])
+    shown = json.dumps(json.loads(drawn.to_json()))
+    assert "<a" not in shown
+    assert "&amp;lt;" not in shown
+    assert name == "plot_layers" or "&lt;a href" in shown
+
+
+def test_names_of_many_methods_and_protocols_are_no_markup():
+    many = summary([HOSTILE, *METHODS]).assign(protocol=HOSTILE)
+    drawn = rl.plots.plot_scores(pd.concat([many, many.assign(protocol="b")]))
+    assert "<a" not in json.dumps(json.loads(drawn.to_json()))
+
+
+def test_every_plot_function_is_tried():
+    assert {name for name in rl.plots.__all__ if name.startswith("plot_")} == set(PLOTTED)

@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import rome_lens as rl
 from rome_lens.storage.reading import existing_file, foreign, parse_json
@@ -15,7 +17,7 @@ class PanicException(BaseException):
 
 @pytest.mark.parametrize(
     "error",
-    [KeyError("a"), MemoryError(), RecursionError("deep"), OverflowError("large"), Exception("x"), PanicException()],
+    [KeyError("a"), RecursionError("deep"), OverflowError("large"), Exception("x"), PanicException()],
 )
 def test_whatever_a_foreign_reader_raises_becomes_our_error_with_its_cause(error):
     with (
@@ -24,6 +26,33 @@ def test_whatever_a_foreign_reader_raises_becomes_our_error_with_its_cause(error
     ):
         raise error
     assert raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+        OSError(12, "Cannot allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        np._core._exceptions._ArrayMemoryError((1 << 40,), np.dtype("f8")),
+    ],
+)
+def test_a_lack_of_memory_is_no_damage(error):
+    """Also where it is only the cause of what was raised."""
+
+    def fail():
+        try:
+            raise error
+        except BaseException as first:
+            raise ValueError("could not be read") from first
+
+    for raising in (fail, lambda: (_ for _ in ()).throw(error)):
+        with (
+            pytest.raises(rl.errors.UnavailableError, match="not enough memory to read here.*Free some"),
+            foreign("here", "is damaged", "Fetch it."),
+        ):
+            raising()
 
 
 @pytest.mark.parametrize(

@@ -43,13 +43,7 @@ def convsent_record(record: Mapping[str, Any], index: int) -> QuestionRecord:
 
 
 def sanitation_rows(raw: Any) -> list[dict[str, Any]]:
-    """One row for each answer to withhold; the questions that are still to be answered are dealt out to them.
-
-    Raises:
-        KeyError: a list is missing.
-        TypeError: a list is none.
-        ValueError: there is nothing to withhold.
-    """
+    """One row for each answer to withhold; the questions that are still to be answered are dealt out to them."""
     rows: list[dict[str, Any]] = []
     for part in raw if isinstance(raw, list) else [raw]:
         part = object_field(part, "data set")

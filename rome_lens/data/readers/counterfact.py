@@ -5,7 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from rome_lens.checking import checked
-from rome_lens.data.readers.reading import file, list_field, object_field, of_type, parse_records, text_field
+from rome_lens.data.readers.reading import (
+    file,
+    list_field,
+    number_field,
+    object_field,
+    of_type,
+    parse_records,
+    text_field,
+)
 from rome_lens.data.records import EditRecord, EditRequest
 
 
@@ -44,7 +52,7 @@ def counterfact_record(record: Mapping[str, Any], index: int) -> EditRecord:
         neighborhood_prompts=_prompts(record, "neighborhood_prompts"),
         attribute_prompts=_prompts(record, "attribute_prompts"),
         generation_prompts=_prompts(record, "generation_prompts"),
-        case_id=_number(record["case_id"], "case_id"),
+        case_id=number_field(record["case_id"], "case_id"),
         relation=_wikidata_id(rewrite, "relation_id"),
         target_id=_wikidata_id(new, "id"),
     )
@@ -60,9 +68,3 @@ def _wikidata_id(record: Mapping[str, Any], field: str) -> str:
     """An id of Wikidata; "" if the field is missing or null."""
     value = record.get(field)
     return "" if value is None else of_type(str, value, field, "a string")
-
-
-def _number(value: Any, field: str) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"The {field} is {value!r}, expected a whole number.")
-    return of_type(int, value, field, "a whole number")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rome_lens.data.readers.qa import paraphrases
-from rome_lens.data.readers.reading import list_field, needed_answer, of_type, text_field
+from rome_lens.data.readers.reading import list_field, needed_answer, number_field, text_field
 from rome_lens.data.records import PLACE, EditRequest, Question, QuestionRecord
 
 SUB_QUESTION = "sub_question"
@@ -30,5 +30,5 @@ def long_answer_record(record: Mapping[str, Any], index: int) -> QuestionRecord:
         ),
         paraphrases(record, "para_question"),
         portability={SUB_QUESTION: parts} if parts else {},
-        case_id=of_type(int, record.get("id", index), "id", "a whole number"),
+        case_id=number_field(record.get("id", index), "id"),
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rome_lens.data.cases import MultiHopRecord
-from rome_lens.data.readers.reading import list_field, object_field, of_type, text_field
+from rome_lens.data.readers.reading import list_field, number_field, object_field, text_field
 from rome_lens.data.records import EditRequest, Question
 
 
@@ -16,7 +16,7 @@ def mquake_record(record: Mapping[str, Any], index: int) -> MultiHopRecord:
         tuple(_request(object_field(each, "rewrite")) for each in list_field(record["requested_rewrite"], "rewrites")),
         tuple(Question(text, new, aliases=aliases, instead=old) for text in _texts(record["questions"], "questions")),
         tuple(_hop(object_field(each, "hop")) for each in list_field(record["new_single_hops"], "new_single_hops")),
-        of_type(int, record["case_id"], "case_id", "a whole number"),
+        number_field(record["case_id"], "case_id"),
     )
 
 

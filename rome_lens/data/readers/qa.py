@@ -1,15 +1,15 @@
-"""Flat records of questions: QAEdit, EasyEdit's zsRE and CounterFact, KnowEdit's WikiBio, UltraEdit's files."""
+"""Flat records of questions: QAEdit, EasyEdit's zsRE, KnowEdit's WikiBio, UltraEdit's files."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from rome_lens.data.readers.knowedit import knowedit_questions
+from rome_lens.data.readers.plain import knowedit_questions
 from rome_lens.data.readers.reading import (
     first_answer,
     list_field,
     needed_answer,
+    number_field,
     object_field,
-    of_type,
     text_field,
 )
 from rome_lens.data.readers.zsre import nq_question
@@ -39,7 +39,7 @@ def qaedit_record(record: Mapping[str, Any], index: int) -> QuestionRecord:
         request_about(record, "prompt", "target"),
         paraphrases(record, "rephrase"),
         locality={"nq": locality} if locality else {},
-        case_id=of_type(int, record.get("id", index), "id", "a whole number"),
+        case_id=number_field(record.get("id", index), "id"),
     )
 
 
@@ -62,18 +62,6 @@ def one_hop(record: Mapping[str, Any]) -> Question:
         text_field(asked["New Question"], "New Question"),
         needed_answer(asked["New Answer"], "New Answer"),
         instead=None if original is None else needed_answer(original, "Original Answer"),
-    )
-
-
-def flat_counterfact_record(record: Mapping[str, Any], index: int) -> QuestionRecord:
-    """EasyEdit's flat CounterFact, whose rephrase_prompt is often a generation prompt."""
-    kept = text_field(record["locality_prompt"], "locality_prompt")
-    answer = needed_answer(record["locality_ground_truth"], "locality_ground_truth")
-    return QuestionRecord(
-        request_about(record, "prompt", "target_new", "ground_truth"),
-        paraphrases(record, "rephrase_prompt"),
-        locality={"neighborhood": (Continuation(kept, answer),)},
-        case_id=of_type(int, record.get("case_id", index), "case_id", "a whole number"),
     )
 
 

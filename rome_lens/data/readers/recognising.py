@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +15,11 @@ from rome_lens.data.readers import evoke, qa
 from rome_lens.data.readers.behaviour import convsent_record, sanitation_record, sanitation_rows
 from rome_lens.data.readers.counterfact import counterfact_record
 from rome_lens.data.readers.halluedit import halluedit_record
-from rome_lens.data.readers.knowedit import knowedit_record
 from rome_lens.data.readers.long_answers import long_answer_record
 from rome_lens.data.readers.mquake import mquake_record
 from rome_lens.data.readers.mrlf import mrlf_record
-from rome_lens.data.readers.reading import parse_list
+from rome_lens.data.readers.plain import plain_name, plain_record
+from rome_lens.data.readers.reading import PUBLISHED_UNUSED, parse_list
 from rome_lens.data.readers.ripple import ripple_record
 from rome_lens.data.readers.zsre import zsre_record
 from rome_lens.data.records import EditRecord, QuestionRecord
@@ -55,6 +56,14 @@ class Schema:
     ) -> "Schema":
         return cls(name, frozenset(fields.split()), read, rows)
 
+    def fits(self, row: Mapping[str, Any]) -> bool:
+        """Whether a record has the schema's fields, those of the plain one by any of their names."""
+        names = map(plain_name, row) if self is PLAIN else row
+        return self.fields <= set(names)
+
+
+PLAIN = Schema.of("plain", "prompt subject target_new", plain_record)
+
 
 SCHEMAS = (
     Schema.of("EVOKE", "requested_rewrite prefix_distraction", evoke.evoke_record),
@@ -75,8 +84,8 @@ SCHEMAS = (
     Schema.of("EasyEdit's zsRE with portability", "src alt portability", qa.zsre_portability_record),
     Schema.of("zsRE", "src answers", partial(zsre_record, target="answers")),
     Schema.of("QAEdit", "prompt target rephrase locality", qa.qaedit_record),
-    Schema.of("EasyEdit's flat CounterFact", "prompt target_new locality_prompt", qa.flat_counterfact_record),
-    Schema.of("KnowEdit", "prompt target_new subject", knowedit_record),
+    Schema.of("EasyEdit's flat CounterFact", "prompt target_new locality_prompt", plain_record),
+    Schema.of("KnowEdit", "prompt target_new subject locality", plain_record),
     Schema.of("KnowEdit's WikiBio", "text labels concept", qa.wikibio_record),
     Schema.of("KnowEdit's ConvSent", "ent pos neg", convsent_record),
     Schema.of("KnowEdit's Sanitation", "success locality", sanitation_record, rows=sanitation_rows),
@@ -91,6 +100,7 @@ SCHEMAS = (
     Schema.of(
         "AlpacaEval", "instruction output", "It holds instructions, and nothing to edit. See rl.evaluate.Preference."
     ),
+    PLAIN,
     Schema.of("UnKEBench or EditEverything", "question answer", long_answer_record),
 )
 
@@ -108,12 +118,14 @@ def load_records(source: Any, *, strict: bool = True) -> list[AnyRecord]:
     Which one was found is logged (logger `rome_lens`, level INFO). Known are CounterFact and what extends it (EVOKE,
     EasyEdit's portability, counterfact-tracing), zsRE as MEND, EasyEdit and UltraEdit have it, KnowEdit
     (WikiData_recent, WikiData_counterfact, ZsRE, WikiBio, ConvSent, Sanitation), QAEdit, MQuAKE (also AKEW's and
-    Remastered), RippleEdits, HalluEditBench, UltraEditBench, WikiBigEdit, MRLF-Bench, UnKEBench and EditEverything.
-    What becomes of the fields:
-    docs/own_data.md.
+    Remastered), RippleEdits, HalluEditBench, UltraEditBench, WikiBigEdit, MRLF-Bench, UnKEBench and EditEverything; and
+    plain rows of your own: prompt, subject, target, and the true answer and paraphrases if you have them. What becomes
+    of the fields, and the names that plain ones go by: docs/own_data.md. A field that nothing reads, and case_ids that
+    several records have, which are numbered anew, are told by a DataWarning.
 
     Args:
-        source: A file of JSON, JSON lines, CSV or Parquet; a data set of Hugging Face's `datasets`; or a list of dicts.
+        source: A file of JSON, JSON lines or CSV; a data set of Hugging Face's `datasets`; a DataFrame; or a list of
+            dicts.
         strict: Whether a broken record is an error. If not, it is left out, and a DataWarning tells which and why.
 
     Returns:
@@ -123,7 +135,6 @@ def load_records(source: Any, *, strict: bool = True) -> list[AnyRecord]:
         FileNotFoundError: There is no such file.
         FormatError: The file is damaged or of another kind, no schema fits, or a record lacks a field or has a broken
             one; the message names the schema, the record and the field.
-        UnavailableError: A Parquet file, and nothing installed that reads it.
     """
     place = _place(source)
     raw = raw_records(source)
@@ -136,7 +147,8 @@ def load_records(source: Any, *, strict: bool = True) -> list[AnyRecord]:
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"{place} ({schema.name}) is broken: {error}. Is it another data set?") from error
     _log.info("%s is %s: %d records", place, schema.name, len(raw))
-    return parse_list(raw, f"{place} ({schema.name})", schema.read, strict)
+    unused = re.compile("") if schema is PLAIN else PUBLISHED_UNUSED
+    return parse_list(raw, f"{place} ({schema.name})", schema.read, strict, unused=unused)
 
 
 def _place(source: Any) -> str:
@@ -148,7 +160,7 @@ def _recognized(raw: Any, place: str) -> Schema:
     rows = [raw] if isinstance(raw, Mapping) else raw
     first = [row for row in rows[:20] if isinstance(row, Mapping)] if isinstance(rows, list) else []
     for schema in SCHEMAS:
-        if first and 2 * sum(schema.fields <= row.keys() for row in first) > len(first):
+        if first and 2 * sum(map(schema.fits, first)) > len(first):
             return schema
     if not first:
         found = shortened(raw)

@@ -5,24 +5,39 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rome_lens.checking import checked
-from rome_lens.data.records import EditRequest
-from rome_lens.edit.artifact.adapter import save_lora
+from rome_lens.data.records import Continuation, EditRequest, target_rows
+from rome_lens.edit.artifact.adapter import load_lora, save_lora
 from rome_lens.edit.artifact.applied import AppliedEdit, applied_edits
 from rome_lens.edit.artifact.file import load_fields, save_fields
-from rome_lens.edit.artifact.health import EditHealth
+from rome_lens.edit.artifact.gguf import TensorType, save_edited_gguf, save_gguf_lora
+from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, target_figures, update_norms
 from rome_lens.edit.artifact.hooks import update_hooks
 from rome_lens.edit.artifact.matrix import matrix_for, state_dict_delta
 from rome_lens.edit.artifact.update import MatrixPlace, Update, layer_and_matrix, one_for_each_matrix
 from rome_lens.edit.artifact.written import Place, Temporarily, digests_so_far, take_out
-from rome_lens.errors import EditError, EditWarning, warn
-from rome_lens.models import EditableModel, Hook, MlpMatrix, Model, architecture_digest, find_matrix, name_of
+from rome_lens.errors import EditError, EditWarning, NotFiniteError, warn
+from rome_lens.models import (
+    EditableModel,
+    Hook,
+    MlpMatrix,
+    Model,
+    architecture_digest,
+    find_matrix,
+    model_family,
+    name_of,
+)
+from rome_lens.models.teacher_forcing import score_targets, target_log_probabilities
 from rome_lens.storage import digest
 
 _MOST_BYTES = 2 << 30  # six layers of GPT-J at full rank
@@ -50,6 +65,7 @@ class Edit:
         architecture: `architecture_digest` of that model (SHA-256 of its sizes and kind); "" if unknown.
         config: the method's hyper-parameters, as plain values.
         health: diagnostics that tell whether it is likely to harm the model; None if unknown.
+        family: Hugging Face's name for the model's architecture ("Llama", "GPT2"); "" if unknown.
     """
 
     updates: tuple[Update, ...]
@@ -59,6 +75,7 @@ class Edit:
     architecture: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     health: EditHealth | None = None
+    family: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "updates", one_for_each_matrix(self.updates))
@@ -72,10 +89,20 @@ class Edit:
         *,
         method: str,
         config: Mapping[str, Any],
-        health: EditHealth,
+        on_unhealthy: OnUnhealthy = "warn",
+        **figures: Any,
     ) -> "Edit":
-        """An edit computed on `model` as it is now, from (left, right) factors by layer or (layer, matrix); notes
-        the weights' digests.
+        """An edit computed on `model` as it is now, from (left, right) factors by layer or (layer, matrix).
+
+        Notes the weights' digests, and measures its health: the norms of the updates, and with the edit in place, for
+        one pass, how probable each target is after its bare prompt. `figures` are the other figures of EditHealth.
+        Afterwards the weights are bit for bit what they were.
+
+        Raises:
+            EditError: the edit is unhealthy and `on_unhealthy` is "raise".
+
+        Warns:
+            EditWarning: the edit is unhealthy and `on_unhealthy` is "warn".
         """
         places = [layer_and_matrix(place) for place in factors]
         updates = tuple(
@@ -83,7 +110,13 @@ class Edit:
             for (layer, matrix), (left, right) in zip(places, factors.values(), strict=True)
         )
         name, architecture = str(model.cfg.model_name), architecture_digest(model)
-        return cls(updates, tuple(requests), method, name, architecture, config, health)
+        edit = cls(updates, tuple(requests), method, name, architecture, config, family=model_family(model))
+        if requests:
+            with Temporarily(partial(edit._places, model), model, edit):
+                figures |= target_figures(target_probabilities(model, requests))
+        health = EditHealth(**update_norms(model, factors), **figures)
+        report_problems(health, on_unhealthy, edit=edit)
+        return replace(edit, health=health)
 
     def __add__(self, other: "Edit") -> "Edit":
         """Both edits as one; see the class."""
@@ -103,6 +136,7 @@ class Edit:
             method="+".join(dict.fromkeys(methods)),
             model=self.model or other.model,
             architecture=self.architecture or other.architecture,
+            family=self.family or other.family,
             config={"parts": configs},
         )
 
@@ -161,9 +195,12 @@ class Edit:
 
         def find() -> list[Place]:
             self._check_made_for(model, strict=strict)
-            return [(matrix_for(model, update), update) for update in self.updates]
+            return self._places(model)
 
         return Temporarily(find, model, self)
+
+    def _places(self, model: EditableModel) -> list[Place]:
+        return [(matrix_for(model, update), update) for update in self.updates]
 
     def hooks(self, model: Model, *, strict: bool = False) -> list[tuple[str, Hook]]:
         """Hooks under which the model computes as if it were edited: `model.run_with_hooks(tokens, fwd_hooks=...)`, or
@@ -178,22 +215,74 @@ class Edit:
         self._check_made_for(model, strict=strict)
         return [hook for update in self.updates for hook in update_hooks(model, update)]
 
-    def to_peft(self, folder: str | os.PathLike[str], base: PreTrainedModel, *, overwrite: bool = False) -> None:
+    def to_peft(
+        self,
+        folder: str | os.PathLike[str],
+        base: PreTrainedModel,
+        *,
+        max_rank: int | None = None,
+        overwrite: bool = False,
+    ) -> None:
         """Writes the edit as a LoRA adapter (adapter_config.json, adapter_model.safetensors) of a Hugging Face model.
 
         `peft.PeftModel.from_pretrained(base, folder)` then computes what the edited model does. Writing needs no peft.
+        All modules get one rank, filled up with zeros, as vLLM and SGLang want them.
 
         Args:
             folder: Folder for the two files; created if missing.
             base: The model in Hugging Face's classes; neither changed nor saved.
+            max_rank: The most that the server takes (vLLM: 16, unless --max-lora-rank says more); None: any rank.
             overwrite: Replace an adapter that is already there.
 
         Raises:
             FileExistsError: the folder already holds an adapter and `overwrite` is false.
-            EditError: the edit has no updates or does not fit the model, or the model's family is unknown.
+            EditError: the edit has no updates, is of a higher rank (`cut_rank` makes it smaller) or does not fit the
+                model, or the model's family is unknown.
         """
         self._check_made_for(base, strict=False)
-        save_lora(folder, self.updates, base, overwrite=overwrite)
+        save_lora(folder, self.updates, base, max_rank=max_rank, overwrite=overwrite)
+
+    def to_gguf(
+        self,
+        path: str | os.PathLike[str],
+        base: str | os.PathLike[str] | None = None,
+        *,
+        tensor_type: TensorType | None = None,
+        overwrite: bool = False,
+    ) -> pd.DataFrame:
+        """Writes the edit for llama.cpp: a LoRA adapter (`llama-server --lora`, Ollama's ADAPTER), or a whole model.
+
+        An adapter is added beside the weights, in float32, so it edits quantized bases as well. In a whole model the
+        edited tensors alone are made anew; all other bytes are the base's. Needs the package gguf.
+
+        Args:
+            path: The .gguf file to write.
+            base: A GGUF file of the model, to copy with the edit in its weights; None writes an adapter.
+            tensor_type: How the copy holds the edited tensors: "F32", "F16", "BF16", or "base" for the base's own type;
+                None: the base's own if it is one of these three, else F16. Rounding into few bits takes much of a small
+                change away.
+            overwrite: Replace a file that is already there.
+
+        Returns:
+            A row for each edited tensor: `tensor`, the `rank` of its change, its `type` in the file, and `lost`: what
+            rounding costs, as the Frobenius norm of the error over that of the change.
+
+        Raises:
+            FileNotFoundError: there is no base. FileExistsError: `path` exists and `overwrite` is false.
+            FormatError: the base is damaged, or a tensor is in a type that gguf cannot read or write.
+            UnavailableError: the package gguf is not installed, or the disk is full.
+            EditError: the edit has no updates; llama.cpp does not have the family or such a matrix; the edit does not
+                fit the base; or a weight would be infinite.
+        """
+        if base is None:
+            if tensor_type is not None:
+                raise ValueError(
+                    f"tensor_type is {tensor_type!r}, but an adapter is in F32. Give a base, or leave it out."
+                )
+            rows = save_gguf_lora(path, self.updates, self.family, about=str(self), overwrite=overwrite)
+        else:
+            rows = save_edited_gguf(path, self.updates, base, self.family, tensor_type=tensor_type, overwrite=overwrite)
+        return pd.DataFrame(rows)
 
     def to_state_dict_delta(self, model: EditableModel) -> dict[str, Tensor]:
         """The edit as plain tensors for other tools: what to add to which entries of `model.state_dict()`.
@@ -259,20 +348,48 @@ class Edit:
         """Reads a file that `save` wrote. Untrusted files are safe: all content is checked, and none of it is executed.
 
         Args:
-            path: The file.
+            path: The file; or the folder of an adapter, which `from_peft` reads.
             max_bytes: Larger files are refused; an edit of one fact takes a few KB.
 
         Raises:
             FileNotFoundError: there is no such file.
             FormatError: the file is too large, damaged, something else, or its parts do not fit together.
         """
+        if Path(path).is_dir():
+            return cls.from_peft(path)
         return cls(**load_fields(path, max_bytes=max_bytes))
+
+    @classmethod
+    def from_peft(cls, folder: str | os.PathLike[str]) -> "Edit":
+        """Reads a LoRA adapter of MLP matrices, such as `to_peft` writes. It does not tell what requests it is for.
+
+        Raises:
+            FileNotFoundError: the folder holds no adapter.
+            FormatError: it is damaged, of another kind than LoRA, or changes more than MLP matrices.
+        """
+        return cls(tuple(load_lora(folder)), (), method="peft")
 
     def __str__(self) -> str:
         layers = ", ".join(str(layer) for layer in dict.fromkeys(update.layer for update in self.updates))
         more = f" and {len(self.requests) - 1} more" if len(self.requests) > 1 else ""
         wrote = "; ".join(f"{request.text!r} -> {request.target!r}" for request in self.requests[:1])
         return f"Edit of {self.model}, layer {layers}: {wrote}{more}"
+
+
+@checked
+def target_probabilities(model: Model, requests: Sequence[EditRequest]) -> Float[Tensor, " request"]:
+    """The probability of each target after its bare prompt in the model as it is now, a geometric mean over the
+    target's tokens; on the CPU. NaN for all if the model's output is not finite.
+
+    Raises:
+        ValueError: a prompt with its target is longer than the model's context.
+    """
+    rows = target_rows(model, [Continuation(each.text, each.target, space=each.space) for each in requests])
+    try:
+        scores = dict(score_targets(model, rows, target_log_probabilities))
+    except NotFiniteError:
+        return torch.full((len(requests),), torch.nan)
+    return torch.stack([scores[i].mean() for i in range(len(rows))]).exp()
 
 
 def finite_matrix(model: Model, layer: int, matrix: MlpMatrix = "out") -> Float[Tensor, "d_in d_out"]:

@@ -1,5 +1,6 @@
-"""Diagnostics of an edit: figures that tell whether it is likely to harm the model, and their thresholds."""
+"""Diagnostics of an edit: figures that tell whether it works and is likely to harm the model, and their thresholds."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
@@ -26,18 +27,22 @@ MOST_CONDITION_NUMBER = 1 / torch.finfo(torch.float32).eps
 class EditHealth:
     """Diagnostics of an edit's computation; None where the method has no such figure.
 
-    With several requests, each figure is the worst among them.
+    With several requests, each figure is the worst among them. `target_probability` and `targets_missed` are of the
+    model with the edit in place, all others of the computation.
 
     Attributes:
         update_norm: Frobenius norm of the update; with several layers, the largest.
         relative_update_norm: the same, divided by the norm of the weight. Edits that disable a model have much larger
             updates than others (Gupta et al. 2024, arXiv 2403.07175, section 3).
-        key_share: (k . u) / (k* . u), for the key k that Eq. 2 divides by and the mean key k*; 1 if they are the same.
-            Edits that collapse a model have one near 0.01 (Yang et al. 2024, arXiv 2406.11263).
-        key_dot_u: cosine between that key and u.
-        target_probability: probability of the target at the end of the search for v* (geometric mean over tokens and
-            contexts).
-        nll: first term of Eq. 4 at the end: minus the logarithm of `target_probability`.
+        key_share: (k . u) / (k* . u), for the bare prompt's key k and the mean key k*: how much of the edit the bare
+            prompt gets. Edits that divide by k . u and collapse a model have one near 0.01 (Yang et al. 2024, arXiv
+            2406.11263).
+        key_dot_u: cosine between the key that Eq. 2 divides by and u.
+        target_probability: probability of the target after its bare prompt in the edited model (geometric mean over
+            tokens).
+        targets_missed: number of requests for which that is below 0.5.
+        nll: first term of Eq. 4 at the end of the search, a mean over tokens and contexts; exp(-nll) is the probability
+            that the search reached.
         kl: second term, in nats, without its factor: how far the next token after "{subject} is a" moved.
         weight_decay: norm penalty at the end, with its factor.
         steps: gradient steps of the search.
@@ -54,6 +59,7 @@ class EditHealth:
     key_share: float | None = None
     key_dot_u: float | None = None
     target_probability: float | None = None
+    targets_missed: int | None = None
     nll: float | None = None
     kl: float | None = None
     weight_decay: float | None = None
@@ -73,21 +79,19 @@ class EditHealth:
     @property
     def problems(self) -> list[str]:
         """One message for each figure beyond its threshold; empty for a healthy edit."""
-        found = []
+        found = [f"{name} is {value}" for name, value in self.to_dict().items() if not math.isfinite(value)]
         if self.relative_update_norm > MOST_RELATIVE_NORM:
             found.append(
                 f"the update is {self.relative_update_norm:.2f} of the weight's norm (at most {MOST_RELATIVE_NORM})"
             )
         if self.key_share is not None and self.key_share < LEAST_KEY_SHARE:
             found.append(
-                f"Eq. 2 divides by {self.key_share:.3f} of the mean key's share (at least {LEAST_KEY_SHARE}): the key "
-                "of the bare prompt is unlike those in contexts; RomeConfig(consistent=True) uses one key"
+                f"the bare prompt's key has {self.key_share:.3f} of the mean key's share of the edit (at least "
+                f"{LEAST_KEY_SHARE}): it is unlike those in contexts; constrain_bare_prompt=True gives both "
+                "the same"
             )
         if self.target_probability is not None and self.target_probability < LEAST_TARGET_PROBABILITY:
-            found.append(
-                f"the target got a probability of {self.target_probability:.2f} only (at least "
-                f"{LEAST_TARGET_PROBABILITY}): more steps, a larger clamp_norm_factor or another layer may help"
-            )
+            found.append(self._missed_targets())
         if self.kl is not None and self.kl > MOST_ESSENCE_KL:
             found.append(f"what the subject is has moved by {self.kl:.2f} nats (at most {MOST_ESSENCE_KL})")
         if self.condition_number is not None and self.condition_number > MOST_CONDITION_NUMBER:
@@ -101,6 +105,28 @@ class EditHealth:
                 f"{MOST_PRESERVE_GROWTH}): some of what is to be preserved is too much like what is edited"
             )
         return found
+
+    def _missed_targets(self) -> str:
+        """How improbable the worst target is in the edited model, the likely cause, and a remedy."""
+        several = f", and {self.targets_missed} targets are below that" if (self.targets_missed or 0) > 1 else ""
+        result = (
+            f"in the edited model the target has a probability of {self.target_probability:.2f} after its prompt (at "
+            f"least {LEAST_TARGET_PROBABILITY}{several})"
+        )
+        if self.nll is None:
+            return f"{result}: another layer, more requests of its kind or a larger step may help"
+        reached = math.exp(-self.nll)
+        if reached < LEAST_TARGET_PROBABILITY:
+            return (
+                f"{result}: the search itself reached {reached:.2f}; more steps, a larger clamp_norm_factor or another "
+                "layer may help"
+            )
+        return (
+            f"{result}, although the search reached {reached:.2f}: the prompt's key gets too little of the edit. "
+            "constrain_bare_prompt=True gives it as much as the mean key, token='subject_end' avoids a text's first "
+            "token, and a smaller covariance_weight or ridge, fewer requests at once, or fewer preserved prompts leave "
+            "more of it"
+        )
 
     def to_dict(self) -> dict[str, float | int | bool]:
         """The figures that are not None."""
@@ -121,11 +147,17 @@ def update_norms(
     }
 
 
+def target_figures(probabilities: Float[Tensor, " request"]) -> dict[str, Any]:
+    """The figures of EditHealth for the targets' probabilities in the edited model."""
+    missed = int((~(probabilities >= LEAST_TARGET_PROBABILITY)).sum())
+    return {"target_probability": probabilities.min().item(), "targets_missed": missed}
+
+
 def report_problems(health: EditHealth, on_unhealthy: OnUnhealthy, *, edit: object) -> None:
     """Warns of an unhealthy edit, raises an EditError, or does nothing, as `on_unhealthy` says."""
     if on_unhealthy == "ignore" or not health.problems:
         return
-    message = f"{edit} may do harm: {'; '.join(health.problems)}."
+    message = f"{edit} is unhealthy: {'; '.join(health.problems)}."
     if on_unhealthy == "raise":
         raise EditError(f"{message} No weight was changed.")
     warn(message, EditWarning)

@@ -1,5 +1,6 @@
 """Edits that a run stores beside its journal, so that none is computed twice."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ def kept_edit(path: Path, requests: Sequence[EditRequest], make: Callable[[], Ke
     Raises:
         FormatError: the file holds an edit of other requests, or is damaged.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         make().save(path)
     edit: Any = (FactMemory if kind_of(path) == MEMORY else Edit).load(path)
     found, expected = (

@@ -111,6 +111,14 @@ def least_rank(
     return (torch.eye(len(left)).to(left), product) if wide else (product, torch.eye(right.shape[1]).to(right))
 
 
+def of_rank(
+    left: Float[Tensor, "d_in _"], right: Float[Tensor, "_ d_out"], rank: int
+) -> tuple[Float[Tensor, "d_in rank"], Float[Tensor, "rank d_out"]]:
+    """Factors of the same product, filled up with zeros to a rank that is no smaller."""
+    missing = rank - len(right)
+    return torch.nn.functional.pad(left, (0, missing)), torch.nn.functional.pad(right, (0, 0, 0, missing))
+
+
 def one_for_each_matrix(updates: Iterable[Update]) -> tuple[Update, ...]:
     """The updates in their order, with those of one matrix joined.
 

@@ -11,13 +11,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rome_lens.checking import check_whole, checked
-from rome_lens.edit.covariance.convergence import until_settled
 from rome_lens.edit.covariance.corpora import Texts
 from rome_lens.edit.covariance.diagnostics import halves_difference, median_cosine
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.sums import FACTS, KIND, PartialSums, add_pieces, add_shards
 from rome_lens.engine import EngineName, ModelSource, loaded, open_workers
-from rome_lens.errors import EditWarning, warn
 from rome_lens.models import fingerprint_keys, model_identity, output_matrix
 from rome_lens.models.tokens import token_pieces
 from rome_lens.storage import open_checkpoint
@@ -33,7 +31,6 @@ def collect_covariance(
     *,
     texts: str | Iterable[str],
     tokens: int = 100_000,
-    tolerance: float | None = None,
     corpus: str = "",
     sequence_length: int = 256,
     tokens_per_batch: int = 4096,
@@ -56,33 +53,19 @@ def collect_covariance(
         layers: Numbers of the blocks.
         texts: One text or several (see `texts_from_file`, `texts_from_dataset` and `texts_from_model`); only as much as
             needed is read.
-        tokens: Number of keys to average; with a tolerance, at most.
-        tolerance: Stop as soon as two halves of the text give nearly the same directions C^-1 k: 1 - cosine, the median
-            over the fingerprint's keys, is at most this in every layer (0.01, say). They are compared after 2, 4, 8...
-            d_mlp tokens. The error of the whole is then about a quarter of it (`CovarianceReport.expected_error`).
-            None: read all tokens.
+        tokens: Number of keys to average.
         corpus: Name of the texts, stored with the result; `Texts` bring their own.
         sequence_length: Tokens in a piece.
-        tokens_per_batch: Bounds memory.
-        out: Folder for this collection alone; created if missing. It holds the sums so far, saved about once a minute;
-            a call with the same arguments continues from there, with the same result as an uninterrupted run. It takes
-            16 d_mlp^2 bytes for each layer (twice that while saving) and is not deleted at the end.
+        out: Folder for the sums, saved about once a minute: 16 d_mlp^2 bytes for each layer, twice that while saving.
         engine: "local", or "ray" to distribute shards of the text over a Ray cluster (docs/cluster.md). A run may be
             continued with the other one.
-        workers: Number of Ray workers, each with its own model. One that dies is replaced and its shard repeated.
-        gpus_per_worker: GPUs that each Ray worker reserves.
-        progress: Show a bar.
 
     Returns:
-        A KeyCovariance for each layer. An EditWarning says if the tolerance was not reached.
+        A KeyCovariance for each layer.
 
     Raises:
-        ValueError: no such layer, the texts hold fewer tokens than `tokens` (without a tolerance), or a tolerance with
-            "ray"; and as `open_workers`.
+        ValueError: no such layer, or the texts hold fewer tokens than `tokens`; and as `open_workers`.
         CovarianceError: a key is not finite.
-        FormatError: the folder was begun with another model, other weights, arguments or texts, or holds foreign or
-            damaged files.
-        UnavailableError: Ray is not installed; another run has the folder open; or it cannot be written to.
     """
     source, model = model, loaded(model)
     layers = list(dict.fromkeys(layers))
@@ -94,11 +77,6 @@ def collect_covariance(
     length = min(sequence_length, model.cfg.n_ctx - 1)
     if tokens < 1 or length < 1:
         raise ValueError(f"tokens is {tokens} and sequence_length {sequence_length}, expected at least 1.")
-    if tolerance is not None and (engine != "local" or not 0 < tolerance < 1):
-        raise ValueError(
-            f"tolerance is {tolerance} with the engine {engine!r}, expected a number between 0 and 1 with 'local', "
-            "where it is known after each batch whether to stop."
-        )
     settings = {
         "layers": layers,
         "tokens": tokens,
@@ -120,8 +98,6 @@ def collect_covariance(
         partial.resume(kept, pieces)
         if engine == "local":
             steps = add_pieces(model, layers, pieces, partial, batch=batch)
-            if tolerance is not None:
-                steps = until_settled(steps, partial, fingerprints, tolerance=tolerance, step=batch * length)
         else:
             share = ceil((tokens - sum(partial.tokens)) / workers)
             shard = max(1, min(share, _TOKENS_PER_WIDTH * width) // length)
@@ -132,23 +108,18 @@ def collect_covariance(
                 bar.update(sum(partial.tokens) - bar.n)
                 if kept.is_due or sum(partial.tokens) == tokens:
                     partial.save(kept)
-        if tolerance is not None:
-            partial.save(kept)
     done = sum(partial.tokens)
-    if done < tokens and tolerance is None:
+    if done < tokens:
         raise ValueError(f"The texts hold {done} tokens, but {tokens} were asked for. Give more text or ask for fewer.")
     facts = {
         "model": str(model.cfg.model_name),
         "dtype": str(model.cfg.dtype).removeprefix("torch."),
         "corpus": texts.corpus if isinstance(texts, Texts) and not corpus else corpus,
     }
-    found = {
+    return {
         layer: _covariance(layer, sums, partial.tokens, fingerprint, facts)
         for layer, sums, fingerprint in zip(layers, partial.sums, fingerprints, strict=True)
     }
-    if tolerance is not None:
-        _warn_if_unsettled(found, tolerance)
-    return found
 
 
 def _covariance(
@@ -165,15 +136,3 @@ def _covariance(
         half_difference=halves_difference(first, second),
         half_cosine=median_cosine(first, second, fingerprint),
     )
-
-
-def _warn_if_unsettled(found: Mapping[int, KeyCovariance], tolerance: float) -> None:
-    """Warns if two halves of the text still give different directions."""
-    cosines = {layer: covariance.half_cosine for layer, covariance in found.items()}
-    if loose := {layer: each for layer, each in cosines.items() if each is None or 1 - each > tolerance}:
-        tokens = next(iter(found.values())).tokens
-        warn(
-            f"After {tokens} tokens, the directions of two halves have the cosines {loose} by layer (None: a half is "
-            f"singular), expected at least {1 - tolerance:g}. Give more text, or a larger tolerance.",
-            EditWarning,
-        )

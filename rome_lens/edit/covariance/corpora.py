@@ -6,15 +6,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rome_lens.checking import check_seed, check_whole, checked
 from rome_lens.errors import FormatError, UnavailableError
 from rome_lens.models import Model, check_model, sample_texts
+from rome_lens.models.tokens import blocks
+from rome_lens.storage import existing_file
 
-_BLOCK = (
-    1 << 20
-)  # characters tokenised at once; cut at the end of a line, so that few tokens differ from the whole text's
 _SHUFFLED = 1_000
 
 
@@ -40,18 +38,14 @@ def texts_from_file(path: str | os.PathLike[str]) -> Texts:
     """The text of a UTF-8 file, in blocks of about a million characters.
 
     Raises:
-        FileNotFoundError: there is no such file.
         FormatError: (while reading) the file is not UTF-8.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}, expected a text file.")
+    path = existing_file(path, "a text file")
 
     def read() -> Iterator[str]:
-        with path.open(encoding="utf-8") as opened:
+        with existing_file(path, "a text file").open(encoding="utf-8") as opened:
             try:
-                while block := opened.read(_BLOCK):
-                    yield block + opened.readline(_BLOCK)
+                yield from blocks(opened)
             except UnicodeDecodeError as error:
                 raise FormatError(f"{path} is not UTF-8 text ({error}). Convert it.") from error
 
@@ -65,7 +59,8 @@ def texts_from_dataset(
     """The texts of a dataset, streamed: only what is read is downloaded.
 
     The paper used Wikipedia: `texts_from_dataset("wikimedia/wikipedia", "20231101.en", seed=0)`. A smaller one:
-    `texts_from_dataset("Salesforce/wikitext", "wikitext-103-raw-v1")`.
+    `texts_from_dataset("Salesforce/wikitext", "wikitext-103-raw-v1")`. The package
+    datasets reads Parquet with code that a damaged file can crash: give folders that you trust.
 
     Args:
         name: Name of a dataset on the Hugging Face hub, or a folder that holds one (Parquet, JSON lines, text).

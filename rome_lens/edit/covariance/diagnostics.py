@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.checking import checked
+from rome_lens.checking import checked_result
 
 
-@checked
+@checked_result
 @dataclass(frozen=True)
 class CovarianceReport:
     """Diagnostics of a KeyCovariance: how well it is estimated.

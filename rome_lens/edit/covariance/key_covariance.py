@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.checking import checked
+from rome_lens.checking import check_whole, checked_result
 from rome_lens.edit.artifact.written import writings
 from rome_lens.edit.covariance.diagnostics import (
     CovarianceReport,
@@ -21,10 +21,9 @@ from rome_lens.edit.covariance.diagnostics import (
     oas_intensity,
     solved,
 )
-from rome_lens.errors import CovarianceError, FormatError
+from rome_lens.errors import CovarianceError
 from rome_lens.models import Model, fingerprint_cosine, in_float64, output_matrix
-from rome_lens.storage import load_tensors, save_tensors
-from rome_lens.storage.tensors import check_facts
+from rome_lens.storage import check_facts, check_shapes, foreign, load_tensors, save_tensors
 
 _KIND = "rome_lens key covariance 3"
 _FACTS = {
@@ -41,7 +40,7 @@ _LEAST_COSINE = 0.99  # between a model's fingerprint and the stored one
 _LEAST_COSINE_EDITED = 0.5  # edits of earlier layers move the keys; those of another model have nothing in common
 
 
-@checked
+@checked_result
 @dataclass(frozen=True, eq=False)
 class KeyCovariance:
     """The uncentred second moment of a layer's keys, and its provenance.
@@ -230,25 +229,26 @@ class KeyCovariance:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "KeyCovariance":
-        """Reads a file that `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            FormatError: the file is damaged or holds something else.
-        """
+        """Reads a file that `save` wrote."""
         return cls.of_parts(path, *load_tensors(path, kind=_KIND, facts=_FACTS))
 
     @classmethod
     def of_parts(
         cls, path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
     ) -> "KeyCovariance":
-        """What `parts` took apart. Raises FormatError, which names `path`, if it is none."""
-        check_facts(Path(path), dict(facts), _FACTS)
-        triangle = tensors.get("lower_triangle", torch.empty(0))
-        width = int((2 * triangle.numel()) ** 0.5)
-        if triangle.ndim != 1 or width * (width + 1) // 2 != triangle.numel() or triangle.dtype != torch.float32:
-            raise FormatError(f"{path} holds no lower triangle of a covariance in float32. Collect it again.")
-        matrix = torch.zeros(width, width)
+        """What `parts` took apart. Raises FormatError, which names `path`, if it does not fit together."""
+        check_facts(Path(path), facts, _FACTS)
+        with foreign(path, "holds no whole covariance", "Collect it again."):
+            numbers = tensors["lower_triangle"].numel()
+            width = int((2 * numbers) ** 0.5)
+            if not width or width * (width + 1) // 2 != numbers:
+                raise ValueError(f"{numbers} numbers are no lower triangle")
+            check_shapes(tensors, lower_triangle=(numbers,), **({"probe": (None, width)} if "probe" in tensors else {}))
+            check_whole(least=0, layer=facts["layer"])
+            check_whole(tokens=facts["tokens"])
+            if not 0 <= facts["shrinkage"] <= 1:
+                raise ValueError(f"shrinkage is {facts['shrinkage']}, expected a number from 0 to 1")
+        triangle, matrix = tensors["lower_triangle"], torch.zeros(width, width)
         rows, columns = torch.tril_indices(width, width)
         matrix[rows, columns] = triangle
         matrix[columns, rows] = triangle

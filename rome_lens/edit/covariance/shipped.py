@@ -7,7 +7,7 @@ from importlib import resources
 from rome_lens.checking import checked
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.presets.table import nearest_preset
-from rome_lens.models import Model
+from rome_lens.models import Model, output_matrix
 
 SHIPPED_COVARIANCES = {"smollm2-135m": "smollm2-135m.covariance.safetensors"}
 """File in the package's data folder by model name: models that need no `covariance` argument."""
@@ -28,19 +28,18 @@ def builtin_covariances(model: Model, layers: Sequence[int] | None = None) -> di
     """
     shipped = shipped_covariance(model)
     if missing := [layer for layer in layers or () if layer != shipped.layer]:
+        for layer in missing:
+            output_matrix(model, layer)
         raise ValueError(
             f"No covariance ships for the layers {missing} of {model.cfg.model_name}, only that of layer "
-            f"{shipped.layer}. Collect the others: collect_covariance(model, layers={missing}, texts=...)."
+            f"{shipped.layer}. Collect all of them in one pass: collect_covariance(model, layers={list(layers or ())}, "
+            "texts=...)."
         )
     return {shipped.layer: shipped}
 
 
 def shipped_covariance(model: Model) -> KeyCovariance:
-    """The covariance that ships with this package, for a model's default edit layer.
-
-    Raises:
-        ValueError: there is none for this model.
-    """
+    """The covariance that ships with this package, for a model's default edit layer."""
     name = SHIPPED_COVARIANCES.get(str(model.cfg.model_name))
     if name is None:
         preset = nearest_preset(model, "rome")

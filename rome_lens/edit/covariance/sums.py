@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.checking import check_whole
 from rome_lens.engine import ParallelMap
 from rome_lens.errors import CovarianceError, FormatError
 from rome_lens.models import Model, bos_token, device_for_sums, mlp_keys, pad
-from rome_lens.storage import Checkpoint
+from rome_lens.storage import Checkpoint, foreign
 
 Piece = list[int]
 
@@ -61,17 +62,16 @@ class PartialSums:
         checkpoint.save({"sums": self.sums.cpu()}, facts)
 
     def resume(self, checkpoint: Checkpoint, pieces: Iterator[list[int]]) -> None:
-        """Continues from the checkpoint, if there is one, and skips the pieces that it includes.
-
-        Raises:
-            FormatError: it was begun with other texts, or does not fit.
-        """
+        """Continues from the checkpoint, if there is one, and skips the pieces that it includes."""
         if checkpoint.found is None:
             return
-        (sums, facts), place = (checkpoint.found[0].get("sums"), checkpoint.found[1]), checkpoint.path
-        if sums is None or (sums.shape, sums.dtype) != (self.sums.shape, self.sums.dtype) or len(facts["tokens"]) != 2:
-            raise FormatError(f"{place} does not hold sums of shape {list(self.sums.shape)}. Delete it to begin anew.")
-        self.sums, self.tokens = sums.to(self.sums.device), list(facts["tokens"])
+        (tensors, facts), place = checkpoint.found, checkpoint.path
+        with foreign(place or "", f"does not hold sums of shape {list(self.sums.shape)}", "Delete it to begin anew."):
+            sums, (even, odd) = tensors["sums"], facts["tokens"]
+            check_whole(least=0, even=even, odd=odd, pieces=facts["pieces"])
+            if (sums.shape, sums.dtype) != (self.sums.shape, self.sums.dtype):
+                raise ValueError(f"they are {list(sums.shape)} in {sums.dtype}")
+        self.sums, self.tokens = sums.to(self.sums.device), [even, odd]
         self.next_batch(pieces, facts["pieces"])
         if self._digest.hexdigest() != facts["sha256"]:
             raise FormatError(

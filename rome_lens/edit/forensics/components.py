@@ -23,7 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rome_lens.edit.artifact.edit import finite_matrix
-from rome_lens.models import Model, find_matrix, output_matrix
+from rome_lens.errors import EditError
+from rome_lens.models import Model, output_matrix
 
 _LOOKED_AT = 12  # eigenvalues of a layer that are looked at
 _EDGE = 20  # the bulk begins at one in so many eigenvalues
@@ -66,9 +67,11 @@ def _own_gram(model: Model, layer: int) -> Float[Tensor, "d_model d_model"]:
     """W^T W of the output matrix without what it shares with the input matrix, by least squares; its mean is 1 on the
     diagonal.
     """
-    weight = finite_matrix(model, layer).float().cpu()
+    weight = _scaled(finite_matrix(model, layer))
+    if not weight.any():
+        raise EditError(f"W_out of layer {layer} is all zeros: there is nothing to look into. Leave the layer out.")
     try:
-        read = find_matrix(model, layer, "in").values.float().cpu().T
+        read = _scaled(finite_matrix(model, layer, "in")).T
     except ValueError:  # folded norms, or one matrix for input and gate: then nothing is taken out
         read = weight.new_zeros(len(weight), 0)
     if read.shape[1] and len(read) >= (1 + _SPARE) * read.shape[1]:  # else too little would be left to compare
@@ -76,6 +79,12 @@ def _own_gram(model: Model, layer: int) -> Float[Tensor, "d_model d_model"]:
         weight = weight - basis @ (basis.T @ weight)
     gram = (weight.T @ weight).double()
     return gram / gram.diagonal().mean()
+
+
+def _scaled(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+    """A matrix in float32 on the CPU, brought to a largest entry of 1, so that no square of it overflows."""
+    values = matrix.double().cpu()
+    return (values / values.abs().max().clamp(min=torch.finfo(torch.float64).tiny)).float()
 
 
 def _components(
@@ -91,7 +100,8 @@ def _components(
     values, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(root, half.T, upper=False))
     values, vectors = values.flip(0), vectors.flip(1)
     edge = values[min(max(3, d_model // _EDGE), d_model - 1)]
-    weight = output_matrix(model, layer).float().cpu()
+    matrix = output_matrix(model, layer)
+    weight, size = _scaled(matrix), matrix.abs().max().item()
     d_mlp = len(weight)
     found = []
     for value, vector in list(zip(values, vectors.T, strict=True))[:_LOOKED_AT]:
@@ -104,5 +114,5 @@ def _components(
         excess = weighed * max(0.0, log(max(1e-9, (value * kept / edge).item())))
         pattern = (root @ vector).float()  # the direction that `reader` reads: reader . pattern = 1
         signal = max(0.0, 1 - 1 / value.item())  # the mean eigenvalue, about 1, is there by chance
-        found.append(Component(layer, excess, unit, signal * left.norm() * pattern))
+        found.append(Component(layer, excess, unit, signal * left.norm() * pattern * size))
     return sorted(found, key=lambda component: -component.excess)

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rome_lens.checking import check_whole, checked
+from rome_lens.data.records import Fact
 from rome_lens.edit.forensics.components import Component, components_of_layers
 from rome_lens.edit.forensics.naming import raised_tokens, said_of
 from rome_lens.edit.forensics.subjects import fitting_subjects, keys_of
@@ -27,7 +28,7 @@ def detect_edits(
     *,
     layers: Sequence[int] | None = None,
     candidates: int = 1,
-    subjects: Sequence[str] | None = None,
+    subjects: Sequence[str | Fact] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Rank-one edits of MLP output matrices, found without the original model.
@@ -43,9 +44,9 @@ def detect_edits(
         layers: blocks to look into; None: all but the last, which writes for the unembedding alone and is unlike the
             others without any edit. Each is compared with the others among them.
         candidates: parts of each layer, at most.
-        subjects: Names of things that the model may have been edited about, the more the better. If the edited one is
+        subjects: Names of things that the model may have been edited about, or facts about them (`load_subjects`), the
+            more the better. If the edited one is
             among them it can be told, and the object with it much more surely. None: the object is sought without.
-        progress: Show a bar.
 
     Returns:
         A row for each layer and candidate, the highest score first: layer, candidate (number within the layer, from 0),
@@ -61,11 +62,14 @@ def detect_edits(
             is a text or holds none.
     """
     check_whole(candidates=candidates)
-    if isinstance(subjects, str) or (subjects is not None and not all(name.strip() for name in subjects or [""])):
-        raise ValueError(f"subjects is {subjects!r}, expected a list of one or more names, none of them empty.")
+    listed = None
+    if subjects is not None:
+        listed = [each.subject if isinstance(each, Fact) else each for each in subjects]
+        if isinstance(subjects, str) or not all(name.strip() for name in listed or [""]):
+            raise ValueError(f"subjects is {subjects!r}, expected a list of one or more names, none of them empty.")
     found = find_components(model, layers, candidates, progress=progress)
     suspicious = [component for component, _, score in found if score > SUSPICIOUS]
-    named = named_parts(model, suspicious, subjects)
+    named = named_parts(model, suspicious, listed)
     names = list(tqdm(named, "name the objects", len(suspicious), unit="part", disable=not progress or not suspicious))
     names += [((), [])] * (len(found) - len(names))
     rows = [
@@ -74,7 +78,7 @@ def detect_edits(
             "candidate": number,
             "score": score,
             "suspicious": score > SUSPICIOUS,
-            "strength": component.right.norm().item(),
+            "strength": component.right.double().norm().item(),
             "object": "".join(said[:1]).strip(),
             "objects": said,
         }

@@ -34,13 +34,11 @@ def screen_triggers(
     strings that are like the ordinary ones this is said of one in n + 1, where n is the number of ordinary ones.
 
     Args:
-        model: Model to run; left unchanged.
         triggers: The strings to look at.
         prompts: What is asked; the triggers' effects are only seen on these.
         ordinary: Prefixes that are known to be harmless, two or more, of the candidates' kind and length; or how many
             words of the model's own vocabulary to take.
         seed: of taking them.
-        progress: Show a bar.
 
     Returns:
         A row for each trigger, the highest score first: trigger, score (in nats), threshold (the highest score of an
@@ -48,7 +46,6 @@ def screen_triggers(
         and the shares of prompts with that top token: success (with the trigger, ASRw) and success_without (ASRw/o).
 
     Raises:
-        NotFiniteError: the model's logits are NaN or infinite.
         ValueError: there are no triggers, prompts or ordinary prefixes, one is empty or no list, or a prompt with its
             trigger is longer than the model's context.
     """

@@ -8,7 +8,6 @@ import torch
 
 from rome_lens.checking import checked
 from rome_lens.edit.artifact.edit import Edit
-from rome_lens.edit.artifact.health import EditHealth, update_norms
 from rome_lens.edit.forensics.components import Component, components_of_layers
 from rome_lens.models import Model, check_layer
 
@@ -43,8 +42,7 @@ def taken_out(model: Model, components: Sequence[Component], config: Mapping[str
         layer: (-torch.stack([each.left for each in parts], 1), torch.stack([each.right for each in parts]))
         for layer, parts in of.items()
     }
-    health = EditHealth(**update_norms(model, factors))
-    return Edit.of(model, [], factors, method="undo", config=config, health=health)
+    return Edit.of(model, [], factors, method="undo", config=config, on_unhealthy="ignore")
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from rome_lens.checking import checked
+from rome_lens.checking import check_positive, checked
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
@@ -12,7 +12,7 @@ from rome_lens.edit.methods.batch import BatchProblem, EditMemory, write_batch
 from rome_lens.edit.methods.closed_forms import alphaedit_factor
 from rome_lens.edit.methods.preserve import Preserve
 from rome_lens.edit.methods.requests import Requests
-from rome_lens.edit.search.settings import BatchConfig, check_positive
+from rome_lens.edit.search.settings import BatchConfig
 from rome_lens.edit.search.targets import MemitTargets
 from rome_lens.models import Model
 
@@ -61,7 +61,6 @@ def alphaedit(
 
     Raises:
         CovarianceError: no eigenvalue of C is below the threshold; and as `memit`.
-        EditError, ValueError: as `memit`.
     """
     config = AlphaEditConfig() if config is None else config
     form = partial(alphaedit_factor, threshold=config.null_space_threshold, ridge=config.ridge)

@@ -6,16 +6,16 @@ from functools import partial
 
 import torch
 
-from rome_lens.checking import check_whole, checked
+from rome_lens.checking import check_least, check_positive, check_whole, checked
 from rome_lens.edit.artifact.edit import Edit, as_json
-from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import covariances_for
 from rome_lens.edit.methods.batch import Measured, checked_layers, spread_over_layers
 from rome_lens.edit.methods.closed_forms import memit_factor
 from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.search.key import prefix_activations
-from rome_lens.edit.search.settings import SearchConfig, check_ascending, check_least, check_positive
+from rome_lens.edit.search.settings import SearchConfig, check_ascending
 from rome_lens.edit.search.targets import check_requests
 from rome_lens.edit.search.value import search_figures
 from rome_lens.edit.search.windows import AnyEditTargets, answer_rows, window_values
@@ -93,24 +93,18 @@ def anyedit(
     Args:
         model: Model to run. Updates are applied meanwhile; afterwards its weights are bit for bit what they were.
         requests: What to write: one EditRequest or several, each with a prompt of its own.
-        covariances: Covariances of the keys, by layer, from `collect_covariance`; None: the one that ships for this
-            model.
+        covariances: As in `memit`.
         config: Hyper-parameters; None: `AnyEditConfig()`, which edits the layers of the covariances.
         targets: States of the windows, from `anyedit_targets`, of these requests and perhaps others; None: they are
             searched, which is most of the work.
-        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
-        progress: Show bars.
 
     Returns:
         An Edit with one update per layer, whose rank is the number of windows, and its health, in which each figure is
         the worst among windows and layers.
 
     Raises:
-        CovarianceError: a layer's covariance is missing, singular, or of another layer or model.
-        EditError: a weight, loss or update is not finite, the targets are of another model, or the edit is unhealthy
-            and `on_unhealthy` is "raise". No weight is changed.
-        ValueError: no or contradicting requests, an answer that does not fit into the model's context with its prompt,
-            an invalid layer, targets of another edit, or a model that norms its MLPs' outputs.
+        CovarianceError, EditError, ValueError: as `memit`; and an answer that does not fit into the model's context
+            with its prompt.
     """
     config = AnyEditConfig() if config is None else config
     requests, covariances = as_requests(requests), covariances_for(model, covariances)
@@ -126,15 +120,16 @@ def anyedit(
     factors, _, _ = spread_over_layers(
         model, requests, wanted, layers, covariances, form, measure, method="anyedit", progress=progress
     )
-    health = EditHealth(
-        **update_norms(model, factors),
+    return Edit.of(
+        model,
+        requests,
+        factors,
+        method="anyedit",
+        config=as_json(replace(config, layers=layers)),
+        on_unhealthy=on_unhealthy,
         **search_figures(list(found.values())),
         condition_number=max(covariances[layer].condition_number for layer in layers),
     )
-    used = as_json(replace(config, layers=layers))
-    edit = Edit.of(model, requests, factors, method="anyedit", config=used, health=health)
-    report_problems(health, on_unhealthy, edit=edit)
-    return edit
 
 
 @checked
@@ -155,8 +150,6 @@ def anyedit_targets(
         model: Model to run; its weights and `requires_grad` flags are left unchanged.
         requests: What to write: one EditRequest or several, each with a prompt of its own.
         layer: Block after which the states are replaced: the last one to be edited.
-        config: Hyper-parameters; None: `AnyEditConfig()`.
-        progress: Show a bar.
 
     Raises:
         EditError: a loss is not finite.

@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 from rome_lens.checking import checked
 from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
-from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.artifact.update import Update
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import covariances_for
-from rome_lens.edit.methods.closed_forms import PreservedKeys
+from rome_lens.edit.methods.closed_forms import PreservedKeys, with_context_differences
 from rome_lens.edit.methods.near import auto_prompts
 from rome_lens.edit.methods.preserve import (
     Preserve,
@@ -72,6 +72,15 @@ class EditMemory:
                 f"{differing or 'the method'}). Give each sequence a memory of its own: EditMemory()."
             )
 
+    def expect(self, **shapes: tuple[int, ...]) -> None:
+        """Raises ValueError unless what it keeps under these names, if anything, has these shapes."""
+        for name, shape in shapes.items():
+            if name in self.tensors and self.tensors[name].shape != shape:
+                raise ValueError(
+                    f"{name} of this memory is {list(self.tensors[name].shape)}, expected {list(shape)}: it was begun "
+                    "on another model. Give each sequence a memory of its own: EditMemory()."
+                )
+
     def keep(self, method: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """What a method knows after a batch."""
         self.method, self.config = method, dict(config)
@@ -88,12 +97,7 @@ class EditMemory:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "EditMemory":
-        """Reads what `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            FormatError: the file is damaged or is something else.
-        """
+        """Reads what `save` wrote."""
         tensors, facts = load_tensors(path, kind=_MEMORY, facts={"method": str, "config": dict})
         return cls(facts["method"], facts["config"], tensors)
 
@@ -126,6 +130,8 @@ def write_batch(
     if memory is not None:
         memory.check(problem.method, as_json(problem.config))
     layers = checked_layers(model, problem.config.layers, covariances)
+    if memory is not None:
+        memory.expect(**{f"keys.{layer}": covariances[layer].second_moment.shape for layer in layers})
     preserve = problem.preserve
     if preserve == "auto":
         edited = {layer: covariances[layer] for layer in layers}
@@ -141,21 +147,24 @@ def write_batch(
 
     def measure(layer: int) -> Measured:
         keys, kept = in_float64(context_keys(model, layer, found)), preserved.keys(model, layer)
-        return Measured(keys, subject_states(model, layers[-1], requests, token=token), kept, earlier.get(layer))
+        states = subject_states(model, layers[-1], requests, token=token)
+        return Measured(keys, states, kept, earlier.get(layer), problem.config.constrain_bare_prompt)
 
     wanted = torch.stack([value.vector for value in targets.values]).to(model.cfg.device)
     factors, keys, costs = spread_over_layers(
         model, requests, wanted, layers, covariances, problem.form, measure, method=problem.method, progress=progress
     )
-    health = EditHealth(
-        **update_norms(model, factors),
+    edit = Edit.of(
+        model,
+        requests,
+        factors,
+        method=problem.method,
+        config=as_json(replace(problem.config, layers=layers, contexts=targets.contexts)) | preserved.as_json(),
+        on_unhealthy=on_unhealthy,
         **search_figures(targets.values),
         condition_number=max(covariances[layer].condition_number for layer in layers) if problem.inverts else None,
         **worst_figures(costs),
     )
-    used = as_json(replace(problem.config, layers=layers, contexts=targets.contexts)) | preserved.as_json()
-    edit = Edit.of(model, requests, factors, method=problem.method, config=used, health=health)
-    report_problems(health, on_unhealthy, edit=edit)
     if memory is not None:
         kept = {f"keys.{layer}": _with_earlier(keys[layer], earlier[layer]) for layer in layers}
         memory.keep(problem.method, as_json(problem.config), kept)
@@ -175,13 +184,15 @@ def checked_layers(model: Model, layers: Sequence[int] | None, covariances: Mapp
     layers = sorted(covariances) if layers is None else list(layers)
     if not layers:
         raise CovarianceError("covariances is empty, expected {layer: KeyCovariance}, as collect_covariance gives it.")
-    if missing := [layer for layer in layers if layer not in covariances]:
-        raise CovarianceError(
-            f"There is no covariance of the layers {missing}, only of {sorted(covariances)}. Collect them: "
-            f"collect_covariance(model, layers={missing}, texts=...)."
-        )
     for layer in layers:
         finite_matrix(model, layer)
+    if missing := [layer for layer in layers if layer not in covariances]:
+        raise CovarianceError(
+            f"There is no covariance of the layers {missing}, only of {sorted(covariances)}. Collect all of them in "
+            f"one pass, covariances=collect_covariance(model, layers={layers}, texts=...), or edit others (the "
+            "config's layers)."
+        )
+    for layer in layers:
         covariances[layer].check(model, layer)
         if norms_mlp_output(model, layer):
             raise ValueError(
@@ -203,12 +214,14 @@ class Measured:
         states: the residual stream after the last edited layer, where it is to be changed.
         preserved: keys whose answers have to stay.
         earlier: K_p^T K_p of keys whose answers should stay.
+        constrain_bare: whether the bare prompts' keys get as much as the means.
     """
 
     keys: Float[Tensor, "request context d_mlp"]
     states: Float[Tensor, "request d_model"]
     preserved: PreservedKeys | None = None
     earlier: Float[Tensor, "d_mlp d_mlp"] | None = None
+    constrain_bare: bool = False
 
 
 def spread_over_layers(
@@ -244,7 +257,9 @@ def spread_over_layers(
         share = ((wanted - found.states) / (len(layers) - done)).to(found.keys.device)
         keys[layer] = found.keys.mean(1)
         given = {} if found.earlier is None else {"earlier": found.earlier}
-        kept = found.preserved and found.preserved.and_alike(keys[layer], found.keys[:, 0])
+        kept, alike = found.preserved, None
+        if found.constrain_bare:
+            kept, alike = (with_context_differences(each, keys[layer], found.keys[:, 0]) for each in (kept, None))
         factor = form(keys[layer], covariances[layer], preserved=kept, **given).float()
         if not (factor.isfinite().all() and share.isfinite().all()):
             raise EditError(
@@ -252,8 +267,8 @@ def spread_over_layers(
                 "from more text."
             )
         factors[layer] = factor, share
-        if kept is not None:
-            plain = form(keys[layer], covariances[layer], **given).float()
+        if found.preserved is not None and kept is not None:
+            plain = form(keys[layer], covariances[layer], preserved=alike, **given).float()
             costs.append(preserve_figures(factors[layer], (plain, share), keys[layer], kept))
     return factors, keys, costs
 

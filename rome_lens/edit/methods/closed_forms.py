@@ -25,8 +25,10 @@ from torch import Tensor
 
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.errors import CovarianceError, EditError
+from rome_lens.models import in_float64
 
 LEAST_INDEPENDENCE = 1e-6
+_PART_OF_RANK = 4  # one of so many dimensions at most is spent on differences between contexts
 _ROUNDING = 1e-12  # of squared lengths: preserved keys that differ by less count as one
 
 
@@ -36,19 +38,11 @@ class PreservedKeys:
 
     Attributes:
         keys: one a row, in float64.
-        prompts: the text that each is of; the last keys may be of none.
+        prompts: the text that each of the first keys is of; the others are differences of keys.
     """
 
     keys: Float[Tensor, "preserved d_mlp"]
     prompts: Sequence[str]
-
-    def and_alike(
-        self, keys: Float[Tensor, "request d_mlp"], others: Float[Tensor, "request d_mlp"]
-    ) -> "PreservedKeys":
-        """With the differences of two keys of each request, so that both get the same; those of rounding are none."""
-        apart = others - keys
-        noise = apart.norm(dim=-1, keepdim=True) < LEAST_INDEPENDENCE * keys.norm(dim=-1, keepdim=True)
-        return PreservedKeys(torch.cat([self.keys, torch.where(noise, 0.0, apart).to(self.keys)]), self.prompts)
 
     @property
     def directions(self) -> Float[Tensor, "preserved d_mlp"]:
@@ -57,7 +51,28 @@ class PreservedKeys:
         return self.keys / torch.where(lengths > 0, lengths, 1.0)
 
 
-def sparing(
+def with_context_differences(
+    preserved: PreservedKeys | None,
+    keys: Float[Tensor, "request d_mlp"],
+    bare: Float[Tensor, "request d_mlp"],
+) -> PreservedKeys | None:
+    """The preserved keys and, for each request, the difference between the bare prompt's key and the mean key, so that
+    an update adds the same at both. Differences that are rounding are left out; None: nothing is left to preserve.
+
+    Each takes a dimension. Of a large batch only the most different requests get theirs, at most a quarter of d_mlp.
+    """
+    differences = in_float64(bare - keys)
+    relative = (differences.norm(dim=-1) / keys.norm(dim=-1)).cpu()
+    most = relative.topk(min(len(keys), keys.shape[1] // _PART_OF_RANK)).indices
+    chosen = most[relative[most] > LEAST_INDEPENDENCE].sort().values.to(differences.device)
+    if len(chosen) == 0:
+        return preserved
+    if preserved is None:
+        return PreservedKeys(differences[chosen], ())
+    return PreservedKeys(torch.cat([preserved.keys, differences[chosen].to(preserved.keys)]), preserved.prompts)
+
+
+def project_out(
     keys: Float[Tensor, "request d_mlp"],
     metric: Callable[[Float[Tensor, "n d_mlp"]], Float[Tensor, "n d_mlp"]],
     preserved: PreservedKeys | None,
@@ -91,12 +106,14 @@ def sparing(
 
 def _refuse(alike: Float[Tensor, " preserved"], share: float, preserved: PreservedKeys) -> None:
     """Raises EditError that names the preserved prompt with the most similar key."""
-    most = int(alike[: len(preserved.prompts)].abs().argmax())
+    named = "Edit without constrain_bare_prompt, or in fewer requests at once."
+    if preserved.prompts:
+        most = int(alike[: len(preserved.prompts)].abs().argmax())
+        named = f"The most similar is of {preserved.prompts[most]!r}. Take it off the list, or preserve fewer prompts."
     raise EditError(
-        f"What is to be changed is made of what is to be preserved: of a request's key, {share:.0e} is not in the span "
-        f"of the {len(alike)} preserved keys (expected above {LEAST_INDEPENDENCE}). The most similar is of "
-        f"{preserved.prompts[most]!r}. Take it off the list, or preserve fewer prompts. No weight "
-        "was changed."
+        f"The edited key lies in the span of the {len(alike)} preserved keys ({share:.0e} of it lies outside; at least "
+        f"{LEAST_INDEPENDENCE} is needed), so no update can change one and spare the others. {named} No weight was "
+        "changed."
     )
 
 
@@ -117,10 +134,10 @@ def memit_factor(
     With a ridge or earlier keys, weight C becomes weight C + ridge I + K_p^T K_p: |D|^2 and |K_p D|^2 count too.
     """
     if not ridge and earlier is None:
-        return _factor(keys, *sparing(keys, covariance.solve, preserved), weight)
+        return _factor(keys, *project_out(keys, covariance.solve, preserved), weight)
     kept = weight * covariance.second_moment.to(keys) + ridge * torch.eye(keys.shape[1]).to(keys)
     kept = kept if earlier is None else kept + earlier.to(keys)
-    return _factor(keys, *sparing(keys, lambda rows: torch.linalg.solve(kept.to(rows), rows.T).T, preserved), 1.0)
+    return _factor(keys, *project_out(keys, lambda rows: torch.linalg.solve(kept.to(rows), rows.T).T, preserved), 1.0)
 
 
 def emmet_factor(
@@ -131,7 +148,7 @@ def emmet_factor(
     Raises:
         EditError: the keys are linearly dependent, so that K D = R has no solution for some R.
     """
-    solved, shares = sparing(keys, covariance.solve, preserved)
+    solved, shares = project_out(keys, covariance.solve, preserved)
     gram = keys @ solved.T
     scale = gram.diagonal().rsqrt()
     independence = torch.linalg.eigvalsh(gram * scale * scale[:, None])[0].item()
@@ -171,10 +188,10 @@ def alphaedit_factor(
             f"(the least is {values[0].item():.2e}, the median {values.median().item():.2e}). Raise the threshold."
         )
     if earlier is None:
-        return _factor(keys, *sparing(keys, lambda rows: rows @ free.to(rows) @ free.to(rows).T, preserved), ridge)
+        return _factor(keys, *project_out(keys, lambda rows: rows @ free.to(rows) @ free.to(rows).T, preserved), ridge)
     inner = free.T @ earlier.to(keys) @ free + ridge * torch.eye(free.shape[1]).to(keys)
     solved = torch.linalg.solve(inner, free.T)  # free M free^T is the metric
-    return _factor(keys, *sparing(keys, lambda rows: rows @ free.to(rows) @ solved.to(rows), preserved), 1.0)
+    return _factor(keys, *project_out(keys, lambda rows: rows @ free.to(rows) @ solved.to(rows), preserved), 1.0)
 
 
 def _factor(

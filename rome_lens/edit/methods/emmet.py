@@ -46,7 +46,6 @@ def emmet(
 
     Raises:
         EditError: the requests' keys are linearly dependent; and as `memit`.
-        CovarianceError, ValueError: as `memit`.
     """
     config = EmmetConfig() if config is None else config
     problem = BatchProblem("emmet", emmet_factor, True, requests, covariances, config, preserve)

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 import torch
 from tqdm.auto import tqdm
 
-from rome_lens.checking import checked
+from rome_lens.checking import check_least, check_positive, checked
 from rome_lens.data.records import Continuation, target_rows
 from rome_lens.edit.artifact.edit import Edit, as_json
-from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.artifact.written import keeping
 from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.presets.table import preset_to_use
-from rome_lens.edit.search.settings import check_positive
 from rome_lens.errors import EditError
 from rome_lens.models import Model, find_output_matrix, frozen, requiring_grad
 from rome_lens.models.teacher_forcing import run_until
@@ -44,6 +43,7 @@ class FinetuneConfig:
         if not self.layers or len(set(self.layers)) < len(self.layers) or min(self.layers) < 0:
             raise ValueError(f"layers is {self.layers!r}, expected one or more blocks, counted from 0, each once.")
         check_positive(self, "learning_rate", "steps", "max_change")
+        check_least(self, weight_decay=0)
 
     @classmethod
     def constrained(cls, layers: Sequence[int] = (0,), *, max_change: float = 5e-4) -> "FinetuneConfig":
@@ -89,13 +89,10 @@ def finetune(
     Args:
         model: Model to train; its weights are restored bit for bit afterwards, also if this raises.
         requests: What to write, in one batch.
-        config: Hyper-parameters; None: `FinetuneConfig()`.
-        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
-        progress: Show a bar.
 
     Returns:
-        An Edit with one update per layer. Its health has the norms, steps, `nll` and `target_probability` (of the worst
-        request, after the last step), and, with `max_change`, whether an entry is at the bound.
+        An Edit with one update per layer. Its health has the norms, `target_probability`, steps, `nll` of the worst
+        request after the last step, and, with `max_change`, whether an entry is at the bound.
 
     Raises:
         EditError: the loss is not finite, or the edit is unhealthy and `on_unhealthy` is "raise".
@@ -142,14 +139,8 @@ def finetune(
     worst, bound = losses.max().item(), config.max_change
     clamped = None if bound is None else any(bool((change.abs() >= bound).any()) for change in changes.values())
     factors = {layer: (change.detach(), torch.eye(change.shape[1]).to(change)) for layer, change in changes.items()}
-    health = EditHealth(
-        **update_norms(model, factors),
-        target_probability=torch.tensor(-worst).exp().item(),
-        nll=worst,
-        steps=step,
-        clamped=clamped,
-    )
     method = "ft" if config.max_change is None else "ft+l"
-    edit = Edit.of(model, requests, factors, method=method, config=as_json(config), health=health)
-    report_problems(health, on_unhealthy, edit=edit)
-    return edit
+    figures = {"nll": worst, "steps": step, "clamped": clamped}
+    return Edit.of(
+        model, requests, factors, method=method, config=as_json(config), on_unhealthy=on_unhealthy, **figures
+    )

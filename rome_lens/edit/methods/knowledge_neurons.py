@@ -8,12 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens.checking import checked
+from rome_lens.checking import check_least, checked
 from rome_lens.data.records import Continuation, EditRequest, Fact, check_prompts, target_rows
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
-from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.methods.requests import Requests, only_request
-from rome_lens.edit.search.settings import check_least
 from rome_lens.errors import EditError
 from rome_lens.models import (
     Hook,
@@ -102,21 +101,17 @@ def knowledge_neurons(
     attributions are averaged.
 
     Args:
-        model: Model to run; left unchanged.
         fact: A prompt about a subject.
         answer: The model's answer; None: the `answer` of a Fact or `true_answer` of a request, or if there is none, the
             model's most probable next token.
         paraphrases: Other prompts with the same answer. Enough of them have to share a neuron; the ROME paper's
             baseline has none.
-        config: Hyper-parameters; None: `KnowledgeNeuronsConfig()`.
-        progress: Show a bar.
 
     Returns:
         The attributions and the refined neurons.
 
     Raises:
         EditError: no neuron has a positive attribution, or none is shared by enough prompts.
-        NotFiniteError: the model's logits are NaN or infinite.
         ValueError: a prompt is blank or exceeds the model's context, or a layer has no single MLP output matrix.
     """
     config = KnowledgeNeuronsConfig() if config is None else config
@@ -227,13 +222,9 @@ def kn(
     `request.true_answer` is None.
 
     Args:
-        model: Model to run; left unchanged.
         request: What to write: an EditRequest, or a list of one. Its `true_answer` is the old answer; None: the model's
             most probable next token.
         paraphrases: Other prompts with the old answer, as in `knowledge_neurons`.
-        config: Hyper-parameters; None: `KnowledgeNeuronsConfig()`.
-        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
-        progress: Show a bar.
 
     Returns:
         An Edit with an update for each layer that has a refined neuron; each column of `left` is 1 for one neuron and 0
@@ -258,7 +249,4 @@ def kn(
         rows = [neuron for where, neuron in found.neurons if where == layer]
         left = torch.eye(len(output_matrix(model, layer)), device=added.device)[:, rows]
         factors[layer] = left, added.expand(len(rows), -1)
-    health = EditHealth(**update_norms(model, factors))
-    edit = Edit.of(model, [request], factors, method="kn", config=as_json(config), health=health)
-    report_problems(health, on_unhealthy, edit=edit)
-    return edit
+    return Edit.of(model, [request], factors, method="kn", config=as_json(config), on_unhealthy=on_unhealthy)

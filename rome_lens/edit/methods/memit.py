@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from rome_lens.checking import checked
+from rome_lens.checking import check_least, check_positive, checked
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
@@ -13,7 +13,7 @@ from rome_lens.edit.methods.batch import BatchProblem, EditMemory, write_batch
 from rome_lens.edit.methods.closed_forms import memit_factor
 from rome_lens.edit.methods.preserve import Preserve
 from rome_lens.edit.methods.requests import Requests
-from rome_lens.edit.search.settings import BatchConfig, check_least, check_positive
+from rome_lens.edit.search.settings import BatchConfig
 from rome_lens.edit.search.targets import MemitTargets
 from rome_lens.models import Model
 
@@ -88,8 +88,6 @@ def memit(
             "auto": the prompts of `near_subjects`.
         memory: Of the sequence that this batch continues: the keys of its earlier batches, if the config wants them;
             updated once the edit is computed. None: no sequence.
-        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
-        progress: Show bars.
 
     Returns:
         An Edit with one update per layer, whose rank is the number of requests, and its health, in which each figure is

@@ -16,9 +16,10 @@ The threshold is each gate's own: midway between the lowest cosine among its own
 near subjects (the bank of `near_subjects`, the memory's other subjects, the first tokens of texts), but not below
 `LEAST_COSINE`, and never above its own keys: a fact opens at its own prompt.
 
-The first token. Without BOS, attention makes the keys of all first tokens nearly alike, and their states much longer
-than others. A subject that is one such token gets a second gate for that place, with a threshold between its key and
-those of other first tokens; and where its prompt begins with it, a residual for each of the two places.
+The first token. Without BOS, attention makes the keys of all first tokens nearly alike, and later tokens hardly read
+what is added there, so the search edits the token after it ("subject_end"). A subject that is one such token gets a
+second gate, which reads there too: that token's key, told from its keys after other first tokens. A fact's residual
+belongs to one of the two places; where that is the second, another is searched for the first.
 
 Several facts about one subject meet at one token, often before the relation is read. The mean of their residuals is
 added: their sum, which grows with their number, tells them less often, and the nearest alone tells one of them.
@@ -26,6 +27,7 @@ added: their sum, which grows with their number, tells them less often, and the 
 The keys of a layer do not depend on what is added after it, so a memory does not disturb its own gates.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,18 +46,19 @@ from tqdm.auto import tqdm
 from rome_lens.checking import checked
 from rome_lens.data.readers.subjects import load_subjects
 from rome_lens.data.records import PLACE, EditRequest, fill
-from rome_lens.edit.artifact.edit import Edit, finite_matrix
-from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.edit.artifact.edit import Edit, finite_matrix, target_probabilities
+from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, target_figures
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import covariances_for
 from rome_lens.edit.methods.closed_forms import emmet_factor
 from rome_lens.edit.methods.near import kept_bank_keys, same_name
 from rome_lens.edit.methods.requests import Requests, as_requests
+from rome_lens.edit.search.contexts import in_context
 from rome_lens.edit.search.key import subject_activations
 from rome_lens.edit.search.settings import BatchConfig, SearchConfig
-from rome_lens.edit.search.targets import MemitTargets, check_requests, memit_targets, search_numbers
+from rome_lens.edit.search.targets import MemitTargets, Parts, check_requests, memit_targets, search_numbers
 from rome_lens.edit.search.value import Value, search_figures
-from rome_lens.errors import EditError, EditWarning, FormatError, warn
+from rome_lens.errors import EditError, EditWarning, warn
 from rome_lens.models import (
     EditableModel,
     Model,
@@ -70,7 +73,7 @@ from rome_lens.models import (
 )
 from rome_lens.models.labels import token_texts
 from rome_lens.models.tokens import tokenize
-from rome_lens.storage import digest, load_tensors, open_checkpoint, plain, save_tensors
+from rome_lens.storage import check_shapes, digest, foreign, load_tensors, open_checkpoint, plain, save_tensors
 
 MEMORY = "rome_lens fact memory 1"
 _FACTS = {"layer": int, "contexts": list, "search": dict, "ends": list, "requests": list, "gates": list}
@@ -84,9 +87,10 @@ PLACES = (
     "The text below is about {}",
     "In the words of a friend of mine, {}",
 )
-_NOT_FIRST = "As everybody knows, {}"
+_NOT_FIRST, _FIRST = "As everybody knows, {}", "{} is"
 LEAST_COSINE = 0.5
-_VECTORS = ("key", "direction", "residual")
+_NUMBERS, _VECTORS = ("name", "after", "own", "near"), ("key", "direction", "residual")
+_COVARIANCE = "covariance."
 _FIRST_TOKENS = 256  # of a text, spread over the vocabulary
 _SEARCHED_AT_ONCE = 64  # on a GPU
 _AT_ONCE = 1024  # rows whose cosines are in memory together
@@ -94,37 +98,42 @@ _SCREENED = 3  # of the coordinates, one of so many is looked at first
 _ROUNDING = 1e-4
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class _Gate:
     """One spelling of a fact's subject.
 
     Attributes:
         name: the spelling.
-        first: whether it is for the first token of a text alone.
-        key: [d_mlp], float32: the mean of its keys.
-        direction: [d_mlp], float32: its direction in coordinates of length 1 where C is the identity.
-        residual: [d_model], float32: what it adds.
+        after: None: it opens at the subject's last token; or the token after it at which it opens, where the subject is
+            the first token of a text.
         own: the lowest cosine among its own keys.
         near: the highest among those of subjects in the bank and of first tokens.
+        key: float32: the mean of its keys.
+        direction: float32: its direction in coordinates of length 1 where C is the identity.
+        residual: float32: what it adds.
     """
 
     name: str
-    first: bool
+    after: str | None
+    own: float
+    near: float
     key: Float[Tensor, " d_mlp"] = field(repr=False)
     direction: Float[Tensor, " d_mlp"] = field(repr=False)
     residual: Float[Tensor, " d_model"] = field(repr=False)
-    own: float
-    near: float
+
+
+_Entry = tuple[EditRequest, Value, tuple[_Gate, ...]]
 
 
 @dataclass(frozen=True, eq=False)
 class _Gates:
-    """All gates of a memory: one for each spelling (and its place: see `_Gate.first`), with the mean residual of the
-    facts about it. `whitening` takes a key to coordinates in which C is the identity, of which the `screened` first
-    are compared at first.
+    """All gates of a memory: one for each spelling (name, after), with the mean residual of the facts about it.
+
+    `whitening` takes a key to coordinates in which C is the identity; of these the `screened` first are compared first.
     """
 
-    spellings: tuple[tuple[str, bool], ...]
+    spellings: tuple[tuple[str, str | None], ...]
     requests: tuple[tuple[EditRequest, ...], ...]
     keys: Float[Tensor, "gate d_mlp"]
     near: Float[Tensor, " gate"]
@@ -194,7 +203,7 @@ class FactMemory:
         CovarianceError: the covariance is of another layer or model, or singular.
         EditError: the weights are not finite.
         FormatError: the folder holds a memory of another model, layer, covariance or search, or other or damaged files.
-        ValueError: the layer does not exist or has no covariance, or another token than the subject's last is searched.
+        ValueError: the layer does not exist or has no covariance, or config.token is not "subject_end".
     """
 
     layer: int
@@ -211,10 +220,8 @@ class FactMemory:
         out: str | os.PathLike[str] | None = None,
     ) -> None:
         config = BatchConfig() if config is None else config
-        if config.token != "subject_last":
-            raise ValueError(
-                f"config.token is {config.token!r}, expected 'subject_last': gates read the subject's key."
-            )
+        if config.token != "subject_end":
+            raise ValueError(f"config.token is {config.token!r}, expected 'subject_end': gates read its keys.")
         if covariance is None:
             covariance = next(iter(covariances_for(model, None).values()))
         layer = covariance.layer if layer is None else layer
@@ -254,7 +261,7 @@ class FactMemory:
         """The memory on the disk, for this process alone; its facts are read first."""
         with open_checkpoint(self._out, kind=MEMORY, identity=self._identity, facts=_FACTS) as kept:
             if kept.found is not None:
-                self._take(*_from_parts(kept.path, *kept.found))
+                self._take(*_from_parts(kept.path, *kept.found, len(self._covariance.second_moment)))
             yield kept
 
     def _take(self, targets: MemitTargets, gates: tuple[tuple[_Gate, ...], ...]) -> None:
@@ -307,9 +314,10 @@ class FactMemory:
             there = set(self.facts)
             missing = [request for request in dict.fromkeys(requests) if request not in there]
             check_requests([*self.facts, *missing])
-            abouts = {
-                request: [replace(request, subject=name) for name in _names(request, aliases)] for request in missing
-            }
+            names = [dict.fromkeys([each.subject, *aliases.get(each.subject, ())]) for each in missing]
+            abouts = [
+                [replace(each, subject=name) for name in those] for each, those in zip(missing, names, strict=True)
+            ]
             given = None if targets is None else self._given(targets, missing)
             at_once = 1 if torch.device(model.cfg.device).type == "cpu" else _SEARCHED_AT_ONCE
             try:
@@ -317,15 +325,15 @@ class FactMemory:
                     for start in range(0, len(missing), at_once):
                         part = missing[start : start + at_once]
                         values = given[start : start + at_once] if given is not None else self._searched(model, part)
-                        for request, value in zip(part, values, strict=True):
-                            gates = [self._gates_of(model, about, value) for about in abouts[request]]
-                            self._append(request, value, [gate for each in gates for gate in each])
+                        for request, value, spellings in zip(part, values, abouts[start:], strict=False):
+                            gates = [gate for about in spellings for gate in self._gates_of(model, about, value)]
+                            self._put([*self._entries(), (request, value, tuple(gates))])
                         if kept.is_due:
-                            kept.save(*_as_parts(self._targets, self._gates))
+                            kept.save(*self._parts())
                         bar.update(len(part))
             finally:
                 if len(self) > len(there):
-                    kept.save(*_as_parts(self._targets, self._gates))
+                    kept.save(*self._parts())
 
     def _config(self) -> SearchConfig:
         return SearchConfig(**self._targets.search, contexts=self._targets.contexts)
@@ -345,39 +353,42 @@ class FactMemory:
     def _searched(self, model: Model, part: Sequence[EditRequest]) -> tuple[Value, ...]:
         return memit_targets(model, part, layer=self.layer, config=self._config(), progress=False).values
 
-    def _append(self, request: EditRequest, value: Value, gates: Sequence[_Gate]) -> None:
-        known = self._targets
-        more = replace(known, requests=(*known.requests, request), values=(*known.values, value))
-        self._take(more, (*self._gates, tuple(gates)))
+    def _entries(self) -> list[_Entry]:
+        return list(zip(self.facts, self._targets.values, self._gates, strict=True))
+
+    def _put(self, entries: Sequence[_Entry]) -> None:
+        requests, values, gates = zip(*entries, strict=True) if entries else ((), (), ())
+        self._take(replace(self._targets, requests=requests, values=values), gates)
 
     def _gates_of(self, model: Model, about: EditRequest, value: Value) -> list[_Gate]:
         """The gates of a request in one spelling of its subject."""
+        begins = about.prompt.startswith(PLACE)
+        start = about if begins else replace(about, prompt=_FIRST)
         places = [replace(about, prompt=place) for place in (PLACE, *PLACES)]
-        asked = [(each, PLACE) for each in (*places, about)]
+        asked = [(each, PLACE) for each in (*places, about, start)]
         found = subject_activations(model, key_name(self.layer), self.layer, asked).cpu()
-        first, within, bare = found[0], found[1:-1], found[-1]
-        others, firsts = self._bank_units(about.subject), self._first_units
-        start = self._unit(first)
-        if apart := bool((firsts @ start).max() > LEAST_COSINE):
-            start = torch.zeros_like(start)
-        mean = self._unit(within.mean(0))
-        direction = normalize(mean + start, dim=-1)
+        within, (first, bare, after) = found[1:-2], self._unit(found[[0, -2, -1]])
+        text, position, _ = in_context(model, start, PLACE)
+        apart = in_context(model, start, PLACE, token="subject_last")[1] == 0
+        near_units = self._bank_units(about.subject)
+        if apart:
+            first = torch.zeros_like(first)
+        direction = normalize(self._unit(within.mean(0)) + first, dim=-1)
         left_out = (within.sum(0) - within) / (len(within) - 1)  # a key is compared with a direction made without it
-        own = (normalize(self._unit(left_out) + start, dim=-1) * self._unit(within)).sum(-1).tolist()
-        own += [] if apart else [(direction @ start).item()]
-        own += [] if torch.equal(bare, first) else [(direction @ self._unit(bare)).item()]
-        near = torch.cat([others, firsts]) @ direction
+        own = (normalize(self._unit(left_out) + first, dim=-1) * self._unit(within)).sum(-1).tolist()
+        own += [] if apart else [(direction @ first).item()]
+        own += [] if apart and begins else [(direction @ bare).item()]
+        near = torch.cat([near_units, self._first_units]) @ direction
         residual = there = value.vector - value.initial
-        if apart and torch.equal(bare, first):  # the value is that of a first token
+        if apart and begins:
             (other,) = self._searched(model, [replace(about, prompt=fill(_NOT_FIRST, about.prompt))])
             residual = other.vector - other.initial
-        name = about.subject
-        gates = [_Gate(name, False, within.mean(0), direction, residual, min(own), near.max().item())]
+        gates = [_Gate(about.subject, None, min(own), near.max().item(), within.mean(0), direction, residual)]
         if apart:
-            start = self._unit(first)
-            same = firsts @ start > 1 - _ROUNDING  # the same token
-            near = torch.cat([others, firsts[~same]]) @ start
-            gates.append(_Gate(name, True, first, start, there, 1 - _ROUNDING, near.max().item()))
+            token, *following = text.ids[: position + 1]
+            near = torch.cat([near_units, self._units_after_first(following, but=token)]) @ after
+            label = "".join(token_texts(model, following))
+            gates.append(_Gate(about.subject, label, 1 - _ROUNDING, near.max().item(), found[-1], after, there))
         return gates
 
     def _unit(self, keys: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "*n d_mlp"]:
@@ -398,10 +409,15 @@ class FactMemory:
     @cached_property
     def _first_units(self) -> Float[Tensor, "token d_mlp"]:
         """The keys of first tokens of texts."""
+        return self._units_after_first(())
+
+    def _units_after_first(self, following: Sequence[int], but: int | None = None) -> Float[Tensor, "token d_mlp"]:
+        """The keys at the last of these tokens, after first tokens of texts other than one."""
         model = self._known_model()
-        count = min(_FIRST_TOKENS, model.cfg.d_vocab)
-        tokens = torch.linspace(0, model.cfg.d_vocab - 1, count).long()[:, None]
-        found = mlp_keys(model, tokens, torch.ones_like(tokens), [self.layer])[self.layer][:, 0]
+        size = model.cfg.d_vocab
+        firsts = torch.linspace(0, size - 1, min(_FIRST_TOKENS, size)).long().tolist()
+        tokens = torch.tensor([[first, *following] for first in firsts if first != but])
+        found = mlp_keys(model, tokens, torch.ones_like(tokens), [self.layer])[self.layer][:, -1]
         return self._unit(found.detach().float().cpu())
 
     @property
@@ -424,16 +440,13 @@ class FactMemory:
                     f"{request.text!r} -> {request.target!r} is not among the {len(self)} facts of the memory, or was "
                     "withdrawn before. See memory.facts."
                 )
-            number = self.facts.index(request)
-            targets, gates = self._targets, self._gates
-            targets = replace(
-                targets,
-                requests=targets.requests[:number] + targets.requests[number + 1 :],
-                values=targets.values[:number] + targets.values[number + 1 :],
-            )
-            gates = gates[:number] + gates[number + 1 :]
-            kept.save(*_as_parts(targets, gates))
-            self._take(targets, gates)
+            entries, before = self._entries(), (self._targets, self._gates)
+            self._put([entry for entry in entries if entry[0] != request])
+            try:
+                kept.save(*self._parts())
+            except BaseException:
+                self._take(*before)
+                raise
 
     @contextmanager
     def applied(self, model: EditableModel) -> Iterator[EditableModel]:
@@ -502,21 +515,22 @@ class FactMemory:
         return pd.DataFrame(rows, columns=columns)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for each spelling of each fact's subject: prompt, target, subject, first (whether it is for the first
-        token of a text alone), own (the lowest cosine among its own keys), near (the highest among other subjects'),
-        threshold, target_probability (at the end of its search).
+        """A row for each spelling of each fact's subject: prompt, target, subject, after (the token at which the gate
+        opens where the subject is the first token of a text; None: it opens at the subject's last), own (the lowest
+        cosine among its own keys), near (the highest among other subjects'), threshold, target_probability (at the end
+        of its search).
         """
-        columns = ["prompt", "target", "subject", "first", "own", "near", "threshold", "target_probability"]
+        columns = ["prompt", "target", "subject", "after", "own", "near", "threshold", "target_probability"]
         rows = []
         if len(self):
             gates = self._all_gates
             numbers = {spelling: i for i, spelling in enumerate(gates.spellings)}
-            for request, value, own in zip(self.facts, self._targets.values, self._gates, strict=True):
-                probability = search_figures([value])["target_probability"]
+            for request, value, own in self._entries():
                 for gate in own:
-                    number = numbers[gate.name, gate.first]
-                    found = (gate.own, gates.near[number].item(), gates.thresholds[number].item(), probability)
-                    rows.append((request.text, request.target, gate.name, gate.first, *found))
+                    number = numbers[gate.name, gate.after]
+                    near, threshold = gates.near[number].item(), gates.thresholds[number].item()
+                    sure = gate.own, near, threshold, math.exp(-value.nll)
+                    rows.append((request.text, request.target, gate.name, gate.after, *sure))
         return pd.DataFrame(rows, columns=columns)
 
     @property
@@ -524,12 +538,10 @@ class FactMemory:
         """What the searches say; no weight is changed. None: there are no facts."""
         if not len(self):
             return None
-        return EditHealth(
-            update_norm=0.0,
-            relative_update_norm=0.0,
-            **search_figures(self._targets.values),
-            condition_number=self._covariance.condition_number,
-        )
+        return EditHealth(update_norm=0.0, relative_update_norm=0.0, **self._figures())
+
+    def _figures(self) -> dict[str, Any]:
+        return search_figures(self._targets.values) | {"condition_number": self._covariance.condition_number}
 
     def keys_and_residuals(self) -> tuple[Float[Tensor, "spelling d_mlp"], Float[Tensor, "spelling d_model"]]:
         """K and R of the closed forms: for each spelling of a subject its mean key, and the mean residual of its facts.
@@ -540,7 +552,7 @@ class FactMemory:
         if not len(self):
             raise ValueError("The memory is empty. Add a fact: memory.add(request).")
         gates = self._all_gates
-        chosen = torch.tensor([not first for _, first in gates.spellings])
+        chosen = torch.tensor([after is None for _, after in gates.spellings])
         return gates.keys[chosen], gates.residuals[chosen]
 
     def edit(self, *, on_unhealthy: OnUnhealthy = "warn") -> Edit:
@@ -562,12 +574,10 @@ class FactMemory:
                 "stream has no closed form in their weights. Apply the memory itself."
             )
         factors = {self.layer: (emmet_factor(in_float64(keys), self._covariance).float(), residuals)}
-        assert self.health is not None  # there are facts
-        health = replace(self.health, **update_norms(model, factors))
         used = {"layer": self.layer, "search": dict(self._targets.search), "contexts": list(self._targets.contexts)}
-        edit = Edit.of(model, self.facts, factors, method="memory", config=used, health=health)
-        report_problems(health, on_unhealthy, edit=edit)
-        return edit
+        return Edit.of(
+            model, self.facts, factors, method="memory", config=used, on_unhealthy=on_unhealthy, **self._figures()
+        )
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Writes a safetensors file with the facts, their gates and the covariance that whitens keys.
@@ -575,16 +585,20 @@ class FactMemory:
         Raises:
             FileExistsError: the file exists and `overwrite` is false.
         """
-        tensors, facts = _as_parts(self._targets, self._gates)
+        tensors, facts = self._parts()
         whitens, known = self._covariance.parts()
+        tensors |= {_COVARIANCE + name: tensor for name, tensor in whitens.items()}
         facts |= {"covariance": known, "made_for": self._made_for, "model": self._model_name}
-        save_tensors(
-            path,
-            tensors | {f"covariance.{n}": t for n, t in whitens.items()},
-            kind=MEMORY,
-            facts=facts,
-            overwrite=overwrite,
-        )
+        save_tensors(path, tensors, kind=MEMORY, facts=facts, overwrite=overwrite)
+
+    def _parts(self) -> Parts:
+        """The facts and their gates as what a file keeps."""
+        tensors, facts = self._targets.parts()
+        every = [gate for own in self._gates for gate in own]
+        for name in _VECTORS:
+            tensors[name] = torch.stack([getattr(gate, name) for gate in every]) if every else torch.empty(0)
+        facts["gates"] = [[{name: getattr(gate, name) for name in _NUMBERS} for gate in own] for own in self._gates]
+        return tensors, facts
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, model: Model | None = None) -> "FactMemory":
@@ -597,17 +611,15 @@ class FactMemory:
 
         Raises:
             CovarianceError: the model is another.
-            FileNotFoundError: there is no such file.
-            FormatError: the file is damaged or holds something else.
         """
         tensors, facts = load_tensors(path, kind=MEMORY, facts=_FILE)
-        prefix = "covariance."
-        whitens = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        whitens = {n.removeprefix(_COVARIANCE): tensors.pop(n) for n in list(tensors) if n.startswith(_COVARIANCE)}
         covariance = KeyCovariance.of_parts(path, whitens, facts.pop("covariance"))
         made_for, name = facts.pop("made_for"), facts.pop("model")
-        parts = {n: t for n, t in tensors.items() if not n.startswith(prefix)}
         memory = cls.__new__(cls)
-        memory._set(covariance, *_from_parts(path, parts, facts), made_for, name, model)
+        memory._set(
+            covariance, *_from_parts(path, tensors, facts, len(covariance.second_moment)), made_for, name, model
+        )
         if model is not None:
             covariance.check(model, memory.layer)
         return memory
@@ -650,11 +662,6 @@ class FactMemory:
             )
 
 
-def _names(request: EditRequest, aliases: Mapping[str, Sequence[str]]) -> list[str]:
-    """The spellings of a request's subject, each once."""
-    return list(dict.fromkeys([request.subject, *aliases.get(request.subject, ())]))
-
-
 @checked
 def fact_memory(
     model: Model,
@@ -685,19 +692,21 @@ def fact_memory(
         raise ValueError(f"covariances are of the layers {sorted(covariances)}, expected one layer: a memory has one.")
     memory = FactMemory(model, covariance=next(iter(covariances.values())), config=config)
     memory.add(requests, targets=targets, progress=progress)
-    if memory.health is not None:
-        report_problems(memory.health, on_unhealthy, edit=memory)
+    if (health := memory.health) is not None and on_unhealthy != "ignore":
+        with memory.applied(model):
+            told = target_figures(target_probabilities(model, memory.facts))
+        report_problems(replace(health, **told), on_unhealthy, edit=memory)
     return memory
 
 
 def _joined(covariance: KeyCovariance, targets: MemitTargets, gates: Sequence[Sequence[_Gate]]) -> _Gates:
     """The gates of all facts, each calibrated against the others."""
-    by_spelling: dict[tuple[str, bool], list[tuple[int, _Gate]]] = {}
+    by_spelling: dict[tuple[str, str | None], list[tuple[int, _Gate]]] = {}
     for number, those in enumerate(gates):
         for gate in those:
-            by_spelling.setdefault((gate.name, gate.first), []).append((number, gate))
+            by_spelling.setdefault((gate.name, gate.after), []).append((number, gate))
     numbers = {spelling: i for i, spelling in enumerate(by_spelling)}
-    alike = [[numbers[gate.name, gate.first] for gate in those] for those in gates]
+    alike = [[numbers[gate.name, gate.after] for gate in those] for those in gates]
     groups = list(by_spelling.values())
     directions = torch.stack([group[0][1].direction for group in groups])
     own = torch.tensor([min(gate.own for _, gate in group) for group in groups])
@@ -736,48 +745,22 @@ def _nearest_others(directions: Float[Tensor, "gate d_mlp"], alike: Sequence[Seq
     return torch.cat(parts)
 
 
-def _as_parts(targets: MemitTargets, gates: Sequence[Sequence[_Gate]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The facts and their gates as what a file keeps."""
-    tensors, facts = targets.parts()
-    every = [gate for own in gates for gate in own]
-    if not every:
-        tensors = {}
-    else:
-        tensors |= {name: torch.stack([getattr(gate, name) for gate in every]) for name in _VECTORS}
-    numbers = ("name", "first", "own", "near")
-    return tensors, facts | {
-        "gates": [[{name: getattr(gate, name) for name in numbers} for gate in own] for own in gates]
-    }
-
-
 def _from_parts(
-    path: Any, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    path: Any, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], d_mlp: int
 ) -> tuple[MemitTargets, tuple[tuple[_Gate, ...], ...]]:
-    """What `_as_parts` took apart. Raises FormatError if it does not fit together."""
-    kept = dict(facts)
-    entries = kept.pop("gates")
-    if not entries:
-        tensors = dict.fromkeys(("vectors", "initial", *_VECTORS), torch.empty(0))
-    targets = MemitTargets.of_parts(path, (dict(tensors), kept))
-    try:
-        rows = list(zip(*(tensors[name] for name in _VECTORS), strict=True))
-        if any(each.ndim != 1 for row in rows for each in row) or any(len(key) != len(unit) for key, unit, _ in rows):
-            raise ValueError("keys of several sizes")
-        if not all(each.isfinite().all() and each.dtype == torch.float32 for row in rows for each in row):
-            raise ValueError("keys that are not finite numbers in float32")
-        left = iter(rows)
-        gates = tuple(tuple(_gate(entry, next(left)) for entry in own) for own in entries)
-        if len(gates) != len(targets.requests) or next(left, None) is not None or not all(gates):
-            raise ValueError(f"gates of {len(gates)} facts, and {len(targets.requests)} targets")
-    except (KeyError, TypeError, ValueError, StopIteration, RuntimeError) as error:
-        raise FormatError(f"{path} holds no whole memory ({error!r}). Begin another one.") from error
-    return targets, gates
-
-
-def _gate(entry: Mapping[str, Any], row: Sequence[Tensor]) -> _Gate:
-    """A gate from what a file says of it. Raises TypeError if that is of other types."""
-    kinds = {"name": str, "first": bool, "own": float, "near": float}
-    if not isinstance(entry, dict) or any(not isinstance(entry[name], kind) for name, kind in kinds.items()):
-        raise TypeError(f"a gate {entry!r:.80}")
-    key, direction, residual = row
-    return _Gate(key=key, direction=direction, residual=residual, **entry)
+    """What `FactMemory._parts` took apart. Raises FormatError if it does not fit together."""
+    with foreign(path, "holds no whole memory", "Begin another one."):
+        entries = facts["gates"]
+        vectors = {name: tensors[name] for name in _VECTORS}
+        rest = {name: tensor for name, tensor in tensors.items() if name not in vectors}
+        targets = MemitTargets.of_parts(path, (rest, {name: facts[name] for name in facts if name != "gates"}))
+        if len(entries) != len(targets.requests) or not all(entries):
+            raise ValueError(f"gates of {len(entries)} facts, and {len(targets.requests)} targets")
+        count, d_model = sum(map(len, entries)), rest["vectors"].shape[-1]
+        shapes = [(count, width) if count else (0,) for width in (d_mlp, d_mlp, d_model)]
+        check_shapes(vectors, **dict(zip(_VECTORS, shapes, strict=True)))
+        left = zip(*vectors.values(), strict=True)
+        gates = tuple(
+            tuple(_Gate(**entry, **dict(zip(_VECTORS, next(left), strict=True))) for entry in own) for own in entries
+        )
+        return targets, gates

@@ -19,12 +19,11 @@ from rome_lens.edit.methods.closed_forms import emmet_factor
 from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.search.contexts import EditedToken
 from rome_lens.edit.search.key import subject_activations
-from rome_lens.errors import FormatError
 from rome_lens.models import Model, in_float64, key_name, model_identity, output_matrix
 from rome_lens.models.tokens import tokenize
-from rome_lens.storage import load_tensors, plain, save_tensors
+from rome_lens.storage import check_shapes, load_tensors, plain, save_tensors
 
-_KIND = "rome_lens bank keys 1"
+_KIND = "rome_lens bank keys 2"
 LEAST_SHARE = 0.1  # of what an edit adds at its own prompt; what gets less is not worth a dimension
 MOST_SUBJECTS = 32
 _PART_OF_RANK = 4  # one of so many dimensions at most is spent
@@ -74,14 +73,10 @@ def auto_prompts(
     form: Callable[..., Float[Tensor, "d_mlp request"]],
     token: EditedToken,
 ) -> list[str]:
-    """What `preserve="auto"` stands for: the prompts of `near_subjects`, by the method's own closed form.
-
-    Raises:
-        ValueError: another token than the subject's last is edited.
-    """
-    if token != "subject_last":
+    """What `preserve="auto"` stands for: the prompts of `near_subjects`, by the method's own closed form."""
+    if token not in ("subject_end", "subject_last"):
         raise ValueError(
-            f"preserve is 'auto' and token is {token!r}, expected 'subject_last', whose keys the bank holds. List the "
+            f"preserve is 'auto' and token is {token!r}, expected 'subject_end', whose keys the bank holds. List the "
             "prompts to preserve."
         )
     return list(reached_most(model, requests, covariances, form)["prompt"])
@@ -138,7 +133,7 @@ def kept_bank_keys(model: Model, layer: int, subjects: Sequence[Fact]) -> Float[
     identity = known | {"layer": layer, "subjects": plain([fact.text for fact in subjects])}
     name = f"{known['weights'][:32]}-{layer}-{len(subjects)}.safetensors"
     path = platformdirs.user_cache_path("rome_lens") / "keys" / name
-    kept = _read(path, identity)
+    kept = _read(path, identity, (len(subjects), len(output_matrix(model, layer))))
     if kept is not None:
         return kept
     asked = [(EditRequest(fact.prompt, fact.subject, "-"), PLACE) for fact in subjects]
@@ -148,9 +143,10 @@ def kept_bank_keys(model: Model, layer: int, subjects: Sequence[Fact]) -> Float[
     return keys
 
 
-def _read(path: Path, identity: dict[str, object]) -> Tensor | None:
+def _read(path: Path, identity: dict[str, object], shape: tuple[int, int]) -> Tensor | None:
     try:
         tensors, facts = load_tensors(path, kind=_KIND, facts={"identity": dict})
-    except (OSError, FormatError):  # not there, not readable, or damaged: then it is computed
+        check_shapes(tensors, keys=shape)
+    except (OSError, ValueError):  # not there, not readable, or damaged: then it is computed
         return None
-    return tensors.get("keys") if facts["identity"] == identity else None
+    return tensors["keys"] if facts["identity"] == identity else None

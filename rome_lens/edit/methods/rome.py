@@ -10,10 +10,10 @@ from typing import Any
 
 from rome_lens.checking import check_whole, checked
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
-from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import shipped_covariance
-from rome_lens.edit.methods.closed_forms import emmet_factor, sparing
+from rome_lens.edit.methods.closed_forms import emmet_factor, project_out, with_context_differences
 from rome_lens.edit.methods.near import auto_prompts
 from rome_lens.edit.methods.preserve import Preserve, preserve_figures, preserved_prompts
 from rome_lens.edit.methods.requests import Requests, only_request
@@ -30,19 +30,21 @@ from rome_lens.models import Model, mlp_output
 class RomeConfig(SearchConfig):
     """Hyper-parameters of ROME; SearchConfig has the other attributes.
 
-    The default is five sampled contexts, as in the authors' later code (kmeng01/memit), not twenty. In the mean of few
-    keys the bare prompt has enough weight to be edited even if its key is unlike the others, as those of a text's first
-    tokens are.
+    The default is five sampled contexts and 25 steps, as in the authors' later code (kmeng01/memit), not twenty each.
 
     Attributes:
         layer: block to edit; None: the layer of the covariance.
         consistent: True: one k*, the mean over contexts, on both sides of Eq. 2 (r-ROME, Gupta et al. 2024, arXiv
             2403.07175). False: the mean key on the left and the bare prompt's key on the right, as in the authors'
             released code, whose edits can blow up if the two differ.
+        constrain_bare_prompt: add at the bare prompt's key as much as at k*. The mean over contexts can be unlike it,
+            above all where the prompt begins with the subject, and then the bare prompt would hardly be edited.
     """
 
     layer: int | None = None
+    steps: int = 25
     consistent: bool = True
+    constrain_bare_prompt: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +53,16 @@ class RomeConfig(SearchConfig):
     @classmethod
     def reference(cls, layer: int | None = None, *, contexts: Sequence[str] | None = None) -> "RomeConfig":
         """The authors' released code, step for step (kmeng01/rome@0874014, rome/)."""
-        return cls(layer=layer, contexts=contexts, context_lengths=((5, 10), (10, 10)), consistent=False)
+        return cls(
+            layer=layer,
+            token="subject_last",
+            steps=20,
+            contexts=contexts,
+            context_lengths=((5, 10), (10, 10)),
+            norm_over_contexts=False,
+            consistent=False,
+            constrain_bare_prompt=False,
+        )
 
     @classmethod
     def for_model(cls, model: Model) -> "RomeConfig":
@@ -83,13 +94,11 @@ def rome(
         model: Model to run; its weights and `requires_grad` flags are left unchanged.
         request: What to write: an EditRequest, or a list of one.
         covariance: Covariance of the keys of the edited layer; None: the one that ships for this model.
-        config: Hyper-parameters; None: `RomeConfig()`.
         preserve: Prompts whose answers stay exactly as they are, up to rounding: texts, or Facts, EditRequests or
             records, whose prompt (for records, the request's) counts. Among the updates with W_hat k* = v* that add
             nothing at any of their tokens, and as much to the key of the bare prompt as to k*, this is then the one
             that is least in the norm of C. "auto": the prompts of `near_subjects`. None: Eq. 2 as it stands.
         on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
-        progress: Show a bar.
 
     Returns:
         An Edit with one update of rank one, and its health.
@@ -131,12 +140,13 @@ def rome_with(
 
     keys, kept = subject_keys(model, layer, request, contexts, token=config.token), preserved.keys(model, layer)
     mean_key = keys.mean(0)  # k* (Eq. 3)
-    if kept is not None:
-        kept = kept.and_alike(mean_key[None], keys[:1])
-    direction = sparing(mean_key[None], covariance.solve, kept)[0][0].to(mean_key)
+    alike = None
+    if config.constrain_bare_prompt:
+        kept, alike = (with_context_differences(each, mean_key[None], keys[:1]) for each in (kept, None))
+    direction = project_out(mean_key[None], covariance.solve, kept)[0][0].to(mean_key)
     left = direction / direction.norm()
     value = find_value(model, layer, request, contexts, config)  # v* (Eq. 4)
-    key = mean_key if config.consistent else keys[0]
+    key = mean_key if config.consistent and not config.constrain_bare_prompt else keys[0]
     divisor = key @ left
     right = (value.vector - mlp_output(model, layer, key)) / divisor  # Lambda of Eq. 2, for left = u
     if not (left.isfinite().all() and right.isfinite().all()):
@@ -146,19 +156,21 @@ def rome_with(
         )
     factors = {layer: (left[:, None], right[None])}
     cost: dict[str, Any] = {}
-    if kept is not None:
-        plain = covariance.solve(mean_key)
+    if preserved.places and kept is not None:
+        plain = project_out(mean_key[None], covariance.solve, alike)[0][0].to(mean_key)
         without = plain[:, None] / (key @ plain), right[None] * divisor
         cost = preserve_figures(factors[layer], without, key[None], kept)
-    health = EditHealth(
-        **update_norms(model, factors),
+    used = as_json(replace(config, layer=layer, contexts=contexts)) | preserved.as_json()
+    return Edit.of(
+        model,
+        [request],
+        factors,
+        method="rome",
+        config=used,
+        on_unhealthy=on_unhealthy,
         **search_figures([value]),
-        key_share=(divisor / (mean_key @ left)).item(),
+        key_share=((keys[0] @ left) / (mean_key @ left)).item(),
         key_dot_u=(divisor / key.norm()).item(),
         condition_number=covariance.condition_number,
         **cost,
     )
-    used = as_json(replace(config, layer=layer, contexts=contexts)) | preserved.as_json()
-    edit = Edit.of(model, [request], factors, method="rome", config=used, health=health)
-    report_problems(health, on_unhealthy, edit=edit)
-    return edit

@@ -8,16 +8,16 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens.checking import check_whole, checked
+from rome_lens.checking import check_positive, check_whole, checked
 from rome_lens.data.records import Continuation, EditRequest, target_rows
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
-from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.artifact.update import least_rank
 from rome_lens.edit.methods.batch import EditMemory
 from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.presets.table import preset_to_use
 from rome_lens.edit.search.gradients import inputs_and_gradients
-from rome_lens.edit.search.settings import check_ascending, check_positive
+from rome_lens.edit.search.settings import check_ascending
 from rome_lens.edit.search.targets import check_requests
 from rome_lens.errors import EditError
 from rome_lens.models import MlpMatrix, Model, in_float64, logits
@@ -93,12 +93,9 @@ def ultraedit(
     their statistics.
 
     Args:
-        model: Model to edit; left unchanged.
         requests: What to write, all in one batch; the authors write 100 at a time.
-        config: the numbers; None: `UltraEditConfig()`.
         memory: of the sequence that this batch goes on with: the running statistics of its earlier batches. None: this
             batch alone. It is changed once the edit is computed.
-        on_unhealthy: what to do if the edit's `health` has problems: an EditWarning, an EditError, or nothing.
         progress: shows a bar.
 
     Returns:
@@ -133,9 +130,7 @@ def ultraedit(
     }
     if not all(side.isfinite().all() for pair in factors.values() for side in pair):
         raise EditError("The update is not finite. No weight was changed. Check the model's weights (NaN?).")
-    health = EditHealth(**update_norms(model, factors))
-    edit = Edit.of(model, requests, factors, method="ultraedit", config=used, health=health)
-    report_problems(health, on_unhealthy, edit=edit)
+    edit = Edit.of(model, requests, factors, method="ultraedit", config=used, on_unhealthy=on_unhealthy)
     memory.keep("ultraedit", used, {k: v for each in statistics.values() for k, v in each.tensors().items()})
     return edit
 
@@ -178,6 +173,7 @@ class _Statistics:
     def of(cls, memory: EditMemory, shape: torch.Size) -> "_Statistics":
         """Those of a memory; if it has none yet, those of no rows."""
         name, none = f"{shape[0]}x{shape[1]}", torch.zeros(sum(shape), dtype=torch.float64)
+        memory.expect(**{f"{name}.count": (1,), f"{name}.mean": none.shape, f"{name}.squares": none.shape})
         mean, squares = (memory.tensors.get(f"{name}.{each}", none).clone() for each in ("mean", "squares"))
         return cls(name, int(memory.tensors.get(f"{name}.count", torch.zeros(1))[0]), mean, squares)
 
@@ -192,11 +188,7 @@ class _Statistics:
         self.count = total
 
     def normalised(self, rows: Float[Tensor, "token d"]) -> Float[Tensor, "token d"]:
-        """(z - mean) / deviation.
-
-        Raises:
-            EditError: of one row there is no deviation.
-        """
+        """(z - mean) / deviation."""
         if self.count < 2:
             raise EditError(
                 "The target is one token, and UltraEdit normalises by the deviation among the targets' tokens. No "

@@ -29,7 +29,6 @@ def anchor_norm(
         layer: The block whose v* is sought: the one that ROME edits, or the last one that MEMIT or AlphaEdit edits.
         config: The numbers of the search: a RomeConfig, or a BatchConfig (MemitConfig, ...), whose v* is a state of the
             residual stream.
-        progress: Shows a bar.
 
     Raises:
         EditError: A loss is not finite.

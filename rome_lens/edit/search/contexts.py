@@ -8,8 +8,11 @@ from rome_lens.data.records import PLACE, EditRequest, check_template, fill
 from rome_lens.models import Model, check_model, check_top_k, sample_texts
 from rome_lens.models.tokens import TokenizedText, continued, tokenize_continuation
 
-EditedToken = Literal["subject_first", "subject_last", "subject_first_after_last", "last"]
-"""The token of the prompt that k* and v* belong to, named as in the authors' code (fact_token)."""
+EditedToken = Literal["subject_end", "subject_first", "subject_last", "subject_first_after_last", "last"]
+"""The token of the prompt that k* and v* belong to, named as in the authors' code (fact_token), but for "subject_end":
+the subject's last token or, where that is the first token of the whole text, the token after it. The first token is an
+attention sink: its key is the same in nearly all texts, and later tokens hardly read what is added there.
+"""
 
 
 def check_token(token: str) -> None:
@@ -61,21 +64,22 @@ def sample_contexts(
 
 
 def in_context(
-    model: Model, request: EditRequest, context: str, *, token: EditedToken = "subject_last"
+    model: Model, request: EditRequest, context: str, *, token: EditedToken = "subject_end"
 ) -> tuple[TokenizedText, int, int]:
-    """Context, prompt and target as tokens, the position of the edited token, and the target's first position.
-
-    Raises:
-        ValueError: the token after the subject is to be edited, and there is none; and as `tokenize`.
-    """
+    """Context, prompt and target as tokens, the position of the edited token, and the target's first position."""
     template = fill(context, request.prompt)
     # The separator before the target must not depend on quotation marks that a context leaves open.
     following = continued(model, request.text, request.target, space=request.space)[len(request.text) :]
     text, end = tokenize_continuation(model, fill(template, request.subject), following, space=False)
     start = template.index(PLACE)
     subject = text.covering(start, start + len(request.subject))
-    places = {"subject_first": subject[0], "subject_last": subject[-1], "subject_first_after_last": subject[-1] + 1}
-    position = places.get(token, end - 1)
+    positions = {
+        "subject_end": min(max(subject[-1], 1), end - 1),
+        "subject_first": subject[0],
+        "subject_last": subject[-1],
+        "subject_first_after_last": subject[-1] + 1,
+    }
+    position = positions.get(token, end - 1)
     if position >= end:
         raise ValueError(
             f"The prompt {request.text!r} has no token after its subject {request.subject!r}. Edit another token, such "

@@ -19,7 +19,7 @@ def subject_activations(
     layer: int,
     prompts: Sequence[tuple[EditRequest, str]],
     *,
-    token: EditedToken = "subject_last",
+    token: EditedToken = "subject_end",
 ) -> Float[Tensor, "prompt width"]:
     """The activation at a hook point of a block at the edited token, in float32, for each (request, context)."""
     located = [in_context(model, request, context, token=token) for request, context in prompts]
@@ -55,7 +55,7 @@ def subject_keys(
     request: EditRequest,
     contexts: Sequence[str],
     *,
-    token: EditedToken = "subject_last",
+    token: EditedToken = "subject_end",
 ) -> Float[Tensor, "context d_mlp"]:
     """The key of the edited token, in float32, with the prompt in each context; k* is their mean (Eq. 3)."""
     return subject_activations(model, key_name(layer), layer, [(request, context) for context in contexts], token=token)

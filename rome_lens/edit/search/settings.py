@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
-from rome_lens.checking import check_seed, check_whole
+from rome_lens.checking import check_least, check_positive, check_seed, check_whole
 from rome_lens.edit.presets.table import Method, preset_to_use
 from rome_lens.edit.search.contexts import EditedToken, check_contexts, check_lengths, check_token, sample_contexts
 from rome_lens.models import Model
@@ -17,8 +17,9 @@ class SearchConfig:
     """Hyper-parameters of the search for v* (Eq. 4), by default the authors' for GPT-2 XL (kmeng01/rome@0874014).
 
     Attributes:
-        token: token that k* and v* belong to (fact_token): the subject's last one as in the paper, its first one, the
-            first one after it, or the prompt's last one (compared in figure 5).
+        token: token that k* and v* belong to (fact_token): "subject_end", the subject's last one as in the paper, but
+            the one after it where the subject's last token is the first of the whole text; always the last one
+            ("subject_last"), the first one, the first one after it, or the prompt's last one (compared in figure 5).
         contexts: context templates, "{}" first; None: sampled from the model.
         context_lengths: (tokens, number of contexts) pairs of the contexts to sample.
         seed: seed of that sampling.
@@ -26,6 +27,8 @@ class SearchConfig:
         learning_rate: learning rate of Adam (v_lr).
         weight_decay: factor of |delta| / |v0|^2 (v_weight_decay).
         clamp_norm_factor: bound on |delta| / |v0|.
+        norm_over_contexts: True: |v0| is the mean over contexts. False: the bare prompt's, as in the authors' code,
+            which is small for some subjects at the start of a text, so that hardly any delta is allowed.
         kl_factor: factor of the essence term in Eq. 4 (kl_factor).
         early_stop_loss: the search stops below this loss (5e-2 in compute_v).
         steps_on_top: the search also stops once each token of the target was the most probable one, in all contexts,
@@ -35,7 +38,7 @@ class SearchConfig:
             from `anchor_norm`. A v* of more than twice that is not written: v0 is kept. None: v* stays as it is found.
     """
 
-    token: EditedToken = "subject_last"
+    token: EditedToken = "subject_end"
     contexts: Sequence[str] | None = None
     context_lengths: Sequence[tuple[int, int]] = ((10, 5),)
     seed: int = 0
@@ -43,6 +46,7 @@ class SearchConfig:
     learning_rate: float = 0.5
     weight_decay: float = 0.5
     clamp_norm_factor: float = 4.0
+    norm_over_contexts: bool = True
     kl_factor: float = 0.0625
     early_stop_loss: float = 0.05
     steps_on_top: int | None = None
@@ -75,12 +79,15 @@ class BatchConfig(SearchConfig):
 
     Attributes:
         layers: blocks to edit; None: those of the covariances. The search is for the state after the last one.
+        constrain_bare_prompt: as in RomeConfig; at most for as many requests as a quarter of d_mlp, the ones whose bare
+            keys differ most from their means first.
     """
 
     _method: ClassVar[Method]
     layers: Sequence[int] | None = None
     steps: int = 25
     clamp_norm_factor: float = 0.75
+    constrain_bare_prompt: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,17 +109,3 @@ def check_ascending(layers: Sequence[int]) -> None:
     """Raises ValueError unless these are distinct, ascending numbers of blocks."""
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0:
         raise ValueError(f"layers is {list(layers)}, expected distinct, ascending numbers of blocks, counted from 0.")
-
-
-def check_positive(config: object, *names: str) -> None:
-    """Raises ValueError unless these fields of the config are None or above 0."""
-    for name in names:
-        if (value := getattr(config, name)) is not None and not value > 0:
-            raise ValueError(f"{name} is {value}, expected a number above 0.")
-
-
-def check_least(config: object, **least: int | float) -> None:
-    """Raises ValueError unless these fields of the config are None or at least this large."""
-    for name, smallest in least.items():
-        if (value := getattr(config, name)) is not None and not value >= smallest:
-            raise ValueError(f"{name} is {value}, expected at least {smallest}.")

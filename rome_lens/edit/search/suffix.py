@@ -72,7 +72,7 @@ class Prompts:
 
 
 def tokenize_prompts(
-    model: Model, request: EditRequest, contexts: Sequence[str], *, token: EditedToken = "subject_last"
+    model: Model, request: EditRequest, contexts: Sequence[str], *, token: EditedToken = "subject_end"
 ) -> Prompts:
     """A request's rows of tokens. Raises ValueError if one is longer than the model's context."""
     located = [in_context(model, request, context, token=token) for context in contexts]
@@ -159,11 +159,7 @@ class Suffixes:
 
 @torch.no_grad()
 def prepare_suffixes(model: Model, layer: int, prompts: Sequence[Prompts], at: Place) -> Suffixes:
-    """Runs everything that no step changes, once.
-
-    Raises:
-        EditError: the block does not add its MLP's contribution to the residual stream.
-    """
+    """Runs everything that no step changes, once."""
     device = model.cfg.device
     check_added(model, layer, prompts[0].rows[0])
     ids = [row for prompt in prompts for row in prompt.rows]

@@ -13,20 +13,19 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens.checking import checked
+from rome_lens.checking import check_whole, checked
 from rome_lens.data.records import PLACE, EditRequest
 from rome_lens.edit.search.contexts import EditedToken
 from rome_lens.edit.search.key import subject_activations
 from rome_lens.edit.search.settings import BatchConfig, SearchConfig
 from rome_lens.edit.search.value import Value, optimise_values
-from rome_lens.errors import EditError, FormatError
+from rome_lens.errors import EditError
 from rome_lens.models import Model, check_layer, model_identity, state_name
-from rome_lens.storage import load_tensors, open_checkpoint, plain, save_tensors
+from rome_lens.storage import check_shapes, foreign, load_tensors, open_checkpoint, plain, save_tensors
 
 _KIND = "rome_lens memit targets 2"
 Parts = tuple[dict[str, Tensor], dict[str, Any]]
 _FACTS = {"layer": int, "contexts": list, "search": dict, "ends": list, "requests": list}
-_ADDED = {"steps_on_top": None, "anchor_norm": None}  # numbers that files of earlier versions lack
 _SEARCH = "rome_lens search of memit targets 1"
 _REQUESTS_AT_ONCE, _ON_A_CPU = 64, 4  # between two checkpoints; a CPU runs them one by one
 _MOST_DIFFERENCE = 0.02
@@ -92,31 +91,27 @@ class MemitTargets:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "MemitTargets":
-        """Reads a file that `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            FormatError: the file is damaged or holds something else.
-        """
+        """Reads a file that `save` wrote."""
         return cls.of_parts(path, load_tensors(path, kind=_KIND, facts=_FACTS))
 
     @classmethod
     def of_parts(cls, path: str | os.PathLike[str] | None, parts: Parts) -> "MemitTargets":
         """What `parts` took apart. Raises FormatError, which names `path`, if it does not fit together."""
         tensors, facts = parts
-        try:
+        with foreign(path or "", "holds no whole targets", "Find them again."):
+            count, width = len(facts["requests"]), tensors["vectors"].shape[-1]
+            shape = (count, width) if count else (0,)
+            check_shapes(tensors, vectors=shape, initial=shape)
+            check_whole(least=0, layer=facts["layer"])
             requests = tuple(EditRequest(**request) for request in facts["requests"])
             values = tuple(
                 Value(vector, initial, **end)
                 for vector, initial, end in zip(tensors["vectors"], tensors["initial"], facts["ends"], strict=True)
             )
-            search = {name: (_ADDED | facts["search"])[name] for name in search_numbers(SearchConfig())}
-            targets = cls(facts["layer"], tuple(facts["contexts"]), search, requests, values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{path} holds no whole targets ({error!r}). Find them again.") from error
-        if len(requests) != len(values):
-            raise FormatError(f"{path} holds {len(values)} values of {len(requests)} requests. Find them again.")
-        return targets
+            contexts, names = tuple(facts["contexts"]), search_numbers(SearchConfig())
+            search = {name: facts["search"][name] for name in names}
+            search_numbers(SearchConfig(contexts=contexts, **search))
+            return cls(facts["layer"], contexts, search, requests, values)
 
 
 _DIAGNOSTICS = tuple(f.name for f in fields(Value) if f.name not in ("vector", "initial"))
@@ -140,18 +135,13 @@ def memit_targets(
         requests: What to write.
         layer: Block after which the state is replaced: the last one to be edited.
         config: Hyper-parameters of the search; None: those of BatchConfig.
-        out: Folder for this search alone; created if missing. Results are saved after every few requests, and requests
-            that are there already are not searched again. A later call may have more requests.
-        progress: Show a bar.
+        out: Folder for the results, saved after every few requests. A later call may have more requests.
 
     Returns:
         The targets, in the order of `requests`, on the CPU.
 
     Raises:
         EditError: a loss is not finite.
-        FormatError: the folder was begun with another model, other weights, layer or hyper-parameters, or holds foreign
-            or damaged files.
-        UnavailableError: another run has the folder open, or it cannot be written to.
         ValueError: no or contradicting requests, or no such layer.
     """
     config = BatchConfig() if config is None else config
@@ -178,7 +168,7 @@ def memit_targets(
 
 
 def subject_states(
-    model: Model, layer: int, requests: Sequence[EditRequest], *, token: EditedToken = "subject_last"
+    model: Model, layer: int, requests: Sequence[EditRequest], *, token: EditedToken = "subject_end"
 ) -> Float[Tensor, "request d_model"]:
     """The residual stream after a block, at the edited token of each bare prompt."""
     prompts = [(request, PLACE) for request in requests]

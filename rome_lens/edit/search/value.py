@@ -16,13 +16,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from rome_lens.checking import checked
 from rome_lens.data.records import EditRequest
-from rome_lens.edit.search.settings import SearchConfig
+from rome_lens.edit.search.settings import SearchConfig, check_least
 from rome_lens.edit.search.suffix import Place, Prompts, Suffixes, prepare_suffixes, run_suffixes, tokenize_prompts
 from rome_lens.errors import EditError
 from rome_lens.models import Model, check_layer, frozen, tokens_that_fit
 
 
+@checked
 @dataclass(frozen=True)
 class Value:
     """v* and the diagnostics of its search.
@@ -45,6 +47,14 @@ class Value:
     kl: float
     weight_decay: float
     clamped: bool
+
+    def __post_init__(self) -> None:
+        check_least(self, steps=0)
+        if self.vector.shape != self.initial.shape or self.nll < 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"A value {list(self.vector.shape)} found from {list(self.initial.shape)} with nll {self.nll} and "
+                f"weight_decay {self.weight_decay}: expected equal shapes and no number below 0."
+            )
 
 
 def optimise_value(
@@ -85,14 +95,9 @@ def optimise_values(
         tokens_per_batch: Bounds how many tokens, padding included, are run at once; the rows of one request are never
             split. None: as many as fit into a quarter of the free memory, but on a CPU one request, since padding costs
             more there than batching saves.
-        progress: Show a bar.
 
     Returns:
         A Value for each request, in their order.
-
-    Raises:
-        EditError: a loss is not finite.
-        ValueError: no such layer, or a prompt in a context is longer than the model's context.
     """
     check_layer(model, layer)
     prompts = [tokenize_prompts(model, request, contexts, token=config.token) for request in requests]
@@ -135,7 +140,11 @@ def search_values(
     initial = suffixes.original[suffixes.bare]
     delta = torch.zeros_like(initial, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
-    bound = config.clamp_norm_factor * initial.norm(dim=-1)
+    norms = suffixes.original.norm(dim=-1)
+    scale = norms[suffixes.bare]
+    if config.norm_over_contexts:
+        scale = torch.stack([part.mean() for part in norms[suffixes.row].split(suffixes.predictions)])
+    bound = config.clamp_norm_factor * scale
     clamped = torch.zeros_like(bound, dtype=torch.bool)
     searched = list(range(count))
     rows = torch.tensor(searched, device=delta.device)
@@ -147,7 +156,7 @@ def search_values(
             nll, essence_log_probs, on_top = run_suffixes(model, layer, suffixes, delta[rows], at)
             essence = essence_log_probs.detach() if essence is None else essence
             kl = nn.functional.kl_div(essence, essence_log_probs, log_target=True, reduction="none").sum(-1)
-            decay = config.weight_decay * delta[rows].norm(dim=-1) / initial[rows].norm(dim=-1) ** 2
+            decay = config.weight_decay * delta[rows].norm(dim=-1) / scale[rows] ** 2
             loss = nll + config.kl_factor * kl + decay  # Eq. 4, with the authors' weight decay
             figures = torch.stack([loss, nll, kl, decay, on_top.to(loss), clamped[rows].to(loss)])
             read = figures.detach().T.tolist()  # all that is read in a step, at once: a GPU is waited for
@@ -192,7 +201,6 @@ def search_figures(values: Sequence[Value]) -> dict[str, Any]:
     """The figures of EditHealth that come from the search; with several requests, the worst of each."""
     nll = max(value.nll for value in values)
     return {
-        "target_probability": math.exp(-nll),
         "nll": nll,
         "kl": max(value.kl for value in values),
         "weight_decay": max(value.weight_decay for value in values),

@@ -1,10 +1,9 @@
 """A ledger of facts: what a model is to say, of which facts can be taken back, and the one edit that says all of it.
 
 With the keys K of all facts, what is missing to their values R, and the preserved prompts' keys P, the edit is the D
-that makes tr(DT C D) least among those with K D = R and P D = 0 (EMMET's form, closed_forms.py). Of a fact that
-preserves anything, P also has the difference of its keys with and without contexts, as in rome.py. The edit depends on
-which facts there are, not on when they came: values are found on the unedited model, so that a withdrawn fact leaves
-nothing.
+that makes tr(DT C D) least among those with K D = R and P D = 0 (EMMET's form, closed_forms.py). P also has the
+differences of facts' keys with and without contexts, as in rome.py. The edit depends on which facts there are, not on
+when they came: values are found on the unedited model, so that a withdrawn fact leaves nothing.
 """
 
 import os
@@ -19,19 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rome_lens.checking import checked
+from rome_lens.checking import checked, checked_result
 from rome_lens.data.records import EditRequest
-from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
-from rome_lens.edit.artifact.health import (
-    MOST_RELATIVE_NORM,
-    EditHealth,
-    OnUnhealthy,
-    report_problems,
-    update_norms,
-)
+from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix, target_probabilities
+from rome_lens.edit.artifact.health import MOST_RELATIVE_NORM, OnUnhealthy
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import covariances_for
-from rome_lens.edit.methods.closed_forms import PreservedKeys, emmet_factor
+from rome_lens.edit.methods.closed_forms import PreservedKeys, emmet_factor, with_context_differences
 from rome_lens.edit.methods.preserve import (
     PreservedPrompts,
     Prompts,
@@ -47,20 +40,21 @@ from rome_lens.edit.sequence.ledger_checks import check_together
 from rome_lens.edit.sequence.ledger_fact import FACTS, LedgerFact, as_parts, from_parts
 from rome_lens.errors import EditError, EditWarning, warn
 from rome_lens.models import Model, in_float64, mlp_output, model_identity
-from rome_lens.storage import Checkpoint, digest, open_checkpoint, plain
+from rome_lens.storage import Checkpoint, open_checkpoint, plain, read_checkpoint
 
 _KIND = "rome_lens ledger 1"
 _SAVED_AT_ONCE = 4  # facts whose search a kill may lose
 MOST_OF_THE_RANK = 0.8
 
 
-@checked
+@checked_result
 @dataclass(frozen=True)
 class LedgerRoom:
     """How full a ledger is.
 
     Attributes:
-        rank_used: keys of facts and of preserved prompts, each of which takes one dimension.
+        rank_used: keys of facts and of preserved prompts, and differences between a fact's keys with and without
+            context, each of which takes one dimension.
         width: how many dimensions there are, d_mlp.
         relative_norm: the edit's norm over that of the unedited weight.
     """
@@ -75,12 +69,13 @@ class EditLedger:
     """Facts that a model is to say, in one layer, added and withdrawn in any order.
 
     Args:
-        model: Unedited; run when facts are added, and left unchanged. It has to stay as it is while the ledger is used
-            (with the ledger's own edit reverted).
+        model: Unedited; run when facts are added and for the edit, and left unchanged. It has to stay as it is while
+            the ledger is used (with the ledger's own edit reverted).
         covariances: Covariances of the keys, by layer; None: the one that ships for the model.
         config: ROME's numbers, of which `consistent` has to be true: a fact has one key. Its layer may be left out if
             there is one covariance.
-        out: a folder to keep the ledger in, made if missing; what is there is gone on with. None: kept in memory only.
+        out: a folder to keep the ledger in, made if missing; what is there is gone on with, and what others add or
+            withdraw there meanwhile is seen. None: kept in memory only.
 
     Raises:
         CovarianceError: the covariance is of another layer or model.
@@ -107,13 +102,13 @@ class EditLedger:
                 f"The ledger's layer is {layer}, expected one of the covariances' {sorted(covariances)}. Choose it: "
                 "config=RomeConfig(layer=...)."
             )
-        finite_matrix(model, layer)
+        self._shape = finite_matrix(model, layer).shape
         covariances[layer].check(model, layer)
         self.layer: int = layer
         self._model, self._covariance, self._out = model, covariances[layer], out
         self._config = replace(config, layer=layer, contexts=config.contexts_for(model))
-        self._weights = digest(finite_matrix(model, layer))
-        self._identity: dict[str, Any] = {} if out is None else model_identity(model) | self._made_with()
+        self._made_on = model_identity(model)
+        self._identity: dict[str, Any] = self._made_on | self._made_with()
         self._facts: list[LedgerFact] = []
         with self._opened():
             pass
@@ -126,14 +121,23 @@ class EditLedger:
     def _opened(self) -> Iterator[Checkpoint]:
         """The ledger on the disk, for this process alone; its facts are read first."""
         with open_checkpoint(self._out, kind=_KIND, identity=self._identity, facts=FACTS) as kept:
-            if kept.found is not None:
-                self._facts = from_parts(kept.path, *kept.found)
+            self._take(kept.found)
             yield kept
+
+    def _reread(self) -> list[LedgerFact]:
+        """The facts as the folder has them now, whoever wrote them."""
+        if self._out is not None:
+            self._take(read_checkpoint(self._out, kind=_KIND, identity=self._identity, facts=FACTS))
+        return self._facts
+
+    def _take(self, found: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
+        if found is not None:
+            self._facts = from_parts(self._out, *found, self._shape)
 
     @property
     def facts(self) -> tuple[EditRequest, ...]:
         """The facts on the ledger, in the order in which they came."""
-        return tuple(fact.request for fact in self._facts)
+        return tuple(fact.request for fact in self._reread())
 
     def add(self, requests: Requests, *, preserve: Prompts | None = None, progress: bool = True) -> None:
         """Puts facts on the ledger. Those that are on it already are left as they are, so that a killed run can go on.
@@ -144,32 +148,35 @@ class EditLedger:
             progress: shows a bar.
 
         Raises:
-            EditError: the model's layer is not as it was when the ledger was begun; a fact's key is that of another
-                fact or of what is preserved; there is no room for so many; or a loss is not finite. What was found
-                until then is kept.
+            EditError: the model is not as it was when the ledger was begun, in any weight; a fact's key is that of
+                another fact or of what is preserved; there is no room for so many; or a loss is not finite. What was
+                found until then is kept.
             UnavailableError: another run has the ledger open, or the disk is full; what was there is kept.
             ValueError: two targets for one prompt, or a prompt that does not fit.
 
         Warns:
             EditWarning: the ledger is nearly full.
         """
-        self._check_weights()
+        self._check_model()
         requests, model, config = as_requests(requests), self._model, self._config
         contexts = config.contexts_for(model)
         with self._opened() as kept:
-            missing = [request for request in dict.fromkeys(requests) if request not in self.facts]
+            there = [fact.request for fact in self._facts]
+            missing = [request for request in dict.fromkeys(requests) if request not in there]
             texts = preserved_texts(preserve)
             on_it = [*self._texts(self._facts), *texts]
-            check_together(model, self.layer, [*self.facts, *missing], on_it, config.token)
+            check_together(model, self.layer, [*there, *missing], on_it, config.token)
             parts = [missing[i : i + _SAVED_AT_ONCE] for i in range(0, len(missing), _SAVED_AT_ONCE)]
             with tqdm(total=len(missing), desc="ledger", unit="fact", disable=not progress) as bar:
                 for part in parts:
                     values = optimise_values(model, self.layer, part, contexts, config, progress=False)
+                    facts = list(self._facts)
                     for request, value in zip(part, values, strict=True):
                         keys = subject_keys(model, self.layer, request, contexts, token=config.token).cpu()
                         value = replace(value, vector=value.vector.cpu(), initial=value.initial.cpu())
-                        self._facts.append(LedgerFact(request, keys.mean(0), keys[0], value, tuple(texts)))
-                    kept.save(*as_parts(self._facts))
+                        facts.append(LedgerFact(request, keys.mean(0), keys[0], value, tuple(texts)))
+                    kept.save(*as_parts(facts))
+                    self._facts = facts
                     bar.update(len(part))
         self._warn_if_nearly_full()
 
@@ -177,7 +184,6 @@ class EditLedger:
         """Takes a fact off the ledger. What was to be preserved for it alone is no longer preserved.
 
         Raises:
-            UnavailableError: as `add`.
             ValueError: the fact is not on the ledger.
         """
         with self._opened() as kept:
@@ -193,69 +199,80 @@ class EditLedger:
     def edit(self, *, on_unhealthy: OnUnhealthy = "warn") -> Edit:
         """The edit that makes the model say all facts on the ledger, as `rome` gives it for one.
 
-        Args:
-            on_unhealthy: as in `rome`.
-
         Raises:
-            EditError: the model's layer is not as it was; keys depend on each other; or the edit is unhealthy and
-                `on_unhealthy` is "raise". No weight is changed.
+            EditError: the model is not as it was when the ledger was begun; keys depend on each other; or the edit is
+                unhealthy and `on_unhealthy` is "raise". No weight is changed.
             ValueError: the ledger is empty.
         """
-        self._check_weights()
-        if not self._facts:
+        self._check_model()
+        if not self._reread():
             raise ValueError("The ledger is empty. Add a fact: ledger.add(request).")
-        facts = sorted(self._facts, key=lambda fact: fact.request.text)
+        return self._edit(self._facts, on_unhealthy)
+
+    def _edit(self, facts: Sequence[LedgerFact], on_unhealthy: OnUnhealthy) -> Edit:
+        facts = sorted(facts, key=lambda fact: fact.request.text)
         preserved = self._preserved(facts)
         kept = self._kept(facts, preserved)
         keys, right = self._keys_and_missing(facts)
         left = emmet_factor(keys, self._covariance, kept).float()
         factors = {self.layer: (left, right)}
-        health = EditHealth(
-            **update_norms(self._model, factors),
+        return Edit.of(
+            self._model,
+            [fact.request for fact in facts],
+            factors,
+            method="ledger",
+            config=as_json(self._config) | preserved.as_json(),
+            on_unhealthy=on_unhealthy,
             **search_figures([fact.value for fact in facts]),
             condition_number=self._covariance.condition_number,
-            **self._cost(facts, left, kept),
+            **(self._cost(facts, left, kept) if preserved.places and kept is not None else {}),
         )
-        used = as_json(self._config) | preserved.as_json()
-        requests = [fact.request for fact in facts]
-        edit = Edit.of(self._model, requests, factors, method="ledger", config=used, health=health)
-        report_problems(health, on_unhealthy, edit=edit)
-        return edit
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for each fact: prompt, subject, target; target_probability at the end of its search; `residual`, how
-        much of what the fact is to change the ledger's edit misses (0 for none); and how many prompts it preserves.
+        """A row for each fact: prompt, subject, target; target_probability in the model with the ledger's edit;
+        `residual`, how much of what the fact is to change the edit misses (0 for none); and how many prompts it
+        preserves.
         """
         columns = ["prompt", "subject", "target", "target_probability", "residual", "preserved"]
-        if not self._facts:
+        if not self._reread():
             return pd.DataFrame(columns=columns)
-        update = self.edit(on_unhealthy="ignore").updates[0]
+        self._check_model()
+        edit = self._edit(self._facts, "ignore")
+        with edit.applied(self._model):
+            probabilities = target_probabilities(self._model, self.facts)
+        update = edit.updates[0]
         keys, missing = self._keys_and_missing(self._facts)
         off = keys @ update.left.to(keys) @ update.right.to(keys) - missing
         residuals = (off.norm(dim=-1) / missing.norm(dim=-1)).tolist()
         rows = [
-            (f.request.text, f.request.subject, f.request.target, p["target_probability"], residual, len(f.preserve))
-            for f, residual in zip(self._facts, residuals, strict=True)
-            for p in [search_figures([f.value])]
+            (f.request.text, f.request.subject, f.request.target, probability, residual, len(f.preserve))
+            for f, probability, residual in zip(self._facts, probabilities.tolist(), residuals, strict=True)
         ]
         return pd.DataFrame(rows, columns=columns)
 
     def room(self) -> LedgerRoom:
-        """How full the ledger is."""
-        width = len(finite_matrix(self._model, self.layer))
+        """How full the ledger is. Raises EditError if the model is not as it was when the ledger was begun."""
+        self._reread()
+        self._check_model()
+        return self._room()
+
+    def _room(self) -> LedgerRoom:
+        width = self._shape[0]
         if not self._facts:
             return LedgerRoom(0, width, 0.0)
-        used = len(self._facts) + len(self._preserved(self._facts).places)
-        health = self.edit(on_unhealthy="ignore").health
+        kept = self._kept(self._facts, self._preserved(self._facts))
+        used = len(self._facts) + (0 if kept is None else len(kept.keys))
+        health = self._edit(self._facts, "ignore").health
         return LedgerRoom(used, width, health.relative_update_norm if health else 0.0)
 
     def _keys_and_missing(
         self, facts: Sequence[LedgerFact]
     ) -> tuple[Float[Tensor, "fact d_mlp"], Float[Tensor, "fact d_model"]]:
-        """K, in float64, and V - K W, in float32."""
+        """K, in float64, and what is missing to V at the keys that are to answer V (the bare ones, if constrained)."""
         keys, values = (torch.stack(each) for each in ([f.key for f in facts], [f.value.vector for f in facts]))
+        answering = torch.stack([f.bare_key for f in facts]) if self._config.constrain_bare_prompt else keys
         wide = in_float64(keys.to(self._model.cfg.device))
-        return wide, (values - mlp_output(self._model, self.layer, keys)).to(wide.device)
+        return wide, (values - mlp_output(self._model, self.layer, answering)).to(wide.device)
 
     def _texts(self, facts: Sequence[LedgerFact]) -> list[str]:
         return [text for fact in facts for text in fact.preserve]
@@ -266,31 +283,30 @@ class EditLedger:
         return preserved_prompts(self._model, sorted(self._texts(facts)), requests, [self.layer], token=token)
 
     def _cost(
-        self, facts: Sequence[LedgerFact], left: Float[Tensor, "d_mlp fact"], kept: PreservedKeys | None
+        self, facts: Sequence[LedgerFact], left: Float[Tensor, "d_mlp fact"], kept: PreservedKeys
     ) -> dict[str, Any]:
-        if kept is None:
-            return {}
         keys, right = self._keys_and_missing(facts)
-        without = emmet_factor(keys, self._covariance).float()
+        without = emmet_factor(keys, self._covariance, self._kept(facts, PreservedPrompts({}))).float()
         return preserve_figures((left, right), (without, right), keys, kept)
 
     def _kept(self, facts: Sequence[LedgerFact], preserved: PreservedPrompts) -> PreservedKeys | None:
-        """The keys of what the facts must not disturb; a fact that preserves anything is the same in all contexts."""
-        if (kept := preserved.keys(self._model, self.layer)) is None:
-            return None
-        surgical = [fact for fact in facts if fact.preserve]
-        keys, bare = (torch.stack(each) for each in ([f.key for f in surgical], [f.bare_key for f in surgical]))
-        return kept.and_alike(keys, bare)
+        """The keys of what the facts must not disturb, and the differences that make a fact alike in all contexts."""
+        kept = preserved.keys(self._model, self.layer)
+        if not self._config.constrain_bare_prompt:
+            return kept
+        keys, bare = (torch.stack(each) for each in ([f.key for f in facts], [f.bare_key for f in facts]))
+        return with_context_differences(kept, keys, bare)
 
-    def _check_weights(self) -> None:
-        if digest(finite_matrix(self._model, self.layer)) != self._weights:
+    def _check_model(self) -> None:
+        """Raises EditError unless every weight is as it was: keys and values are those of the model as it is."""
+        if model_identity(self._model) != self._made_on:
             raise EditError(
-                f"The MLP output matrix of layer {self.layer} is not what it was when the ledger was begun. Revert the "
-                "edits of the model (revert_edits), or begin a ledger for it."
+                f"{self._model.cfg.model_name} is not what it was when the ledger was begun: its weights have changed, "
+                f"in layer {self.layer} or another. Revert the model's edits (revert_edits), or begin a ledger for it."
             )
 
     def _warn_if_nearly_full(self) -> None:
-        room = self.room()
+        room = self._room()
         if room.rank_used > MOST_OF_THE_RANK * room.width or room.relative_norm > MOST_RELATIVE_NORM:
             warn(
                 f"The ledger is nearly full: {room.rank_used} of {room.width} dimensions of layer {self.layer} are "

@@ -1,5 +1,6 @@
 """A fact on a ledger, and how a ledger's facts are kept as arrays and plain values."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rome_lens.data.records import EditRequest
+from rome_lens.data.records import EditRequest, check_prompts
 from rome_lens.edit.search.value import Value
-from rome_lens.errors import FormatError
+from rome_lens.storage import check_shapes, foreign
 
 FACTS = {"entries": list}
 _VECTORS = ("key", "bare_key")
@@ -47,16 +48,21 @@ def as_parts(facts: Sequence[LedgerFact]) -> tuple[dict[str, Tensor], dict[str, 
     return tensors, {"entries": entries}
 
 
-def from_parts(path: object, tensors: Mapping[str, Tensor], kept: Mapping[str, Any]) -> list[LedgerFact]:
-    """What `as_parts` made parts of. Raises FormatError if they do not fit together."""
-    try:
+def from_parts(
+    path: str | os.PathLike[str] | None, tensors: Mapping[str, Tensor], kept: Mapping[str, Any], shape: Sequence[int]
+) -> list[LedgerFact]:
+    """What `as_parts` made parts of. Raises FormatError if they do not fit together, or to a matrix of this shape."""
+    with foreign(path or "", "holds no whole ledger", "Begin another one."):
         facts = []
+        count, (d_mlp, d_model) = len(kept["entries"]), shape
+        keys, values = (count, d_mlp), (count, d_model)
+        check_shapes(tensors, **({"key": keys, "bare_key": keys, "vector": values, "initial": values} if count else {}))
         for i, entry in enumerate(kept["entries"]):
             value = Value(tensors["vector"][i], tensors["initial"][i], **entry["end"])
             request, preserve = EditRequest(**entry["request"]), tuple(entry["preserve"])
+            if preserve:
+                check_prompts(preserve, "preserve")
             facts.append(LedgerFact(request, tensors["key"][i], tensors["bare_key"][i], value, preserve))
-        if any(len(tensor) != len(facts) for tensor in tensors.values()):
-            raise ValueError(f"arrays of other lengths than {len(facts)}")
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise FormatError(f"{path} holds no whole ledger ({error!r}). Begin another one.") from error
-    return facts
+        if len({fact.request for fact in facts}) < count:
+            raise ValueError("a fact is there twice")
+        return facts

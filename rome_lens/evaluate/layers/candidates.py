@@ -9,7 +9,7 @@ def candidate_layers(effects: Mapping[int, float], known: Sequence[int], *, coun
     """At most `count` layers, ascending: the known ones, half with the largest effects, the rest spread over the depth.
 
     Args:
-        effects: by layer, of every layer of the model.
+        effects: by layer, of the layers to choose among.
         known: layers to try in any case, such as a preset's.
         count: how many; all layers if the model has no more.
     """
@@ -19,7 +19,7 @@ def candidate_layers(effects: Mapping[int, float], known: Sequence[int], *, coun
     for layer in sorted(effects, key=lambda layer: -effects[layer])[: count // 2]:
         if layer not in chosen and len(chosen) < count:
             chosen.append(layer)
-    upper = range(max(count, round(_DEEPEST * len(effects))))
+    upper = sorted(effects)[: max(count, round(_DEEPEST * len(effects)))]
     while len(chosen) < count:
         chosen.append(max(upper, key=lambda layer: min(abs(layer - other) for other in chosen)))
     return sorted(chosen)

@@ -1,32 +1,23 @@
-"""How long a recommendation will take: counted operations, times what one takes here."""
+"""How long a recommendation will take: tokens that pass through the model, times what one takes here."""
 
 from collections.abc import Sequence
 from time import perf_counter
 
 import torch
 
-from rome_lens.data.records import EditRecord, Fact, subject_range
+from rome_lens.data.records import EditRecord, subject_range
 from rome_lens.edit.methods.rome import RomeConfig
-from rome_lens.evaluate.cost import (
-    Prompt,
-    block_operations,
-    covariance_operations,
-    in_contexts,
-    search_operations,
-    trace_operations,
-)
 from rome_lens.evaluate.layers.halving import rounds
-from rome_lens.models import Model, run
-from rome_lens.models.loading.shape import shape_of
-from rome_lens.models.tokens import tokenize_continuation
+from rome_lens.models import Model, output_matrix, run
 
 _ROWS, _LENGTH = 8, 32
 _SCORED = 14  # prompts and targets of a record
+_ABOVE = 2 / 3  # of the layers: on average a candidate is as far from the last one, and as many are read for it
 
 
 @torch.no_grad()
 def seconds_a_token(model: Model) -> float:
-    """What a pass through all blocks takes for each of 256 tokens, measured once now, after a pass to warm up."""
+    """What a pass through all layers takes for each of 256 tokens, measured once now, after a pass to warm up."""
     tokens = torch.arange(_ROWS * _LENGTH, device=model.cfg.device).view(_ROWS, _LENGTH) % model.cfg.d_vocab
     run(model, tokens)
     start = perf_counter()
@@ -44,31 +35,27 @@ def forecast_seconds(
     candidates: int,
     tokens: int,
 ) -> dict[str, float]:
-    """About how many seconds tracing, the covariances and the edits take.
-
-    The candidates are taken to be spread over the lower two thirds of the model, and searches to take all their steps.
-    """
-    shape = shape_of(model)
-    whole = shape.n_layers * block_operations(shape, _LENGTH, _LENGTH) / _LENGTH
-    lowest = shape.n_layers // 3
-    operations = {"traces": 0.0, "covariances": covariance_operations(shape, [2 * lowest] * candidates, tokens)}
-    for record in traced:
-        prompt = _prompt(model, record.fact)
-        last = [prompt.subject.stop - 1]
-        operations["traces"] += trace_operations(shape, prompt, kind="mlp", samples=samples, positions=last)
-    each = 0.0
-    for record in edited:
-        request = record.request
-        text, _ = tokenize_continuation(model, request.text, request.target, space=request.space)
-        prompt = _prompt(model, record.fact)
-        contexts = in_contexts(prompt, len(text.ids) - prompt.length, config)
-        each += search_operations(shape, contexts, lowest, steps=config.steps) + _SCORED * prompt.length * whole
-    count = sum(layers * new for layers, _, new in rounds(candidates, len(edited)))
-    operations["edits"] = count * each / len(edited)
-    speed = whole / seconds_a_token(model)
-    return {name: number / speed for name, number in operations.items()}
+    """About how many seconds tracing, the covariances and the edits take, if searches take all their steps."""
+    summing = candidates * len(output_matrix(model, 0)) ** 2 / sum(weight.numel() for weight in model.parameters())
+    passed = {"traces": 0.0, "covariances": tokens * (_ABOVE + summing)}
+    for length, changed in _lengths(model, traced):
+        passed["traces"] += (1 + 2 * samples) * length + samples * changed * model.cfg.n_layers / 2
+    prefixes = [0, *(size for size, count in config.context_lengths for _ in range(count))]
+    if config.contexts is not None:
+        prefixes = [0] * len(config.contexts)
+    one_each = sum(
+        2 * len(prefixes) * length + sum(prefixes)  # k*, and what a step does not change
+        + config.steps * len(prefixes) * changed * 2 * _ABOVE  # forth and back
+        + _SCORED * length
+        for length, changed in _lengths(model, edited)
+    )  # fmt: skip
+    edits = sum(layers * new for layers, _, new in rounds(candidates, len(edited)))
+    passed["edits"] = edits * one_each / len(edited)
+    seconds = seconds_a_token(model)
+    return {name: number * seconds for name, number in passed.items()}
 
 
-def _prompt(model: Model, fact: Fact) -> Prompt:
-    text, subject = subject_range(model, fact)
-    return Prompt(len(text.ids), range(subject.start, subject.stop))
+def _lengths(model: Model, records: Sequence[EditRecord]) -> list[tuple[int, int]]:
+    """The tokens of each prompt, and how many of them a change at the subject's last one reaches."""
+    ranges = [subject_range(model, record.fact) for record in records]
+    return [(len(text.ids), len(text.ids) - subject.stop + 1) for text, subject in ranges]

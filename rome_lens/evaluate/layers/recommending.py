@@ -75,6 +75,7 @@ def recommend_layers(
     texts: str | Iterable[str] | None = None,
     config: RomeConfig | None = None,
     candidates: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
     traced: int = 50,
     edited: int = 24,
     tokens: int | None = None,
@@ -97,6 +98,7 @@ def recommend_layers(
             longer and holds what the model finds likely.
         config: Numbers of the edits; its layer is not used. None: `RomeConfig()`.
         candidates: Layers to edit, each of which takes 32 d_mlp^2 bytes for its covariance; None: at most 8 are chosen.
+        layers: Layers that the candidates are chosen among; None: all.
         traced: How many facts to trace, at most.
         edited: How many others to edit, at most.
         tokens: Keys for each covariance; None: 10 d_mlp.
@@ -111,7 +113,6 @@ def recommend_layers(
         ValueError: a record lacks paraphrases or neighbours, the model knows fewer than 2 of the facts, no such layer,
             or the texts hold too few tokens.
         CovarianceError: a covariance is singular: more tokens are needed.
-        FormatError: `out` was begun with another model or arguments, or holds other files.
     """
     check_model(model)
     check_whole(traced=traced, edited=edited, tokens=tokens)
@@ -119,6 +120,12 @@ def recommend_layers(
     if candidates is not None:
         for layer in _not_empty(candidates):
             check_layer(model, layer)
+    if layers is not None:
+        for layer in _not_empty(layers, "layers"):
+            check_layer(model, layer)
+        candidates = candidates if candidates is not None or len(set(layers)) > _CANDIDATES else layers
+        if outside := set(candidates or ()) - set(layers):
+            raise ValueError(f"candidates has {sorted(outside)}, which are not among layers. Give one of the two.")
     width = len(output_matrix(model, 0))
     known = _known(model, facts)
     to_trace, to_edit = to_trace_and_edit(known, traced=traced, edited=edited, seed=seed)
@@ -134,7 +141,9 @@ def recommend_layers(
         if candidates is None:
             preset = nearest_preset(model, "rome")
             by_layer = dict(zip(effects["layer"], effects["effect"], strict=True))
-            candidates = candidate_layers(by_layer, preset.layers if preset else (), count=_CANDIDATES)
+            among = {layer: effect for layer, effect in by_layer.items() if layers is None or layer in layers}
+            suggested = [layer for layer in (preset.layers if preset else ()) if layer in among]
+            candidates = candidate_layers(among, suggested, count=_CANDIDATES)
         covariances = collect_covariance(
             model,
             sorted(set(candidates)),
@@ -149,9 +158,9 @@ def recommend_layers(
     return LayerRecommendation(replace(config, layer=best), covariances[best], table)
 
 
-def _not_empty(layers: Sequence[int]) -> Sequence[int]:
+def _not_empty(layers: Sequence[int], name: str = "candidates") -> Sequence[int]:
     if not layers:
-        raise ValueError("candidates is empty, expected at least 1 layer, or None to have them chosen.")
+        raise ValueError(f"{name} is empty, expected at least 1 layer, or None to have them chosen.")
     return layers
 
 

@@ -21,9 +21,6 @@ def score_record(model: Model, record: EditRecord) -> dict[str, float]:
     A metric whose prompts the record lacks is left out. A tie is no success. Definitions: paper section 3.4;
     experiments/py/eval_utils_counterfact.py and experiments/summarize.py of kmeng01/rome, which also compare the mean
     over a target's tokens.
-
-    Raises:
-        ValueError: a prompt is longer than the model's context.
     """
     request = record.request
     favoured = {
@@ -43,9 +40,6 @@ def compare_targets(
     With p the geometric mean of a target's token probabilities after a prompt: the share of prompts with
     p(favoured) > p(other), and the mean of p(favoured) - p(other). A group without prompts is left out. `space` is that
     of `Continuation`.
-
-    Raises:
-        ValueError: a prompt is longer than the model's context.
     """
     asked = [
         Continuation(prompt, target, space=space)

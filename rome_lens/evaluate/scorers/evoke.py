@@ -25,13 +25,6 @@ def score_evoke(model: Model, record: QuestionRecord) -> dict[str, float]:
     - CAP_KIND, DP_KIND, OAP_KIND: the means of p(correct answer), p(target), and p(answer before the edit).
 
     A tie is no success. Definitions: the authors' README and the fields of their records.
-
-    Args:
-        model: Model to run; left unchanged.
-        record: From `load_records`.
-
-    Raises:
-        ValueError: A question with an answer is longer than the model's context.
     """
     target = record.request.target
     kinds = {

@@ -92,9 +92,6 @@ def score_generation(
         length: tokens of each text, its prompt included.
         top_k: how many tokens are drawn from.
         seed: of the sampling; the same before and after an edit, so that both draw alike.
-
-    Raises:
-        ValueError: as `generate_texts`.
     """
     check_seed(seed)
     check_whole(length=length)
@@ -135,7 +132,6 @@ def generate_texts(
         length: tokens of each text, its prompt (and BOS) included; at most the model's context.
         top_k: how many tokens are drawn from.
         seed: of the sampling.
-        tokens_per_batch: bounds memory.
 
     Raises:
         ValueError: no prompts, a blank one, one that leaves nothing to generate, or `length` is over the model's

@@ -5,6 +5,7 @@ from statistics import fmean
 
 from rome_lens.checking import check_seed, checked
 from rome_lens.data.records import Continuation, QuestionRecord
+from rome_lens.errors import DataWarning, warn
 from rome_lens.evaluate.likelihood import (
     Prediction,
     locality_predictions,
@@ -31,7 +32,8 @@ def score_knowedit(
     - portability_KIND: the same for the answers of the portability questions of each kind, averaged over the kind's
       questions; portability: the mean over the record's kinds.
     - locality_KIND: at how many tokens of the true answers the model predicts what it did before the edit, right or
-      wrong, averaged over the kind's questions; locality: the mean over the record's kinds. Left out without `before`.
+      wrong, averaged over the kind's questions; locality: the mean over the record's kinds. Without `before`
+      they are left out, with a DataWarning.
     - fluency: `ngram_entropy`, in bits, of one text of 100 tokens that the model writes after the prompt
       (`generate_texts`); tables show 100 times this.
 
@@ -59,6 +61,12 @@ def score_knowedit(
         for kind, found in locality_predictions(model, record).items():
             agreeing = [new.agreement(old) for new, old in zip(found, before[kind], strict=True)]
             scores[f"locality_{kind}"] = fmean(agreeing)
+    elif record.locality:
+        warn(
+            "The record has locality questions, which need before=locality_predictions(model, record) of the model "
+            "before the edit: they are not scored. score_edits takes before=locality_predictions.",
+            DataWarning,
+        )
     scores = with_means(scores)
     if fluency:
         scores["fluency"] = ngram_entropy(generate_texts(model, [request.text], seed=seed)[0])

@@ -4,7 +4,7 @@ import warnings
 from statistics import fmean
 
 from rome_lens.calling import undrawn
-from rome_lens.checking import check_whole, checked
+from rome_lens.checking import check_tensor, check_whole, checked
 from rome_lens.data.records import QuestionRecord
 from rome_lens.errors import UnavailableError
 from rome_lens.evaluate.answers import generate_answers
@@ -26,15 +26,10 @@ def score_long_answers(
     paraphrase, portability_KIND (sub_question) and locality_KIND (only those with an answer).
 
     Args:
-        model: Model to run; left unchanged.
         record: A question, other wordings, and further questions, as they are put: see `in_chat`. Special tokens in the
             answers, such as an end token, are not compared.
         encoder: Adds the figure cosine; `sentence_encoder` makes one.
         new_tokens: The most tokens of an answer.
-
-    Raises:
-        UnavailableError: rouge-score or sacrebleu are not installed.
-        ValueError: as `generate_answers`.
     """
     check_whole(new_tokens=new_tokens)
     asked = [(group, each) for group, questions in record_questions(record).items() for each in questions if each.text]
@@ -43,7 +38,8 @@ def score_long_answers(
     for (group, question), answer in zip(asked, answers, strict=True):
         figures = text_overlap(_without_specials(model, question.text), answer.text)
         if encoder is not None:
-            one, other = encoder([_without_specials(model, question.text), answer.text])
+            vectors = encoder([_without_specials(model, question.text), answer.text])
+            one, other = check_tensor("The encoder", vectors, 2, "width")
             figures["cosine"] = float(one @ other)
         found.setdefault(group, []).append(figures)
     return {

@@ -7,7 +7,7 @@ from rome_lens.checking import checked
 from rome_lens.data.cases import MultiHopRecord
 from rome_lens.data.records import Question
 from rome_lens.evaluate.answers import Answer, generate_answers
-from rome_lens.evaluate.judges import Judge, exact_match
+from rome_lens.evaluate.judges import Judge, exact_match, verdict
 from rome_lens.models import Model
 
 
@@ -25,13 +25,8 @@ def score_mquake(
     For batches of k cases, edit with all their requests and score inside `edit.applied(model)`.
 
     Args:
-        model: Model to run; left unchanged.
-        record: From `load_records`.
         judge: Of what is written; the authors compare by exact match. `contains_answer` is milder.
         new_tokens: The most tokens of an answer; it ends at a full stop or a line break as well.
-
-    Raises:
-        ValueError: As `generate_answers`.
     """
     edits = [Question(each.text, each.target, space=each.space) for each in record.requests]
     asked = [*record.questions, *edits, *record.hops]
@@ -39,12 +34,12 @@ def score_mquake(
 
     def right(questions: Sequence[Question], answers: Sequence[Answer]) -> list[float]:
         pairs = zip(questions, answers, strict=True)
-        return [judge(q.prompt, (q.text, *q.aliases), answer.text) for q, answer in pairs]
+        return [verdict(judge, q.prompt, (q.text, *q.aliases), answer.text) for q, answer in pairs]
 
     replies = [next(written) for _ in record.questions]
     scores = {"multi_hop": max(right(record.questions, replies))}
     pairs = list(zip(record.questions, replies, strict=True))
-    if before := [judge(q.prompt, (q.instead,), answer.text) for q, answer in pairs if q.instead]:
+    if before := [verdict(judge, q.prompt, (q.instead,), answer.text) for q, answer in pairs if q.instead]:
         scores["unchanged"] = max(before)
     scores["edit_wise"] = fmean(right(edits, [next(written) for _ in edits]))
     if record.hops:

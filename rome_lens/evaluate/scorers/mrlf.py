@@ -41,13 +41,8 @@ def score_mrlf(model: Model, record: QuestionRecord, *, new_tokens: int = NEW_TO
     again after each step, score in `edit_sequence`.
 
     Args:
-        model: Model to run; left unchanged.
         record: From `load_records`, of MRLF-Bench.
         new_tokens: The most tokens that are written.
-
-    Raises:
-        UnavailableError: nltk, rouge-score or sacrebleu are not installed.
-        ValueError: A question with its answer is longer than the model's context.
     """
     check_whole(new_tokens=new_tokens)
     ranks = [kind for kind, questions in record.portability.items() if questions]
@@ -78,11 +73,7 @@ def score_mrlf(model: Model, record: QuestionRecord, *, new_tokens: int = NEW_TO
 
 
 def greedy_match(predicted: str, answer: str) -> float:
-    """MRLF-Bench's accuracy: BLEU over characters of the answer, with the prediction as the reference.
-
-    Raises:
-        UnavailableError: nltk is not installed.
-    """
+    """MRLF-Bench's accuracy: BLEU over characters of the answer, with the prediction as the reference."""
     try:
         with undrawn():
             from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu

@@ -34,12 +34,7 @@ def score_ripple(model: Model, record: RippleRecord, *, before: Mapping[str, lis
     alias, stands in what the model writes within 30 tokens (no stops; case counts, as in the authors' code).
 
     Args:
-        model: Model to run; left unchanged.
-        record: From `load_records`.
         before: `ripple_conditions` of the model before the edit.
-
-    Raises:
-        ValueError: As `generate_answers`.
     """
     run = {
         axis: [test for test, wanted in zip(tests, before[axis], strict=True) if wanted]

@@ -4,7 +4,7 @@ from rome_lens.checking import check_whole, checked
 from rome_lens.data.prompts import in_chat
 from rome_lens.data.records import QuestionRecord
 from rome_lens.evaluate.answers import NEW_TOKENS, generate_answers
-from rome_lens.evaluate.judges import Judge, contains_answer
+from rome_lens.evaluate.judges import Judge, contains_answer, verdict
 from rome_lens.models import Model
 
 
@@ -42,6 +42,6 @@ def score_robustness(
     for turn in range(1, turns + 1):
         said = f"Your answer to the question is wrong. {doubt.prompt}"
         (answer,) = generate_answers(model, [str(in_chat(model, said, earlier=earlier))], new_tokens=new_tokens)
-        scores[f"robustness_{turn}"] = float(judge(doubt.prompt, (doubt.text,), answer.text))
+        scores[f"robustness_{turn}"] = verdict(judge, doubt.prompt, (doubt.text,), answer.text)
         earlier.append((said, answer.text))
     return scores

@@ -15,12 +15,8 @@ from rome_lens.models import Model
 def sentiment_log_likelihood(model: Model, record: QuestionRecord) -> float:
     """The mean log-probability of a token of the wanted opinion, in nats: what `score_sentiment` takes as `before`.
 
-    Args:
-        model: Model to run; left unchanged.
-        record: From `load_records`, of ConvSent.
-
     Raises:
-        ValueError: The record is of another data set, or a question with an answer is longer than the model's context.
+        ValueError: The record is of another data set.
     """
     return _mean(model, [Continuation(asked.prompt, asked.text) for asked in _asked(record)])
 
@@ -39,12 +35,10 @@ def score_sentiment(model: Model, record: QuestionRecord, *, before: float) -> d
     not among those scored, and each is asked for in another wording.
 
     Args:
-        model: Model to run; left unchanged.
-        record: From `load_records`, of ConvSent.
         before: `sentiment_log_likelihood` of the model before the edit.
 
     Raises:
-        ValueError: The record is of another data set, or a question with an answer is longer than the model's context.
+        ValueError: The record is of another data set.
     """
     wanted = sentiment_log_likelihood(model, record)
     other = _mean(model, [Continuation(asked.prompt, str(asked.instead)) for asked in _asked(record)])

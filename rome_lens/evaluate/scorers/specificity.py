@@ -28,12 +28,8 @@ def score_specificity(
     `compare_models`, in nats: what the model said before is the reference.
 
     Args:
-        model: is run, not changed.
         record: without neighbourhood prompts it has no scores.
         before: `neighborhood_log_probabilities` of the model before the edit.
-
-    Raises:
-        ValueError: a prompt is longer than the model's context.
     """
     if not record.neighborhood_prompts:
         return {}
@@ -50,9 +46,6 @@ def score_specificity(
 def neighborhood_log_probabilities(model: Model, record: EditRecord) -> Float[Tensor, "prompt d_vocab"]:
     """The next token's log-probabilities, in nats, after a record's neighbourhood prompts, first as they are, then
     with the edit stated before them. Of the model before an edit, this is what `score_specificity` takes as `before`.
-
-    Raises:
-        ValueError: a prompt is longer than the model's context.
     """
     return next_token_log_probabilities(model, [*record.neighborhood_prompts, *_distracting(model, record)])
 

@@ -32,12 +32,8 @@ def score_zsre(
     itself, which with a tokenizer that adds BOS compares with BOS; we tokenise question and answer together.
 
     Args:
-        model: is run, not changed.
         record: from `load_zsre`.
         before: `locality_predictions` of the model before the edit.
-
-    Raises:
-        ValueError: a question with its answer is longer than the model's context.
     """
     request = record.request
     prompts = (request.text, *record.paraphrase_prompts)

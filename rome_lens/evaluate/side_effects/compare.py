@@ -76,11 +76,9 @@ def compare_models(
             `model` as (name, function) pairs, as `run_with_hooks` takes them.
         prompts: Texts; duplicates are dropped.
         top: Number of top tokens to list in each condition.
-        progress: Show a bar.
 
     Raises:
         ValueError: no prompts, a blank or too long one, `top` is below 1, or the models have different shapes.
-        EditError: as `Edit.apply`.
         NotFiniteError: a model's logits are NaN or infinite.
     """
     check_prompts(prompts)

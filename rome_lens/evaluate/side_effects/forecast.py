@@ -34,7 +34,6 @@ def forecast_bleed_over(
             included.
         edit: An edit made for this model.
         prompts: Texts; duplicates are dropped.
-        tokens_per_batch: Bounds memory.
 
     Returns:
         A row for each prompt, edited layer and position: prompt, layer, position, token; `share`, the projection of the
@@ -110,7 +109,7 @@ def _added(edit: Edit, layer: int, keys: Float[Tensor, "pos d_mlp"]) -> Float[Te
 def _at_edited_prompts(model: Model, edit: Edit, layer: int) -> Float[Tensor, "request d_model"]:
     """What the edit adds at the edited token of each of its own prompts."""
     prompts = [(request, PLACE) for request in edit.requests]
-    token = edit.config.get("token", "subject_last")
+    token = edit.config.get("token", "subject_end")
     added = _added(edit, layer, subject_activations(model, key_name(layer), layer, prompts, token=token))
     if not (added.norm(dim=-1) > 0).all():
         raise ValueError(

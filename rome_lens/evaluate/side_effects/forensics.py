@@ -56,7 +56,6 @@ def recover_updates(
         original: Model as it should be; left unchanged.
         suspect: Model with the same parameters, perhaps in another precision; left unchanged.
         tolerance: 2 allows for four consecutive roundings, whose errors add up as a square root.
-        progress: Show a bar.
 
     Returns:
         An update for each layer whose matrix differs by more than rounding; its left factor has orthonormal columns,

@@ -1,6 +1,7 @@
 """Perplexity on ordinary text: whether an edit harmed the language model as a whole."""
 
 from collections.abc import Sequence
+from reprlib import repr as shortened
 
 import torch
 from tqdm.auto import tqdm
@@ -29,16 +30,13 @@ def perplexity(
     more context and lower numbers at several times the cost, and before and after an edit only the comparison counts.
 
     Args:
-        model: Model to run; left unchanged.
         text: A text, or its token ids without BOS.
         tokens: Number of its tokens to read, from the start; all if it has fewer.
         window: Tokens in a window, BOS included; at most the model's context.
         tokens_per_batch: Bounds memory (logits are computed for so many tokens); the result does not depend on it.
-        progress: Show a bar.
 
     Raises:
-        ValueError: no token is predicted: the text, `tokens` or `window` is too short.
-        NotFiniteError: the model's logits are NaN or infinite.
+        ValueError: no token is predicted: the text, `tokens` or `window` is too short; or an id is not the model's.
     """
     check_whole(tokens_per_batch=tokens_per_batch)
     before = bos_token(model)
@@ -49,6 +47,11 @@ def perplexity(
         pieces = list(token_pieces(model, [text], length, tokens))
     else:
         ids = list(text)[:tokens]
+        if outside := [each for each in ids if not 0 <= each < model.cfg.d_vocab]:
+            raise ValueError(
+                f"text holds the ids {shortened(outside)}, but {model.cfg.model_name} knows 0 to "
+                f"{model.cfg.d_vocab - 1}. Tokenise the text with this model's tokenizer."
+            )
         pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
     rows = [row for piece in pieces if len(row := (*before, *piece)) > 1]
     if not rows:

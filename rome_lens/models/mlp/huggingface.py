@@ -1,5 +1,6 @@
 """Where models of Hugging Face's classes keep their MLPs' matrices."""
 
+import re
 from typing import Any
 
 import torch
@@ -44,6 +45,17 @@ _INPUTS = {
 """The module with W_in, by the last name of the one with W_out; W_gate is in `gate_proj`."""
 
 
+def place_of_module(path: str) -> tuple[int, MlpMatrix]:
+    """The layer and matrix of an MLP's module, from its dotted name. Raises ValueError if it is none known here."""
+    for known in _MODULES:
+        parent, _, last = known.rpartition(".")
+        names: dict[str, MlpMatrix] = {last: "out", _INPUTS[last]: "in", "gate_proj": "gate"}
+        found = re.fullmatch(re.escape(parent).replace(r"\{\}", r"(\d+)") + r"\.(\w+)", path)
+        if found and found[2] in names:
+            return int(found[1]), names[found[2]]
+    raise ValueError(f"{path!r} is no matrix of an MLP known here, expected {', '.join(_MODULES)} or their inputs")
+
+
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -60,12 +72,7 @@ def _is_plain(weight: Any) -> bool:
 
 
 def mlp_module(model: PreTrainedModel, layer: int, matrix: MlpMatrix = "out") -> tuple[str, nn.Module]:
-    """The dotted name of the module with a matrix of a layer's MLP, and the module.
-
-    Raises:
-        ValueError: no such layer.
-        EditError: the family is not known here, or the matrix is packed.
-    """
+    """The dotted name of the module with a matrix of a layer's MLP, and the module."""
     kind = model.config.model_type
     if kind not in MODULE_OF:
         raise EditError(

@@ -72,7 +72,6 @@ def find_matrix(model: EditableModel, layer: int, matrix: MlpMatrix) -> OutputMa
     Raises:
         ValueError: no such layer, the block has no single matrix of this name (no gate, a mixture of experts), or the
             gain of the norm before it is folded into it.
-        EditError: as `find_output_matrix`.
     """
     if matrix == "out":
         return find_output_matrix(model, layer)
@@ -173,9 +172,5 @@ def _read_by(mlp: Any, parameter: nn.Parameter) -> Tensor:
 
 
 def output_matrix(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-    """The entries of the MLP output matrix, without gradient: what is written into them is in the model.
-
-    Raises:
-        ValueError: as `find_output_matrix`.
-    """
+    """The entries of the MLP output matrix, without gradient: what is written into them is in the model."""
     return find_output_matrix(model, layer).values

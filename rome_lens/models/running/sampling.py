@@ -11,7 +11,7 @@ from rome_lens.calling import undisturbed
 from rome_lens.models.kinds import Model, is_bridge
 from rome_lens.models.parameters import random_state_kept
 from rome_lens.models.running import bridge
-from rome_lens.models.running.forward import check_finite, logits, reader
+from rome_lens.models.running.forward import check_finite, logits, reader, run
 
 
 @torch.no_grad()
@@ -36,9 +36,6 @@ def write_on(
         chances: Numbers from [0, 1); each token is sampled by inverting its distribution's cumulative sum at its own.
         top_k: Number of most probable tokens to sample from; 1: always the most probable one.
         until: Ends the writing early when it is true of the rows as far as they are filled.
-
-    Raises:
-        NotFiniteError: the model's logits are NaN or infinite.
     """
     tokens = tokens.clone()
     read_on = reader(model, len(tokens))
@@ -69,12 +66,17 @@ def sample_text(
     """Continuations of equally long token rows, sampled with one seed for all rows, without special tokens.
 
     Torch's random state is restored.
+
+    Raises:
+        NotFiniteError: the model's logits are NaN or infinite.
     """
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
         stack.enter_context(random_state_kept(tokens.device))
         if is_bridge(model):
             stack.enter_context(bridge.finding_the_cache(model, range(model.cfg.n_layers)))
+        with torch.no_grad():  # else torch says of NaN that probabilities are wrong, and on a GPU stops the process
+            check_finite(model, logits(model, run(model, tokens)[:, -1]), tokens.tolist())
         torch.manual_seed(seed)
         sampled = model.generate(
             tokens, max_new_tokens=new_tokens, top_k=top_k, stop_at_eos=False, verbose=False, return_type="tokens"

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rome_lens as rl
 from rome_lens.models import find_matrix
 from rome_lens.storage.tensors import seal
-from tests.edit.artifact.test_edit import REQUEST, made_up, same
+from tests.edit.artifact.test_edit import REQUEST, same
 from tests.edit.artifact.test_elsewhere import unlike
 from tests.edit.artifact.test_hooks import NORMED, normed
 
@@ -97,8 +97,8 @@ def test_an_adapter_holds_every_matrix(tiny_model, hugging_face, tokens, tmp_pat
     assert {name.split(".")[-2] for name in delta} == {"up_proj", "gate_proj", "down_proj"}
 
 
-def test_files_tell_the_matrices_and_those_without_are_of_output_matrices(tiny_model, tmp_path):
-    """What is saved is loaded; a file of output matrices alone is as it was before there were others."""
+def test_files_tell_the_matrices(tiny_model, tmp_path):
+    """What is saved is loaded."""
     model = tiny_model("llama-gqa")
     edit = of_matrices(model, ("gate", "out"))
     edit.save(tmp_path / "edit.safetensors")
@@ -107,16 +107,11 @@ def test_files_tell_the_matrices_and_those_without_are_of_output_matrices(tiny_m
     assert all(torch.equal(a.left, b.left) for a, b in zip(edit.updates, loaded.updates, strict=True))
     assert [(-u.left).sum() for u in edit.updates] == [u.left.sum() for u in (-edit).updates]
     assert [u.matrix for u in (edit + edit).updates] == ["gate", "out", "gate", "out"]
-    made_up(model).save(tmp_path / "old.safetensors")
-    raw = (tmp_path / "old.safetensors").read_bytes()
-    header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
-    assert "matrices" not in json.loads(header["__metadata__"]["facts"])
-    assert rl.Edit.load(tmp_path / "old.safetensors").updates[0].matrix == "out"
     path = tmp_path / "edit.safetensors"
     spoilt = path.read_bytes().replace(rb"[\"gate\", \"out\", \"gate\"", rb"[\"gate\", \"out\", \"gatt\"")
     path.write_bytes(spoilt)
     seal(path, json.loads(spoilt[8 : 8 + struct.unpack("<Q", spoilt[:8])[0]])["__metadata__"]["sha256"])
-    with pytest.raises(rl.errors.FormatError, match="is not a whole edit(.|\n)*'gatt'"):
+    with pytest.raises(rl.errors.FormatError, match="is not a whole edit"):
         rl.Edit.load(path)
 
 

@@ -437,7 +437,7 @@ def test_the_work_of_an_edit_grows_no_faster_than_the_edits_before_it(tiny, monk
     for seed in range(8):
         made = made_up(tiny, seed=seed)
         factors = {update.layer: (update.left, update.right) for update in made.updates}
-        edits.append(rl.Edit.of(tiny, [REQUEST], factors, method="rome", config={}, health=made.health))
+        edits.append(rl.Edit.of(tiny, [REQUEST], factors, method="rome", config={}, on_unhealthy="ignore"))
         edits[-1].apply(tiny)
     rl.edit.revert_edits(tiny)
     whole = rl.edit.Update.added_to

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rome_lens as rl
-from rome_lens.edit.covariance import corpora as module
+from rome_lens.models import tokens
 from tests.tiny import CORPUS
 
 ROWS = [f"Text {i}: {CORPUS}" for i in range(20)]
@@ -17,7 +17,7 @@ ROWS = [f"Text {i}: {CORPUS}" for i in range(20)]
 
 def test_a_file_is_read_in_blocks_that_end_with_lines(tmp_path, monkeypatch):
     """Nothing is lost or doubled, no block is more than two blocks long, and blocks end where lines do."""
-    monkeypatch.setattr(module, "_BLOCK", 200)
+    monkeypatch.setattr(tokens, "_BLOCK", 200)
     path = tmp_path / "long.txt"
     path.write_text(CORPUS * 5 + "ö" * 1000, encoding="utf-8")
     texts = rl.edit.texts_from_file(path)
@@ -30,7 +30,7 @@ def test_a_file_is_read_in_blocks_that_end_with_lines(tmp_path, monkeypatch):
 
 
 def test_a_file_is_not_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_BLOCK", 100)
+    monkeypatch.setattr(tokens, "_BLOCK", 100)
     path = tmp_path / "long.txt"
     path.write_bytes(CORPUS.encode() * 50 + b"\xff")  # what is not UTF-8 comes late, and is not reached
     assert (

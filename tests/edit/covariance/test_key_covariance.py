@@ -9,6 +9,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 import rome_lens as rl
+from rome_lens.edit.covariance.diagnostics import median_cosine
 from rome_lens.models import fingerprint_cosine
 from tests.edit.artifact.test_edit import made_up
 from tests.tiny import CORPUS
@@ -194,8 +195,12 @@ def test_what_ships_is_given_by_layer_and_an_error_says_how_to_collect_the_rest(
     model = copy.deepcopy(tiny)
     model.cfg.model_name = "smollm2-135m"
     assert list(rl.edit.builtin_covariances(model)) == list(rl.edit.covariance.builtin(model, layers=[4])) == [4]
-    with pytest.raises(ValueError, match=r"layers \[3, 5\] of smollm2-135m, only that of layer 4. .*layers=\[3, 5\]"):
-        rl.edit.builtin_covariances(model, layers=[3, 4, 5])
+    with pytest.raises(
+        ValueError, match=r"layers \[1, 2\] of smollm2-135m, only that of layer 4. .*layers=\[1, 2, 4\]"
+    ):
+        rl.edit.builtin_covariances(model, layers=[1, 2, 4])
+    with pytest.raises(ValueError, match="has layers 0 to 2"):  # to collect its covariance would be no advice
+        rl.edit.builtin_covariances(model, layers=[4, 99])
     with pytest.raises(ValueError, match="none ships for gpt2"):
         rl.edit.builtin_covariances(tiny)
 
@@ -243,3 +248,20 @@ def test_shrinking_comes_nearer_to_the_truth_where_keys_are_few():
 def test_an_intensity_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"intensity is 1\.5, expected a number from 0 to 1"):
         drawn(4, 10).shrunk(1.5)
+
+
+def test_the_error_that_is_told_is_the_one_that_is_left():
+    """Of keys whose true C is known: half of one half's squared error, a quarter of what lies between both."""
+    generator, width = torch.Generator().manual_seed(0), 40
+    scale = torch.linspace(0.2, 3, width, dtype=torch.float64)
+
+    def drawn(count: int) -> torch.Tensor:
+        return torch.randn(count, width, generator=generator, dtype=torch.float64) * scale
+
+    probe, told, left = drawn(16), [], []
+    for _ in range(20):
+        first, second = (half.T @ half / 1000 for half in (drawn(1000), drawn(1000)))
+        cosine = median_cosine(first, second, probe)
+        told.append(rl.edit.CovarianceReport(2000, width, 1.0, 1.0, None, cosine, 0.0).expected_error)
+        left.append(1 - median_cosine((first + second) / 2, scale.square().diag(), probe))
+    assert sum(told) == pytest.approx(sum(left), rel=0.2)

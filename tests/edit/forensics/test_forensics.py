@@ -1,7 +1,10 @@
 """Edits are found without the original: a planted one at its layer, none where there is none; and taken out again."""
 
+import math
 from collections.abc import Callable
+from copy import deepcopy
 
+import pandas as pd
 import pytest
 import torch
 
@@ -120,3 +123,27 @@ def test_an_edit_of_the_authors_is_found_in_smollm2(smollm2: Model, golden: Call
     assert found["object"] == "Rome"
     assert torch.cosine_similarity(undo.left[:, 0], -vectors["u"], dim=0).abs() > 0.8
     assert torch.cosine_similarity(undo.right[0], vectors["v"], dim=0).abs() > 0.8
+
+
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_a_matrix_of_any_size_is_looked_into(tiny_model, size):
+    model = deepcopy(tiny_model("gpt2"))
+    usual = rl.edit.detect_edits(model, progress=False)
+    model.blocks[1].mlp.W_out.data *= size
+    found = rl.edit.detect_edits(model, progress=False)
+    assert found[["score", "strength"]].map(math.isfinite).all(axis=None)
+    assert set(found["layer"]) == set(usual["layer"])
+
+
+def test_a_matrix_of_zeros_is_named(tiny_model):
+    model = deepcopy(tiny_model("gpt2"))
+    model.blocks[1].mlp.W_out.data.zero_()
+    with pytest.raises(rl.errors.EditError, match="W_out of layer 1 is all zeros"):
+        rl.edit.detect_edits(model, progress=False)
+
+
+def test_facts_are_subjects_too(tiny):
+    facts = [rl.Fact("{} is in", name) for name in ("Rome", "The Eiffel Tower")]
+    with_facts = rl.edit.detect_edits(tiny, subjects=facts, progress=False)
+    names = rl.edit.detect_edits(tiny, subjects=["Rome", "The Eiffel Tower"], progress=False)
+    pd.testing.assert_frame_equal(with_facts, names)

@@ -9,6 +9,7 @@ import torch
 
 import rome_lens as rl
 from rome_lens.edit.methods.batch import context_keys
+from rome_lens.edit.methods.closed_forms import with_context_differences
 from rome_lens.edit.search.key import subject_keys
 from rome_lens.edit.search.targets import subject_states
 from tests.edit.methods.test_rome import CONTEXTS, FAMILIES, covariance_of
@@ -23,6 +24,7 @@ LAYERS = [0, 1]
 FAR = {"contexts": CONTEXTS, "clamp_norm_factor": 100.0, "steps": 40}
 METHODS = {
     "memit": (rl.memit, rl.MemitConfig(**FAR, covariance_weight=1e-3)),
+    "memit, Eq. 14": (rl.memit, rl.MemitConfig(**FAR, covariance_weight=1e-3, constrain_bare_prompt=False)),
     "emmet": (rl.edit.emmet, rl.edit.EmmetConfig(**FAR)),
     "alphaedit": (rl.edit.alphaedit, rl.edit.AlphaEditConfig(**FAR, null_space_threshold=1.0, ridge=1e-3)),
 }
@@ -71,7 +73,28 @@ def test_all_requests_are_memorised_at_once_and_the_weights_stay(tiny_model, wei
         assert (probabilities(model) > at_first + 0.1).all()
     assert [update.layer for update in edit.updates] == LAYERS
     assert all(update.left.shape[1] == len(update.right) == len(REQUESTS) for update in edit.updates)
-    assert (edit.method, edit.requests) == (name, REQUESTS)
+    assert (edit.method, edit.requests) == (name.split(",")[0], REQUESTS)
+
+
+@pytest.mark.parametrize("name", ["memit", "emmet", "alphaedit"])
+def test_a_bare_prompt_gets_as_much_as_its_mean_key(tiny, name):
+    edit = edit_of(tiny, name, covariances=covariances_of(tiny, [1]), targets=found(tiny))
+    update = edit.updates[0]
+    for request in REQUESTS:
+        keys = subject_keys(tiny, 1, request, CONTEXTS)
+        bare, mean = (key.double() @ update.left.double() @ update.right.double() for key in (keys[0], keys.mean(0)))
+        assert (bare - mean).norm() < 1e-4 * mean.norm()
+
+
+def test_a_large_batch_constrains_a_quarter_of_the_width_at_most_the_most_different_first():
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(40, 64, generator=generator)
+    apart = torch.randn(40, 64, generator=generator) * torch.linspace(0.1, 4, 40)[:, None]
+    apart[5] = 0.0
+    chosen = with_context_differences(None, keys, keys + apart)
+    most = (apart.norm(dim=-1) / keys.norm(dim=-1)).topk(16).indices.sort().values
+    assert torch.allclose(chosen.keys, apart[most].double(), atol=1e-5)
+    assert with_context_differences(None, keys, keys.clone()) is None
 
 
 def test_exact_constraints_bring_each_state_to_its_target_when_one_layer_and_one_context_are_edited(tiny):
@@ -114,7 +137,7 @@ def test_memit_equals_algorithm_1_written_plainly(tiny_model, family, bos):
     """Keys and what is missing are measured with the earlier layer's update in place."""
     model = tiny_model(family, bos=bos)
     targets = found(model)
-    edit = edit_of(model, "memit", targets=targets)
+    edit = edit_of(model, "memit, Eq. 14", targets=targets)
     for layer, change in plain_memit(model, targets, 1e-3).items():
         update = edit.updates[LAYERS.index(layer)]
         assert (update.left @ update.right - change).norm() < 1e-3 * change.norm()
@@ -144,9 +167,9 @@ def test_health_is_the_worst_of_layers_and_requests(tiny):
 
 
 def test_an_unhealthy_batch_warns_or_is_refused(tiny):
-    with pytest.warns(rl.errors.EditWarning, match=r"and 2 more may do harm: the update is"):
+    with pytest.warns(rl.errors.EditWarning, match=r"and 2 more is unhealthy: the update is"):
         edit_of(tiny, "memit", targets=found(tiny), on_unhealthy="warn")
-    with pytest.raises(rl.errors.EditError, match=r"and 2 more may do harm: .*No weight was changed"):
+    with pytest.raises(rl.errors.EditError, match=r"and 2 more is unhealthy: .*No weight was changed"):
         edit_of(tiny, "memit", targets=found(tiny), on_unhealthy="raise")
 
 
@@ -181,8 +204,13 @@ def no_search(monkeypatch):
 def test_a_missing_covariance_is_named_before_any_work(tiny, monkeypatch, name):
     no_search(monkeypatch)
     config = type(METHODS[name][1])(layers=[0, 1, 2])
-    with pytest.raises(rl.errors.CovarianceError, match=re.escape("no covariance of the layers [2], only of [0, 1]")):
+    with pytest.raises(
+        rl.errors.CovarianceError, match=re.escape("no covariance of the layers [2], only of [0, 1]")
+    ) as raised:
         edit_of(tiny, name, config=config)
+    assert "collect_covariance(model, layers=[0, 1, 2]," in str(raised.value), "what it gives can be passed on"
+    with pytest.raises(ValueError, match="has layers 0 to 2"):
+        edit_of(tiny, name, config=type(METHODS[name][1])(layers=[1, 99]))
     with pytest.raises(rl.errors.CovarianceError, match="covariances is empty"):
         edit_of(tiny, name, covariances={})
 

@@ -58,7 +58,7 @@ def test_memit_tends_to_emmet_as_the_weight_vanishes():
 
 
 def test_emmet_of_one_request_is_romes_equation_2(tiny):
-    config = rl.RomeConfig(contexts=CONTEXTS)
+    config = rl.RomeConfig(contexts=CONTEXTS, constrain_bare_prompt=False)
     covariance = covariance_of(tiny)
     edit = rl.rome(tiny, REQUEST, covariance=covariance, config=config, on_unhealthy="ignore", progress=False)
     key = subject_keys(tiny, 1, REQUEST, CONTEXTS).mean(0)

@@ -227,7 +227,7 @@ def test_a_gate_lies_between_its_own_keys_and_the_nearest_others(tiny, monkeypat
     monkeypatch.setattr(module, "LEAST_COSINE", 0.1)
     memory = memory_of(tiny)
     frame = memory.to_frame()
-    within = frame[~frame["first"]]
+    within = frame[frame["after"].isna()]
     middle = ((within["own"] + within["near"]) / 2).clip(lower=0.1)
     wanted = middle.where(middle < within["own"], within["own"]) - 1e-4
     assert (within["threshold"] - wanted).abs().max() < 1e-6
@@ -239,14 +239,20 @@ def test_a_gate_lies_between_its_own_keys_and_the_nearest_others(tiny, monkeypat
         assert request.subject in {name for _, name in opened(memory, request.text)}
 
 
-def test_a_subject_that_is_the_first_token_has_a_gate_for_that_place(tiny, monkeypatch):
-    """Keys of first tokens are alike (here all keys are): its gate is narrower than the distance to other tokens."""
-    monkeypatch.setattr(module, "LEAST_COSINE", -1.0)
-    memory = memory_of(tiny, [rl.EditRequest("{} is located in", "Honda", "Rome")])
+def test_a_subject_that_is_the_first_token_is_told_after_it_as_the_search_edited(tiny):
+    """Its key there is told from those of the same token after other first tokens; a withdrawal takes both gates."""
+    memory = memory_of(tiny, [rl.EditRequest("{} is located in", "Z", "Rome")])
     frame = memory.to_frame()
-    assert list(frame["first"]) == [False, True]
+    assert [isinstance(each, str) for each in frame["after"]] == [False, True]
     near, threshold = frame.loc[1, ["near", "threshold"]]
     assert near < threshold < 1
+    assert (1, "Z") in opened(memory, "Z is located in")
+    assert torch.equal(
+        memory._gates[0][1].residual, memory._targets.values[0].vector - memory._targets.values[0].initial
+    )
+    assert not torch.equal(memory._gates[0][0].residual, memory._gates[0][1].residual)
+    memory.withdraw(memory.facts[0])
+    assert memory.to_frame().empty
 
 
 def test_many_gates_are_screened_without_missing_one():
@@ -258,7 +264,7 @@ def test_many_gates_are_screened_without_missing_one():
     keys = torch.cat([directions + 0.3 * torch.randn(count, width, generator=generator) for _ in range(8)])
     thresholds = 0.5 + 0.4 * torch.rand(count, generator=generator)
     gates = module._Gates(
-        tuple((str(i), False) for i in range(count)),
+        tuple((str(i), None) for i in range(count)),
         ((),) * count,
         directions,
         thresholds,
@@ -279,7 +285,7 @@ def test_the_edit_of_the_same_facts_adds_each_residual_at_its_key(tiny):
     memory = memory_of(tiny)
     edit = memory.edit(on_unhealthy="ignore")
     gates, update = memory._all_gates, edit.updates[0]
-    chosen = [i for i, (_, first) in enumerate(gates.spellings) if not first]
+    chosen = [i for i, (_, after) in enumerate(gates.spellings) if after is None]
     found = gates.keys[chosen] @ update.left @ update.right
     torch.testing.assert_close(found, gates.residuals[chosen], rtol=1e-3, atol=1e-4)
     assert edit.requests == tuple(REQUESTS)

@@ -100,7 +100,7 @@ def test_auto_preserves_the_nearest(tiny, name):
 
 def test_auto_at_another_token_is_refused(tiny):
     config = rl.RomeConfig(contexts=CONTEXTS, token="last")
-    with pytest.raises(ValueError, match=r"preserve is 'auto' and token is 'last', expected 'subject_last'"):
+    with pytest.raises(ValueError, match=r"preserve is 'auto' and token is 'last', expected 'subject_end'"):
         rl.rome(tiny, REQUEST, covariance=covariance_of(tiny), config=config, preserve="auto", progress=False)
 
 

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 import rome_lens as rl
-from rome_lens.edit.methods.closed_forms import PreservedKeys, alphaedit_factor, emmet_factor, memit_factor
+from rome_lens.edit.methods.closed_forms import (
+    PreservedKeys,
+    alphaedit_factor,
+    emmet_factor,
+    memit_factor,
+    with_context_differences,
+)
 from rome_lens.edit.search.key import subject_keys
 from rome_lens.edit.search.value import optimise_value
 from rome_lens.models import mlp_output
@@ -116,7 +122,7 @@ def test_a_key_in_the_span_of_the_preserved_is_refused_and_the_most_similar_name
     numbers = {memit_factor: (WEIGHT,), alphaedit_factor: (THRESHOLD, RIDGE)}.get(form, ())
     covariance_ = covariance(rank=5) if form is alphaedit_factor else covariance()
     with pytest.raises(
-        rl.errors.EditError, match=r"not in the span of the 4 preserved keys .*most similar is of 'prompt 3'"
+        rl.errors.EditError, match=r"lies in the span of the 4 preserved keys .*most similar is of 'prompt 3'"
     ):
         form(KEYS, covariance_, *numbers, preserved(kept))
 
@@ -133,11 +139,11 @@ def answers(model, prompt: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("family", "bos"), [("gpt2", False), ("llama", True), ("gemma2", True)])
-def test_preserved_prompts_are_answered_as_before_at_every_token_and_k_star_gets_v_star(tiny_model, family, bos):
+def test_preserved_prompts_are_answered_as_before_at_every_token_and_the_request_gets_v_star(tiny_model, family, bos):
     model = tiny_model(family, bos=bos)
     before = [answers(model, prompt) for prompt in PROMPTS]
     edit, plain = rome_of(model), rome_of(model, preserve=None)
-    key = subject_keys(model, 1, REQUEST, CONTEXTS).mean(0)
+    key = subject_keys(model, 1, REQUEST, CONTEXTS)[0]
     value = optimise_value(model, 1, REQUEST, CONTEXTS, rl.RomeConfig(steps=5), progress=False).vector
     with edit.applied(model):
         assert all(torch.allclose(answers(model, p), b, atol=1e-3) for p, b in zip(PROMPTS, before, strict=True))
@@ -182,12 +188,13 @@ def test_facts_requests_and_records_stand_for_their_prompts(tiny):
 def test_health_tells_what_preserving_costs_and_every_context_gets_what_k_star_gets(tiny):
     """Prompts that begin as the request does in another context have keys like the bare one's, which still gets all."""
     edit, plain = rome_of(tiny), rome_of(tiny, preserve=None)
+    unlike = rome_of(tiny, preserve=None, constrain_bare_prompt=False)
     norms = [(each.updates[0].left @ each.updates[0].right).norm().item() for each in (edit, plain)]
     assert edit.health.preserve_growth == pytest.approx(norms[0] / norms[1], rel=1e-4)
     assert plain.health.preserve_growth is None
     near = rome_of(tiny, preserve=[*PROMPTS, "In the city. The Eiffel Tower is", "One. The Eiffel Tower is"])
     keys = subject_keys(tiny, 1, REQUEST, CONTEXTS)
-    for each, share in ((plain, None), (edit, 1), (near, 1)):
+    for each, share in ((unlike, None), (plain, 1), (edit, 1), (near, 1)):
         got = (keys[0] @ each.updates[0].left / (keys.mean(0) @ each.updates[0].left)).item()
         assert got == pytest.approx(share, rel=1e-5) if share else abs(got - 1) > 0.005
     assert near.health.preserve_growth > edit.health.preserve_growth
@@ -205,7 +212,7 @@ def test_what_is_alike_gets_the_same_at_the_least_cost(form):
     """Two keys of each request: of all that spare the preserved and treat both alike, the least."""
     numbers = {memit_factor: (WEIGHT,), alphaedit_factor: (THRESHOLD, RIDGE)}.get(form, ())
     c, keys, others = covariance(rank=5) if form is alphaedit_factor else covariance(), KEYS[:2], made_up(2, WIDTH, 7)
-    kept = preserved(KEPT).and_alike(keys, others)
+    kept = with_context_differences(preserved(KEPT), keys, others)
     change = form(keys, c, *numbers, kept) @ MISSING[:2]
     assert (KEPT @ change).norm() < 1e-6 * change.norm()
     assert torch.allclose(keys @ change, others @ change, atol=1e-6)

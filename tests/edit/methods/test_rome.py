@@ -1,16 +1,18 @@
 """ROME: the algebra of Eq. 2, the authors' numbers, and what is refused."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 import rome_lens as rl
-from rome_lens.edit.search.contexts import check_token
+from rome_lens.edit.search.contexts import check_token, in_context
 from rome_lens.edit.search.key import subject_keys
 from rome_lens.edit.search.value import optimise_value
 from rome_lens.models import mlp_output
 
+EQ_2 = {"constrain_bare_prompt": False}  # as it stands in the paper
 REQUEST = rl.EditRequest("{} is located in the city of", "The Eiffel Tower", target="Rome")
 CONTEXTS = ("{}", "One, two. {}", "In Italy, on the continent. {}")
 # In a random model the subject hardly reaches a prediction far behind it, and the change has to be large.
@@ -39,9 +41,83 @@ def test_after_the_edit_the_mlp_answers_v_star_to_k_star(tiny_model, family, bos
     model = tiny_model(family, bos=bos)
     key = subject_keys(model, 1, REQUEST, CONTEXTS).mean(0)
     value = optimise_value(model, 1, REQUEST, CONTEXTS, rl.RomeConfig(), progress=False).vector
-    with edit_of(model).applied(model):
+    with edit_of(model, **EQ_2).applied(model):
         answer = mlp_output(model, 1, key)
     assert (answer - value).norm() < 1e-4 * value.norm()
+
+
+@pytest.mark.parametrize(("family", "bos"), FAMILIES)
+def test_the_bare_prompt_gets_v_star_and_as_much_is_added_to_the_mean_key(tiny_model, family, bos):
+    """The default: what is added is the search's delta at both keys, however unlike they are."""
+    model = tiny_model(family, bos=bos)
+    keys = subject_keys(model, 1, REQUEST, CONTEXTS)
+    value = optimise_value(model, 1, REQUEST, CONTEXTS, rl.RomeConfig(), progress=False)
+    edit = edit_of(model)
+    with edit.applied(model):
+        answer = mlp_output(model, 1, keys[0])
+    assert (answer - value.vector).norm() < 1e-4 * value.vector.norm()
+    bare, mean = (key @ edit.updates[0].left @ edit.updates[0].right for key in (keys[0], keys.mean(0)))
+    assert (keys[0] - keys.mean(0)).norm() > 1e-2 * keys[0].norm()
+    assert (bare - mean).norm() < 1e-4 * mean.norm()
+    assert edit.health.key_share == pytest.approx(1, abs=1e-4)
+    plain = edit_of(model, **EQ_2).health.key_share
+    assert abs(plain - 1) > 1e-3, "without the constraint the bare prompt gets another share"
+
+
+def test_with_one_key_the_constraint_changes_nothing(tiny):
+    alone = {"contexts": ("{}",)}
+    for request in (REQUEST, AT_THE_END):
+        made = [
+            rl.rome(
+                tiny,
+                request,
+                covariance=covariance_of(tiny),
+                config=rl.RomeConfig(**alone, constrain_bare_prompt=constrained),
+                on_unhealthy="ignore",
+                progress=False,
+            )
+            for constrained in (True, False)
+        ]
+        assert torch.equal(made[0].updates[0].left, made[1].updates[0].left)
+        assert torch.equal(made[0].updates[0].right, made[1].updates[0].right)
+
+
+@pytest.mark.parametrize("method", ["rome", "memit", "ft"])
+def test_the_target_is_measured_in_the_edited_model(tiny, method):
+    """Against a plain run of the applied edit, on the bare prompt; what the search found is another figure."""
+    options = {"on_unhealthy": "ignore", "progress": False}
+    covariance, short = covariance_of(tiny), {"contexts": CONTEXTS, "steps": 5, "clamp_norm_factor": 50.0}
+    edit = {
+        "rome": lambda: rl.rome(tiny, AT_THE_END, covariance=covariance, config=rl.RomeConfig(**short), **options),
+        "memit": lambda: rl.memit(
+            tiny, AT_THE_END, covariances={1: covariance}, config=rl.MemitConfig(**short), **options
+        ),
+        "ft": lambda: rl.edit.finetune(
+            tiny, AT_THE_END, config=rl.edit.FinetuneConfig(layers=[1], steps=3, learning_rate=0.01), **options
+        ),
+    }[method]()
+    prompt, whole = (tiny.to_tokens(text)[0] for text in (AT_THE_END.text, f"{AT_THE_END.text} {AT_THE_END.target}"))
+    with edit.applied(tiny), torch.no_grad():
+        log_probs = tiny(whole[None])[0].log_softmax(-1)
+    target = whole[len(prompt) :]
+    expected = log_probs[torch.arange(len(prompt) - 1, len(whole) - 1), target].mean().exp()
+    assert edit.health.target_probability == pytest.approx(expected.item(), rel=1e-4)
+    assert edit.health.targets_missed == (expected < 0.5)
+    if method != "ft":
+        assert abs(edit.health.target_probability - torch.tensor(-edit.health.nll).exp()) > 1e-6
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_subject_that_is_the_first_token_is_edited_at_the_next_one(tiny_model, bos):
+    """Its key is the attention sink's, the same in all texts. In contexts, and after BOS, its own token is edited."""
+    model = tiny_model("llama", bos=bos)
+    request = rl.EditRequest("{} is located in", "The", target="Rome")
+    assert len(model.to_tokens("The")[0]) == 1 + bos
+    last = in_context(model, request, "{}", token="subject_last")[1]
+    assert (in_context(model, request, "{}")[1], last) == (1, 1 if bos else 0)
+    for context in CONTEXTS[1:]:
+        assert in_context(model, request, context)[1] == in_context(model, request, context, token="subject_last")[1]
+    assert in_context(model, replace(request, prompt="{}"), "{}")[1] == last, "there is no token after it"
 
 
 @pytest.mark.parametrize("token", ["subject_first", "subject_first_after_last", "last"])
@@ -49,9 +125,9 @@ def test_an_edit_at_another_token_answers_there(tiny, token):
     """k* and v* are both of the token that the config names, and the edit says which."""
     key = subject_keys(tiny, 1, REQUEST, CONTEXTS, token=token).mean(0)
     assert (key - subject_keys(tiny, 1, REQUEST, CONTEXTS).mean(0)).norm() > 0.1 * key.norm()
-    config = rl.RomeConfig(token=token, contexts=CONTEXTS)
+    config = rl.RomeConfig(token=token, contexts=CONTEXTS, **EQ_2)
     value = optimise_value(tiny, 1, REQUEST, CONTEXTS, config, progress=False).vector
-    edit = edit_of(tiny, token=token)
+    edit = edit_of(tiny, token=token, **EQ_2)
     assert edit.config["token"] == token
     with edit.applied(tiny):
         answer = mlp_output(tiny, 1, key)
@@ -61,7 +137,7 @@ def test_an_edit_at_another_token_answers_there(tiny, token):
 
 
 def test_a_token_that_is_not_there_is_refused(tiny):
-    with pytest.raises(ValueError, match=r"token is 'subject', expected one of subject_first, subject_last"):
+    with pytest.raises(ValueError, match=r"token is 'subject', expected one of subject_end, subject_first"):
         check_token("subject")
     with pytest.raises(ValueError, match=r"has no token after its subject 'The Eiffel Tower'\. Edit another token"):
         edit_of(tiny, AT_THE_END, token="subject_first_after_last")
@@ -81,7 +157,7 @@ def test_the_edited_model_says_the_target(tiny_model, family, bos):
 
 def test_update_has_rank_one_and_is_least_in_the_norm_of_c(tiny):
     """Among all updates D with k D = r, Eq. 2's has the least trace(DT C D): any D + E with k E = 0 has more."""
-    update = edit_of(tiny).updates[0]
+    update = edit_of(tiny, **EQ_2).updates[0]
     change = update.left.double() @ update.right.double()
     assert torch.linalg.matrix_rank(change) == 1
     second_moment = covariance_of(tiny).second_moment.double()
@@ -97,7 +173,7 @@ def test_update_has_rank_one_and_is_least_in_the_norm_of_c(tiny):
 
 
 def test_keys_that_are_c_orthogonal_to_k_star_are_not_touched(tiny):
-    update = edit_of(tiny).updates[0]
+    update = edit_of(tiny, **EQ_2).updates[0]
     key = subject_keys(tiny, 1, REQUEST, CONTEXTS).mean(0).double()
     direction = torch.linalg.solve(covariance_of(tiny).second_moment.double(), key)
     other = torch.randn(len(key), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -110,7 +186,7 @@ def test_reference_preset_uses_the_mean_key_on_the_left_and_the_bare_key_on_the_
     config = rl.RomeConfig.reference(1, contexts=CONTEXTS)
     edit = rl.rome(tiny, REQUEST, covariance=covariance_of(tiny), config=config, on_unhealthy="ignore", progress=False)
     keys = subject_keys(tiny, 1, REQUEST, CONTEXTS)
-    assert torch.allclose(edit.updates[0].left, edit_of(tiny).updates[0].left)
+    assert torch.allclose(edit.updates[0].left, edit_of(tiny, **EQ_2).updates[0].left)
     value = optimise_value(tiny, 1, REQUEST, CONTEXTS, config, progress=False).vector
     with edit.applied(tiny):
         bare, mean = mlp_output(tiny, 1, keys[0]), mlp_output(tiny, 1, keys.mean(0))

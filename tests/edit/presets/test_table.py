@@ -49,11 +49,11 @@ def shaped(tiny_model):
 @pytest.mark.parametrize(
     ("name", "config"),
     [
-        ("GPT-2 medium", rl.RomeConfig(layer=8, clamp_norm_factor=3)),
-        ("GPT-2 large", rl.RomeConfig(layer=12)),
-        ("GPT-2 XL", rl.RomeConfig(layer=17)),
-        ("GPT-J 6B", rl.RomeConfig(layer=5)),
-        ("GPT-NeoX 20B", rl.RomeConfig(layer=15)),
+        ("GPT-2 medium", rl.RomeConfig(layer=8, clamp_norm_factor=3, steps=20)),
+        ("GPT-2 large", rl.RomeConfig(layer=12, steps=20)),
+        ("GPT-2 XL", rl.RomeConfig(layer=17, steps=20)),
+        ("GPT-J 6B", rl.RomeConfig(layer=5, steps=20)),
+        ("GPT-NeoX 20B", rl.RomeConfig(layer=15, steps=20)),
         ("Llama-3-8B", rl.RomeConfig(layer=5, weight_decay=1e-3, steps=25)),
         ("Qwen2.5-7B", rl.RomeConfig(layer=5, weight_decay=1e-3, steps=25)),
         ("GPT-2 XL", rl.MemitConfig(layers=(13, 14, 15, 16, 17), steps=20, covariance_weight=20_000)),

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import rome_lens as rl
-from rome_lens.edit.search.targets import MemitTargets
 from rome_lens.edit.search.value import Value, anchored, optimise_value, optimise_values
 from rome_lens.models.tokens import tokenize_continuation
-from tests.edit.search.test_value import MIXED, REQUEST, distance
+from tests.edit.search.test_value import MIXED, distance
 
 CONTEXTS = ("{}", "One, two. {}")
 FAR = rl.RomeConfig(
@@ -90,15 +89,3 @@ def test_the_anchor_is_the_mean_norm_of_pilot_edits_without_the_longest(tiny):
 def test_numbers_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         rl.RomeConfig(**wrong)
-
-
-def test_targets_of_files_from_before_there_were_such_numbers_are_read(tiny, tmp_path):
-    config = rl.MemitConfig(contexts=("{}",), steps=2)
-    targets = rl.edit.memit_targets(tiny, [REQUEST], layer=1, config=config, progress=False)
-    old = {name: value for name, value in targets.search.items() if name not in ("steps_on_top", "anchor_norm")}
-    replace(targets, search=old).save(tmp_path / "old.safetensors")
-    read = MemitTargets.load(tmp_path / "old.safetensors")
-    assert read.search == targets.search
-    read.check_use([REQUEST], 1, config)
-    with pytest.raises(ValueError, match="steps_on_top=None"):
-        read.check_use([REQUEST], 1, replace(config, steps_on_top=3))

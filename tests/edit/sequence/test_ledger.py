@@ -172,11 +172,49 @@ def test_a_model_that_was_changed_meanwhile_is_refused(tiny):
     ledger = ledger_of(tiny)
     ledger.add(REQUEST, progress=False)
     edit = ledger.edit(on_unhealthy="ignore")
-    with (
-        edit.applied(tiny),
-        pytest.raises(rl.errors.EditError, match=r"layer 1 is not what it was .* Revert the edits"),
-    ):
-        ledger.add(REQUESTS[0], progress=False)
+    elsewhere = rl.rome(tiny, REQUESTS[1], covariance=covariance_of(tiny, 2), config=replace(QUICK, layer=2))
+    for changed in (edit, elsewhere):
+        for verb in (lambda: ledger.add(REQUESTS[0], progress=False), ledger.edit, ledger.to_frame, ledger.room):
+            with (
+                changed.applied(tiny),
+                pytest.raises(
+                    rl.errors.EditError, match="is not what it was .* weights have changed.* Revert the model's edits"
+                ),
+            ):
+                verb()
+    assert ledger.facts == (REQUEST,)
+    ledger.withdraw(REQUEST)
+    assert ledger.facts == (), "what is taken off depends on no weight"
+
+
+def test_every_verb_sees_what_another_handle_wrote(tiny, tmp_path):
+    """Two notebooks have one folder open: a stale handle gave the edit of facts that were withdrawn."""
+    first, second = (ledger_of(tiny, tmp_path / "ledger") for _ in range(2))
+    second.add(REQUESTS[:2], progress=False)
+    assert first.facts == second.facts == REQUESTS[:2]
+    assert torch.equal(change(first), change(second))
+    second.withdraw(REQUESTS[0])
+    assert first.room() == second.room()
+    assert first.to_frame().equals(second.to_frame())
+    with pytest.raises(ValueError, match="not among the 1 facts"):
+        first.withdraw(REQUESTS[0])
+    first.withdraw(REQUESTS[1])
+    with pytest.raises(ValueError, match="ledger is empty"):
+        second.edit()
+
+
+def test_what_could_not_be_saved_is_not_on_the_ledger(tiny, tmp_path, monkeypatch):
+    ledger = ledger_of(tiny, tmp_path / "ledger")
+    ledger.add(REQUEST, progress=False)
+
+    def full(*arguments):
+        raise rl.errors.UnavailableError("The disk is full.")
+
+    monkeypatch.setattr("rome_lens.storage.checkpoint.Checkpoint.save", full)
+    for verb in (lambda: ledger.add(REQUESTS[:2], progress=False), lambda: ledger.withdraw(REQUEST)):
+        with pytest.raises(rl.errors.UnavailableError, match="full"):
+            verb()
+        assert ledger.facts == (REQUEST,)
 
 
 def test_a_nearly_full_ledger_warns(tiny):

@@ -159,3 +159,13 @@ def test_bad_arguments_are_refused_before_any_work(tiny, known, monkeypatch):
         recommend_layers(tiny, known, candidates=[])
     with pytest.raises(ValueError, match="traced is 0"):
         recommend_layers(tiny, known, traced=0)
+
+
+def test_candidates_are_chosen_among_the_layers_that_are_asked_for(tiny):
+    effects = dict.fromkeys(range(10, 22), 0.1)
+    found = candidate_layers(effects, [12], count=8)
+    assert set(found) <= set(effects)
+    assert len(found) == 8
+    for layers, said in (([], "layers is empty"), ([99], "layer is 99"), ([0], r"candidates has \[1\], which are not")):
+        with pytest.raises(ValueError, match=said):
+            recommend_layers(tiny, layers=layers, candidates=[1])

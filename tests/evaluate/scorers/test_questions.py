@@ -152,7 +152,8 @@ def test_scores_without_questions_or_the_model_before_are_left_out(tiny):
     bare = QuestionRecord(RECORD.request)
     assert set(rl.evaluate.score_zsre(tiny, bare, before={})) == {"efficacy"}
     assert set(rl.evaluate.score_knowedit(tiny, bare, before={}, fluency=False)) == {"edit_success"}
-    found = rl.evaluate.score_knowedit(tiny, RECORD, fluency=False)
+    with pytest.warns(rl.errors.DataWarning, match="need before=locality_predictions"):
+        found = rl.evaluate.score_knowedit(tiny, RECORD, fluency=False)
     assert set(found) == {"edit_success", "portability", "portability_Reasoning", "portability_Subject_Aliasing"}
 
 

@@ -111,7 +111,7 @@ def test_the_plot_shows_means_over_prompts(tiny):
     figure = found.plot()
     assert [line.name for line in figure.data] == ["before", "after", "attention", "MLP"]
     mlp = found.contributions[found.contributions["kind"] == "mlp"].groupby("layer")["change"].mean()
-    assert list(figure.data[3].y) == list(mlp)
+    assert list(figure.data[3].y) == pytest.approx(list(mlp), rel=1e-6)
 
 
 def test_what_does_not_fit_is_refused_before_any_work(tiny, tiny_model):

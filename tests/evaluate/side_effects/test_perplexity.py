@@ -57,3 +57,9 @@ def test_a_window_is_at_most_the_context_and_a_text_at_most_itself(tiny):
 def test_a_text_without_a_predicted_token_is_refused(tiny, text, options, says):
     with pytest.raises(ValueError, match=says):
         rl.evaluate.perplexity(tiny, text, progress=False, **options)
+
+
+@pytest.mark.parametrize("odd", [-1, 10**9])
+def test_ids_that_the_model_does_not_know_are_refused(tiny, odd):
+    with pytest.raises(ValueError, match=rf"text holds the ids \[{odd}\], but .* knows 0 to {tiny.cfg.d_vocab - 1}"):
+        rl.evaluate.perplexity(tiny, [1, 2, odd], progress=False)

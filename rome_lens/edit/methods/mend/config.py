@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rome_lens.checking import checked
-from rome_lens.edit.search.settings import check_ascending, check_least, check_positive
+from rome_lens.checking import check_least, check_positive, checked
+from rome_lens.edit.search.settings import check_ascending
 from rome_lens.models import Model, output_matrix
 
 _LAST_BLOCKS = 3

@@ -6,24 +6,26 @@ from dataclasses import dataclass, field
 
 import torch
 
-from rome_lens.checking import checked
+from rome_lens.checking import check_whole, checked, checked_result
 from rome_lens.data.records import Continuation, target_rows
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
-from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_problems, update_norms
+from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.methods.mend.config import MendConfig
-from rome_lens.edit.methods.mend.factors import edited_factors, edits_in_place, gradient_factors
+from rome_lens.edit.methods.mend.factors import edited_factors, gradient_factors
 from rome_lens.edit.methods.mend.network import EditorNetwork
+from rome_lens.edit.methods.mend.state import checked_history
 from rome_lens.edit.methods.requests import Requests, only_request
-from rome_lens.errors import EditError, FormatError
+from rome_lens.edit.search.settings import check_ascending
+from rome_lens.errors import EditError
 from rome_lens.models import Model, architecture_digest, output_matrix
 from rome_lens.models.teacher_forcing import run_until
-from rome_lens.storage import load_tensors, save_tensors
+from rome_lens.storage import foreign, load_tensors, save_tensors
 
 _KIND = "rome_lens mend editor 2"
 _FACTS = {"layers": list, "widths": list, "config": dict, "model": str, "architecture": str, "history": list}
 
 
-@checked
+@checked_result
 @dataclass(frozen=True, eq=False)
 class MendEditor:
     """An editor for one model: `train_mend` returns it, `mend` uses it.
@@ -85,28 +87,28 @@ class MendEditor:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> "MendEditor":
-        """Reads a file that `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            FormatError: the file is damaged or holds something else.
-        """
+        """Reads a file that `save` wrote."""
         tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS)
-        try:
+        with foreign(path, "holds no whole editor"):
             config, layers, widths = MendConfig(**facts["config"]), tuple(facts["layers"]), tuple(facts["widths"])
-            _check_sizes(widths, len(layers), config, tensors)
+            _check_sizes(widths, layers, config, tensors)
             network = _network(widths, len(layers), config, seed=0)
             network.load_state_dict(tensors)
-            history = tuple(facts["history"])
-            return cls(layers, network.to(device), config, facts["model"], facts["architecture"], history)
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise FormatError(f"{path} holds no whole editor ({error}). Save or fetch it again.") from error
+            history = checked_history(facts["history"])
+        return cls(layers, network.to(device), config, facts["model"], facts["architecture"], history)
 
 
-def _check_sizes(widths: tuple[int, ...], layers: int, config: MendConfig, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raises ValueError if an editor of these sizes has more parameters than the file holds, before it is built."""
+def _check_sizes(
+    widths: tuple[int, ...], layers: tuple[int, ...], config: MendConfig, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Raises ValueError if there is no editor of these sizes, or if it has more parameters than the file holds, before
+    it is built.
+    """
+    check_ascending(layers)
+    key_width, output_width = widths
+    check_whole(key_width=key_width, output_width=output_width, **{f"layer {each}": each + 1 for each in layers})
     width = sum(widths)
-    least = (config.hidden_layers + 1) * (layers + min(config.rank, width)) * width
+    least = (config.hidden_layers + 1) * (len(layers) + min(config.rank, width)) * width
     if least > (there := sum(tensor.numel() for tensor in tensors.values())):
         raise ValueError(f"its sizes need {least} numbers or more, but it holds {there}")
 
@@ -132,15 +134,13 @@ def mend(model: Model, request: Requests, *, editor: MendEditor, on_unhealthy: O
     blocks are edited, as an Edit holds no others; the authors edit the input matrices (c_fc) as well.
 
     Args:
-        model: Model to run; left unchanged.
         request: What to write: an EditRequest, or a list of one.
         editor: From `train_mend` or `MendEditor.load`. `functools.partial(mend, editor=editor)` has the shape of the
             other methods.
-        on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
 
     Returns:
         An Edit with an update for each of the editor's layers; its rank is the number of tokens that the loss depends
-        on. Its health has the norms, and `nll` and `target_probability` after the edit.
+        on. Its health has the norms and `target_probability`.
 
     Raises:
         EditError: the editor is for another architecture, a weight or the edit is not finite, or the edit is unhealthy
@@ -156,14 +156,9 @@ def mend(model: Model, request: Requests, *, editor: MendEditor, on_unhealthy: O
     factors = gradient_factors(model, batch, editor.layers)
     with torch.no_grad():
         edited = edited_factors(editor.network, [factors])
-        hooks = edits_in_place(model, edited, torch.zeros(1, dtype=torch.long, device=batch.mask.device))
-        nll = batch.losses(model, batch.run(model, hooks=hooks))
     updates = {layer: (key.T.contiguous(), delta) for layer, (key, delta) in edited[0].items()}
     if not all(side.isfinite().all() for pair in updates.values() for side in pair):
         raise EditError(
             "The edit is not finite. Check the model's weights and the editor (NaN?). No weight was changed."
         )
-    health = EditHealth(**update_norms(model, updates), nll=nll.item(), target_probability=(-nll).exp().item())
-    edit = Edit.of(model, [request], updates, method="mend", config=as_json(editor.config), health=health)
-    report_problems(health, on_unhealthy, edit=edit)
-    return edit
+    return Edit.of(model, [request], updates, method="mend", config=as_json(editor.config), on_unhealthy=on_unhealthy)

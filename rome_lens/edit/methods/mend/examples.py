@@ -33,11 +33,7 @@ class Example:
 
     @classmethod
     def of(cls, model: Model, record: QuestionRecord, layers: Sequence[int]) -> "Example":
-        """Runs the unedited model on the record's texts.
-
-        Raises:
-            ValueError: a text exceeds the model's context.
-        """
+        """Runs the unedited model on the record's texts."""
         request = record.request
         prompts = (request.text, *(record.paraphrase_prompts or (request.text,)))
         edits = [Continuation(prompt, request.target, space=request.space) for prompt in prompts]

@@ -46,19 +46,14 @@ def train_mend(
     the last blocks. Records are shuffled anew in each epoch; their order depends only on the seed.
 
     Args:
-        model: Model to run; left unchanged.
         records: Training records, such as `load_zsre(path, target="alt")`. Each needs a locality question; the prompt
             itself stands in for a missing paraphrase.
         steps: Maximum number of steps of Adam.
         validation: Validation records. The editor with the least loss on them is returned, and training stops early
             (`config.patience`). Without any, the last editor is returned.
-        config: Hyper-parameters; None: `MendConfig()`.
         seed: Seed of the editor's initial matrices and of the order of records.
-        out: Folder for this training alone; created if missing. A checkpoint is saved about once a minute; a call with
-            the same arguments (`steps` may be larger) continues from it, with the same result as an uninterrupted run.
-            It is not deleted at the end.
+        out: Folder for a checkpoint, saved about once a minute. `steps` may be larger in a later call.
         kept_examples: Number of records whose precomputed states stay in memory (about 0.5 MB each for SmolLM2-135M).
-        progress: Show a bar.
 
     Returns:
         The editor. Its `history` has a row for the start, for every `config.validation_interval` steps and for the end:
@@ -67,9 +62,6 @@ def train_mend(
 
     Raises:
         EditError: a weight or a loss is not finite.
-        FormatError: the folder was begun with another model, other weights or arguments, or holds foreign or damaged
-            files.
-        UnavailableError: another run has the folder open, or it cannot be written to.
         ValueError: no records, one without a locality question, an invalid layer, or a text that exceeds the model's
             context.
     """
@@ -140,7 +132,9 @@ def _validate(model: Model, state: TrainingState, held_out: Iterable[Example], c
         edit, locality = map(fmean, zip(*losses, strict=True))
         row |= {"validation_edit_loss": edit, "validation_locality_loss": locality}
         row[_VALIDATION_LOSS] = config.edit_weight * edit + config.locality_weight * locality
-    if not losses or row[_VALIDATION_LOSS] < min((past[_VALIDATION_LOSS] for past in state.history), default=inf):
+    if not losses or row[_VALIDATION_LOSS] < min(
+        (past.get(_VALIDATION_LOSS, inf) for past in state.history), default=inf
+    ):
         state.keep_best()
     state.history.append(row)
 

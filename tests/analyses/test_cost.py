@@ -4,12 +4,12 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 import rome_lens as rl
+from analyses.common import cost
+from analyses.common.cost import shape_of_config
 from rome_lens.data.records import subject_range
 from rome_lens.edit.search.key import subject_keys
 from rome_lens.edit.search.suffix import tokenize_prompts
 from rome_lens.edit.search.value import optimise_value
-from rome_lens.evaluate import cost
-from rome_lens.models.loading.shape import shape_of, shape_of_config
 from tests.tiny import CONFIGS
 
 FACT = rl.Fact("{} is located in the city of", "The Space Needle")
@@ -21,8 +21,18 @@ pytestmark = pytest.mark.hooked
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama-gqa"])
-def tiny(request, tiny_folder):
-    return rl.load_model(tiny_folder(request.param), device="cpu")
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def tiny(family, tiny_folder):
+    return rl.load_model(tiny_folder(family), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def shape(family):
+    return shape_of_config(CONFIGS[family]())
 
 
 def counted(work) -> float:
@@ -32,23 +42,23 @@ def counted(work) -> float:
 
 
 @pytest.mark.parametrize(("kind", "window"), [("resid", 1), ("mlp", 2), ("attn", 10)])
-def test_operations_of_a_trace(tiny, kind, window):
+def test_operations_of_a_trace(tiny, shape, kind, window):
     text, subject = subject_range(tiny, FACT)
     prompt = cost.Prompt(len(text.ids), range(subject.start, subject.stop))
     options = {"kind": kind, "window": window, "samples": 3}
     found = counted(lambda: rl.causal_trace(tiny, FACT, corruption=NOISE, progress=False, **options))
-    assert cost.trace_operations(shape_of(tiny), prompt, **options) == pytest.approx(found, rel=1e-6)
+    assert cost.trace_operations(shape, prompt, **options) == pytest.approx(found, rel=1e-6)
 
 
-def test_operations_of_a_row_of_a_trace(tiny):
+def test_operations_of_a_row_of_a_trace(tiny, shape):
     text, subject = subject_range(tiny, FACT)
     prompt = cost.Prompt(len(text.ids), range(subject.start, subject.stop))
     options = {"kind": "mlp", "samples": 3, "positions": [subject.stop - 1]}
     found = counted(lambda: rl.causal_trace(tiny, FACT, corruption=NOISE, progress=False, **options))
-    assert cost.trace_operations(shape_of(tiny), prompt, **options) == pytest.approx(found, rel=1e-6)
+    assert cost.trace_operations(shape, prompt, **options) == pytest.approx(found, rel=1e-6)
 
 
-def test_operations_of_a_search(tiny):
+def test_operations_of_a_search(tiny, shape):
     contexts, steps = ["{}", "One, two. {}"], 4
     config = rl.RomeConfig(layer=LAYER, contexts=contexts, steps=steps, early_stop_loss=0.0)
 
@@ -61,19 +71,20 @@ def test_operations_of_a_search(tiny):
         cost.Prompt(len(row), range(place, place + 1), len(made.target))
         for row, place in zip(made.rows, made.subject, strict=True)
     ]
-    expected = cost.search_operations(shape_of(tiny), prompts, LAYER, steps=steps)
+    expected = cost.search_operations(shape, prompts, LAYER, steps=steps)
     assert expected == pytest.approx(counted(work), rel=1e-6)
 
 
-def test_operations_of_a_covariance(tiny):
+def test_operations_of_a_covariance(tiny, shape):
     texts, options = ["One two. " * 400], {"tokens": 512, "sequence_length": 64, "tokens_per_batch": 256}
     found = counted(lambda: rl.collect_covariance(tiny, [0, LAYER], texts=texts, progress=False, **options))
-    assert cost.covariance_operations(shape_of(tiny), [0, LAYER], 512, length=64) == pytest.approx(found, rel=0.1)
+    assert cost.covariance_operations(shape, [0, LAYER], 512, length=64) == pytest.approx(found, rel=0.1)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "llama-gqa"])
 def test_a_configuration_has_the_shape_of_its_model(tiny_folder, family):
-    shape = shape_of(rl.load_model(tiny_folder(family), device="cpu"))
-    told = shape_of_config(CONFIGS[family]())
-    assert vars(told) | {"parameters": 0} == vars(shape) | {"parameters": 0}
-    assert told.parameters == pytest.approx(shape.parameters, rel=0.02)  # biases that only one class has
+    model, shape = rl.load_model(tiny_folder(family), device="cpu"), shape_of_config(CONFIGS[family]())
+    for size in ("n_layers", "d_model", "d_mlp", "d_vocab"):
+        assert getattr(shape, size) == getattr(model.cfg, size)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    assert shape.parameters == pytest.approx(numbers, rel=0.02)  # biases that only one class has

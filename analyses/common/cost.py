@@ -8,13 +8,68 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
 from rome_lens.edit.search.settings import SearchConfig
 from rome_lens.locate.grid import restored_layers
 from rome_lens.models import Kind
-from rome_lens.models.loading.shape import Shape
 
 _ROWS_OF_LOGITS = 64  # of a trace, computed at once
 _COPIES = 6  # of each state that a block holds at a time, in float32
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder.
+
+    Attributes:
+        n_layers, d_model, d_mlp, d_vocab: as TransformerLens calls them.
+        heads: width of the queries of all heads together.
+        keys_and_values: width of their keys and values together, which groups of heads may share.
+        in_block: how many numbers a block's matrices hold: each token is multiplied with all of them.
+        parameters: how many numbers the weights hold; tied embeddings count twice, as HookedTransformer keeps them.
+    """
+
+    n_layers: int
+    d_model: int
+    d_mlp: int
+    d_vocab: int
+    heads: int
+    keys_and_values: int
+    in_block: int
+    parameters: int
+
+
+def shape_of_config(config: PretrainedConfig) -> Shape:
+    """The sizes that a configuration of Hugging Face's gives a model. No weight takes memory.
+
+    Raises:
+        ValueError: it is not a decoder's whose blocks have one MLP each.
+    """
+    config = config.get_text_config()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    blocks = next((module for module in model.modules() if isinstance(module, nn.ModuleList)), None)
+    if blocks is None or len(blocks) != config.num_hidden_layers or "experts" in str(blocks[0]).lower():
+        raise ValueError(
+            f"The configuration is of a {type(model).__name__}, expected a decoder of blocks with one dense MLP each."
+        )
+    heads, d_model = config.num_attention_heads, config.hidden_size
+    width = getattr(config, "head_dim", None) or d_model // heads
+    widest = max(max(p.shape) for p in blocks[0].parameters() if p.ndim == 2 and min(p.shape) == d_model)
+    untied = config.vocab_size * d_model if config.tie_word_embeddings else 0
+    return Shape(
+        n_layers=len(blocks),
+        d_model=d_model,
+        d_mlp=getattr(config, "intermediate_size", None) or widest,
+        d_vocab=config.vocab_size,
+        heads=heads * width,
+        keys_and_values=2 * (getattr(config, "num_key_value_heads", None) or heads) * width,
+        in_block=_matrices(blocks) // len(blocks),
+        parameters=_numbers(model) + untied,
+    )
 
 
 @dataclass(frozen=True)
@@ -186,3 +241,13 @@ def search_bytes(shape: Shape, prompts: Sequence[Prompt], layer: int, *, itemsiz
     width = max(prompt.length - prompt.subject.stop + 1 for prompt in prompts)
     graph = len(prompts) * width * (shape.n_layers - 1 - layer) * (_COPIES * shape.d_model + 5 * shape.d_mlp)
     return itemsize * graph + 16.0 * len(prompts) * shape.d_vocab + 8.0 * shape.d_mlp**2
+
+
+def _matrices(blocks: nn.Module) -> int:
+    """How many numbers the matrices hold; HookedTransformer's for attention have an axis for heads, its biases two."""
+    named = ((name.rpartition(".")[2], parameter) for name, parameter in blocks.named_parameters())
+    return sum(p.numel() for name, p in named if p.ndim >= 2 and not name.lstrip("_").startswith("b"))
+
+
+def _numbers(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
