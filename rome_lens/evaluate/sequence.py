@@ -166,7 +166,7 @@ def edit_sequence(
             rows.check("record", number, plain(record))
         base = perplexity_after(0)
         for number, record in enumerate(records, start=1):
-            check_names(rows.get("base", number, partial(scorer, model, record)))
+            check_names(rows.get("base", number, partial(scored, scorer, model, record)))
         for number, start in enumerate(starts, start=1):
             part = records[start : start + batch]
             try:

@@ -229,10 +229,13 @@ class FactMemory:
         covariance.check(model, layer)
         covariance.whitened(torch.zeros(len(covariance.second_moment)))
         contexts = config.contexts_for(model)
-        targets = MemitTargets(layer, contexts, search_numbers(config), (), ())
+        search = search_numbers(config)
+        targets = MemitTargets(layer, contexts, search, (), ())
         self._set(covariance, targets, (), made_for, name_of(model), model)
         if out is not None:
-            self._out, self._identity = out, model_identity(model) | self._made_with()
+            asked = {"contexts": plain(contexts), "search": plain(search)}
+            made_with = {"layer": layer, "covariance": plain(covariance.second_moment), **asked}
+            self._out, self._identity = out, model_identity(model) | made_with
         with self._opened():
             pass
 
@@ -251,10 +254,6 @@ class FactMemory:
         self._out, self._identity = None, {}
         self._in_force: WeakSet[Any] = WeakSet()
         self._joined: _Gates | None = None
-
-    def _made_with(self) -> dict[str, Any]:
-        asked = {"contexts": plain(self._targets.contexts), "search": plain(self._targets.search)}
-        return {"layer": self.layer, "covariance": plain(self._covariance.second_moment), **asked}
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -302,7 +301,6 @@ class FactMemory:
         Raises:
             EditError: the memory is applied to its model, the model's layer is not as it was, or a loss is not finite.
                 What was found until then is kept.
-            UnavailableError: another run has the folder open, or the disk is full; what was there is kept.
             ValueError: two targets for one prompt, aliases of other subjects, targets of others, a prompt that does not
                 fit, or a memory that was loaded without a model.
         """
@@ -370,7 +368,8 @@ class FactMemory:
         within, (first, bare, after) = found[1:-2], self._unit(found[[0, -2, -1]])
         text, position, _ = in_context(model, start, PLACE)
         apart = in_context(model, start, PLACE, token="subject_last")[1] == 0
-        near_units = self._bank_units(about.subject)
+        names, units = self._bank
+        near_units = units[torch.tensor([not same_name(about.subject, other) for other in names])]
         if apart:
             first = torch.zeros_like(first)
         direction = normalize(self._unit(within.mean(0)) + first, dim=-1)
@@ -397,14 +396,10 @@ class FactMemory:
 
     @cached_property
     def _bank(self) -> tuple[list[str], Float[Tensor, "subject d_mlp"]]:
+        """The subjects that ship, and their keys."""
         subjects = load_subjects()
         keys = kept_bank_keys(self._known_model(), self.layer, subjects)
         return [fact.subject for fact in subjects], self._unit(keys)
-
-    def _bank_units(self, name: str) -> Float[Tensor, "subject d_mlp"]:
-        """The keys of subjects that ship and are not the one of this name."""
-        names, units = self._bank
-        return units[torch.tensor([not same_name(name, other) for other in names])]
 
     @cached_property
     def _first_units(self) -> Float[Tensor, "token d_mlp"]:
@@ -431,7 +426,6 @@ class FactMemory:
         """Takes a fact out. The memory is then what it would be if it had never had it.
 
         Raises:
-            UnavailableError: as `add`.
             ValueError: the fact is not in the memory.
         """
         with self._opened() as kept:
@@ -452,10 +446,8 @@ class FactMemory:
     def applied(self, model: EditableModel) -> Iterator[EditableModel]:
         """`with memory.applied(model): ...` runs the body on the model with the memory, as it is when the body begins.
 
-        By hooks: no weight is changed. It holds for every run of the model, with a key/value cache too.
-
-        Args:
-            model: The memory's model, of TransformerLens or in Hugging Face's classes.
+        By hooks: no weight is changed. It holds for every run of the model, with a key/value cache too, and for
+        models in Hugging Face's classes.
 
         Raises:
             EditError: the model is of other sizes, or of a family of Hugging Face's that is not known, or the memory is
@@ -559,9 +551,6 @@ class FactMemory:
         """The same facts in the weights: the least update, in the norm of C, that adds each residual at its key, as a
         ledger computes it. It has a rank for each spelling, and answers other keys in proportion to k C^-1 k_i.
 
-        Args:
-            on_unhealthy: What to do if the edit's `health` has problems: EditWarning, EditError, or nothing.
-
         Raises:
             EditError: the model's layer is not as it was; keys depend on each other; or the edit is unhealthy and
                 `on_unhealthy` is "raise". No weight is changed.
@@ -602,15 +591,8 @@ class FactMemory:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, model: Model | None = None) -> "FactMemory":
-        """Reads a file that `save` wrote.
-
-        Args:
-            path: The file.
-            model: The memory's model, unedited, which adding, explaining and `edit` need; None: the memory is applied
-                and withdrawn from only.
-
-        Raises:
-            CovarianceError: the model is another.
+        """Reads a file that `save` wrote. Without a model (the memory's own, unedited) it can only be applied and
+        withdrawn from. Raises CovarianceError if the model is another.
         """
         tensors, facts = load_tensors(path, kind=MEMORY, facts=_FILE)
         whitens = {n.removeprefix(_COVARIANCE): tensors.pop(n) for n in list(tensors) if n.startswith(_COVARIANCE)}
@@ -626,9 +608,7 @@ class FactMemory:
 
     def _known_model(self) -> Model:
         if self._model is None:
-            raise ValueError(
-                "The memory was loaded without a model. Load it with one: FactMemory.load(path, model=...)."
-            )
+            raise ValueError("The memory was loaded without a model. Load it with FactMemory.load(path, model=...).")
         return self._model
 
     def _model_as_begun(self) -> Model:
@@ -644,10 +624,8 @@ class FactMemory:
 
     def _check_fits(self, model: EditableModel) -> None:
         values = find_matrix(model, self.layer, "out").values
-        sizes = (
-            len(self._covariance.second_moment),
-            *(self._targets.values[0].vector.shape if len(self) else values.shape[1:]),
-        )
+        d_model = self._targets.values[0].vector.shape if len(self) else values.shape[1:]
+        sizes = (len(self._covariance.second_moment), *d_model)
         if tuple(values.shape) != sizes:
             raise EditError(
                 f"The memory is of {self._model_name}, with keys and residuals of the sizes {sizes}, but those of "
@@ -656,8 +634,7 @@ class FactMemory:
         if digest(values) != self._made_for:
             warn(
                 f"The memory was made for other weights: layer {self.layer} was {self._made_for[:12]} and is "
-                f"{digest(values)[:12]} (SHA-256). Another dtype or folding, or an edit, can be the reason; check with "
-                "explain that facts are told where they should be.",
+                f"{digest(values)[:12]} (SHA-256). Another dtype, folding or edit can be why. Check with explain.",
                 EditWarning,
             )
 
@@ -675,17 +652,8 @@ def fact_memory(
 ) -> FactMemory:
     """A FactMemory of these requests, as a method: `score_edits(model, records, {"memory": fact_memory})`.
 
-    Args:
-        model: As in FactMemory.
-        requests: What to write: one EditRequest or several.
-        covariances: Covariances of the keys, by layer, of which there may be one; None: the one that ships.
-        config: The search; None: that of `memit`.
-        targets: As in `FactMemory.add`.
-        on_unhealthy: What to do if the memory's `health` has problems: EditWarning, EditError, or nothing.
-        progress: Show a bar.
-
-    Raises:
-        CovarianceError, EditError, ValueError: as FactMemory and its `add`.
+    Its health is measured as an Edit's is. Arguments and errors are those of FactMemory and its `add`, and
+    `covariances` are of one layer.
     """
     covariances = covariances_for(model, covariances)
     if len(covariances) != 1:
