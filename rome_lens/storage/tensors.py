@@ -122,7 +122,8 @@ def _finite(name: str, tensor: Tensor) -> Tensor:
 def kind_of(path: str | os.PathLike[str]) -> str:
     """The kind of what `save_tensors` wrote to a file; "" where that cannot be told."""
     try:
-        _check_header(Path(path))
+        path = existing_file(path, "a safetensors file")
+        _check_header(path)
         with safe_open(path, framework="pt") as opened:
             return (opened.metadata() or {}).get("kind", "")
     except (OSError, ValueError, SafetensorError):
