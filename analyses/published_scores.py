@@ -59,9 +59,9 @@ class Together:
 
     method: Method
     chunks: tuple[tuple[rl.EditRequest, ...], ...]
-    last: dict[int, rl.Edit] = field(default_factory=dict, compare=False)
+    last: dict[int, rl.Edit | rl.FactMemory] = field(default_factory=dict, compare=False)
 
-    def __call__(self, model: Model, request: Any) -> rl.Edit:
+    def __call__(self, model: Model, request: Any) -> rl.Edit | rl.FactMemory:
         number = next(i for i, chunk in enumerate(self.chunks) if set(as_requests(request)) <= set(chunk))
         if number not in self.last:
             self.last = {number: self.method(model, list(self.chunks[number]))}  # type: ignore[arg-type]

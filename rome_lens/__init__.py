@@ -2,7 +2,17 @@
 
 from rome_lens import data, edit, errors, evaluate, locate, models, plots
 from rome_lens.data import EditRecord, EditRequest, Fact, load_builtin_records, load_counterfact, load_records
-from rome_lens.edit import Edit, EditLedger, KeyCovariance, MemitConfig, RomeConfig, collect_covariance, memit, rome
+from rome_lens.edit import (
+    Edit,
+    EditLedger,
+    FactMemory,
+    KeyCovariance,
+    MemitConfig,
+    RomeConfig,
+    collect_covariance,
+    memit,
+    rome,
+)
 from rome_lens.evaluate import compare_models, edit_sequence, recommend_layers, score_edits, summarize
 from rome_lens.explorer import Explorer
 from rome_lens.locate import CausalTrace, GaussianNoise, TraceConfig, average_effects, causal_trace, trace_facts
@@ -17,6 +27,7 @@ __all__ = [
     "EditRequest",
     "Explorer",
     "Fact",
+    "FactMemory",
     "GaussianNoise",
     "KeyCovariance",
     "MemitConfig",

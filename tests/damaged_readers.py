@@ -22,6 +22,7 @@ import torch
 
 import rome_lens as rl
 from rome_lens import errors
+from rome_lens.edit.methods.memory import _Gate as Gate
 from rome_lens.edit.methods.near import kept_bank_keys
 from rome_lens.edit.search.value import Value
 from rome_lens.models import Model
@@ -121,6 +122,22 @@ def _targets(file: Path) -> None:
     value = Value(torch.ones(4), torch.ones(4), 3, 0.5, 0.1, 0.01, False)
     numbers = search_numbers(rl.RomeConfig(layer=1))
     rl.edit.MemitTargets(2, ("{}",), numbers, EDIT.requests, (value,)).save(file)
+
+
+def _memory(file: Path) -> None:
+    from rome_lens.edit.search.targets import search_numbers
+
+    value = Value(torch.ones(4), torch.zeros(4), 3, 0.5, 0.1, 0.01, False)
+    targets = rl.edit.MemitTargets(2, ("{}",), search_numbers(rl.RomeConfig(layer=1)), EDIT.requests, (value,))
+    gate = Gate("The Eiffel Tower", None, 0.9, 0.1, torch.ones(3), torch.ones(3) / 3**0.5, torch.ones(4))
+    covariance = rl.KeyCovariance.from_matrix(torch.eye(3), layer=2, tokens=9)
+    memory = rl.FactMemory.__new__(rl.FactMemory)
+    memory._set(covariance, targets, ((gate,),), "a" * 64, "gpt2", None)
+    memory.save(file)
+
+
+def _read_memory(path: Path) -> None:
+    rl.FactMemory.load(path).to_frame()
 
 
 def _traces(folder: Path) -> None:
@@ -241,6 +258,7 @@ READERS = [
     ),
     Reader("MEND checkpoint", _train, _train, whole_folder=True, share=1),
     Reader("MemitTargets.load", _targets, rl.edit.MemitTargets.load),
+    Reader("FactMemory.load", _memory, _read_memory),
     Reader("load_traces", _traces, rl.locate.load_traces, whole_folder=True),
     Reader("load_scores", _evaluation, rl.evaluate.load_scores, whole_folder=True),
     Reader("load_sequence", _sequence, rl.evaluate.load_sequence, whole_folder=True),

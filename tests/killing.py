@@ -18,6 +18,7 @@ import torch
 
 import rome_lens as rl
 from tests.edit.covariance.test_collect import TEXTS
+from tests.edit.methods import test_memory
 from tests.edit.methods.test_batch import REQUESTS, targets_of
 from tests.edit.methods.test_mend import train
 from tests.edit.sequence import test_ledger
@@ -71,6 +72,16 @@ def kept(model: Any, out: Path) -> pd.DataFrame:
     return _matrix(test_ledger.change(ledger))
 
 
+def remembered(model: Any, out: Path) -> pd.DataFrame:
+    memory = test_memory.memory_of(model, None, out=out)
+    for start in range(0, 12, 4):
+        memory.add(test_ledger.REQUESTS[start : start + 4], progress=False)
+    for request in test_ledger.REQUESTS[:12:3]:
+        if request in memory.facts:
+            memory.withdraw(request)
+    return _matrix(torch.cat(memory.keys_and_residuals(), dim=1))
+
+
 def _matrix(values: torch.Tensor) -> pd.DataFrame:
     return pd.DataFrame(values.detach().numpy())
 
@@ -83,6 +94,7 @@ RUNS: dict[str, Run] = {
     "memit_targets": searched,
     "train_mend": trained,
     "EditLedger": kept,
+    "FactMemory": remembered,
 }
 ROUNDED = ("EditLedger",)
 """What depends on the order of its facts by rounding: a kill may leave part of a batch, and the rest is added later."""

@@ -208,6 +208,11 @@ CASES: dict[str, Any] = {
         "neurons": ((0, 1),),
     },
     "KnowledgeNeuronsConfig": lambda w: {"steps": 2},
+    "FactMemory": lambda w: {
+        "model": w.model,
+        "covariance": w.covariances[1],
+        "config": rl.edit.BatchConfig(**w.search),
+    },
     "LedgerRoom": lambda w: {"rank_used": 3, "width": 128, "relative_norm": 0.1},
     "MemitConfig": lambda w: {"layers": [1], **w.search},
     "MemitTargets": lambda w: {"layer": 1, "contexts": ("{}",), "search": {}, "requests": (), "values": ()},
@@ -358,6 +363,13 @@ CASES: dict[str, Any] = {
         "requests": [REQUEST],
         "covariances": w.covariances,
         "config": rl.MemitConfig(**w.search),
+        **WARNS_NOT,
+    },
+    "fact_memory": lambda w: {
+        "model": w.model,
+        "requests": [REQUEST],
+        "covariances": {1: w.covariances[1]},
+        "config": rl.edit.BatchConfig(**w.search),
         **WARNS_NOT,
     },
     "memit_targets": lambda w: {

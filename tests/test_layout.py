@@ -67,7 +67,7 @@ def test_no_module_of_the_package_imports_scripts_or_tests(path):
 
 # fmt: off
 FLAT = [
-    "CausalTrace", "Edit", "EditLedger", "EditRecord", "EditRequest", "Explorer", "Fact", "GaussianNoise",
+    "CausalTrace", "Edit", "EditLedger", "EditRecord", "EditRequest", "Explorer", "Fact", "FactMemory", "GaussianNoise",
     "KeyCovariance", "MemitConfig", "Model", "RomeConfig", "TraceConfig", "__version__", "average_effects",
     "causal_trace",
     "collect_covariance", "compare_models", "edit_sequence", "load_builtin_records", "load_counterfact",

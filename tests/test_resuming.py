@@ -143,5 +143,5 @@ def test_killed_at_random_moments_each_goes_on_and_equals_an_unbroken_one(tiny_f
     assert process.returncode == 0, process.stderr
     killed = json.loads(process.stdout)
     print(f"killed, and gone on: {killed}")
-    assert set(killed) == (set(RESUMING) - {"kept edits"}) | {"EditLedger"}
+    assert set(killed) == (set(RESUMING) - {"kept edits"}) | {"EditLedger", "FactMemory"}
     assert set(killed.values()) == {kills}

@@ -14,12 +14,13 @@ from rome_lens.edit.forensics.triggers import screen_triggers
 from rome_lens.edit.forensics.undoing import undo_blindly
 from rome_lens.edit.methods.alphaedit import AlphaEditConfig, alphaedit
 from rome_lens.edit.methods.anyedit import AnyEditConfig, anyedit, anyedit_targets
+from rome_lens.edit.methods.batch import EditMemory
 from rome_lens.edit.methods.cut_rank import CutEdit, cut_rank
 from rome_lens.edit.methods.emmet import EmmetConfig, emmet
 from rome_lens.edit.methods.finetune import FinetuneConfig, finetune
 from rome_lens.edit.methods.knowledge_neurons import KnowledgeNeurons, KnowledgeNeuronsConfig, kn, knowledge_neurons
 from rome_lens.edit.methods.memit import MemitConfig, memit
-from rome_lens.edit.methods.memory import EditMemory
+from rome_lens.edit.methods.memory import FactMemory, fact_memory
 from rome_lens.edit.methods.mend.config import MendConfig
 from rome_lens.edit.methods.mend.editor import MendEditor, mend
 from rome_lens.edit.methods.mend.training import train_mend
@@ -48,6 +49,7 @@ __all__ = [
     "EditLedger",
     "EditMemory",
     "EmmetConfig",
+    "FactMemory",
     "FinetuneConfig",
     "KeyCovariance",
     "KnowledgeNeurons",
@@ -73,6 +75,7 @@ __all__ = [
     "cut_rank",
     "detect_edits",
     "emmet",
+    "fact_memory",
     "find_preset",
     "finetune",
     "kn",

@@ -9,6 +9,7 @@ from typing import Any, Protocol, SupportsFloat, TypeAlias, runtime_checkable
 from rome_lens.checking import check_returned, remedies
 from rome_lens.data.records import EditRequest, as_record
 from rome_lens.edit.artifact.edit import Edit
+from rome_lens.edit.methods.memory import FactMemory
 from rome_lens.errors import EditError, NotFiniteError
 from rome_lens.evaluate import protocols as known
 from rome_lens.evaluate.scorers.counterfact import score_record
@@ -35,8 +36,8 @@ remedies[Record] = as_record
 
 Scorer = Callable[..., Mapping[str, float]]
 """A score: `scorer(model, record)` gives its metrics' names and values."""
-Method = Callable[[Model, EditRequest], Edit]
-"""An editing method: `method(model, request)` computes the edit and leaves the model unchanged."""
+Method = Callable[[Model, EditRequest], Edit | FactMemory]
+"""An editing method: `method(model, request)` computes the edit, or a memory, and leaves the model unchanged."""
 Row = tuple[int, str, str, str, float, str]
 State = tuple[str, str]  # of the model, and a protocol
 Task: TypeAlias = tuple[Record, Sequence[State]]
@@ -121,7 +122,8 @@ def measured(model: Model, task: Task, *, methods: Mapping[str, Method], ways: W
             rows += _rows(model, record, state, here, noted, noted)
             continue
         try:
-            edit = check_returned(f"The method {state!r}", methods[state](model, as_asked(requests_of(record))), Edit)
+            made = methods[state](model, as_asked(requests_of(record)))
+            edit = check_returned(f"The method {state!r}", made, Edit | FactMemory)
             with edit.applied(model):
                 rows += _rows(model, record, state, here, _readings(model, record, here), noted)
         except (EditError, NotFiniteError) as error:

@@ -18,6 +18,7 @@ from rome_lens.data.records import EditRecord, EditRequest
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.health import EditHealth
 from rome_lens.edit.artifact.written import keeping
+from rome_lens.edit.methods.memory import FactMemory
 from rome_lens.edit.methods.rome import rome
 from rome_lens.edit.search.targets import check_requests
 from rome_lens.errors import EditError, NotFiniteError
@@ -107,8 +108,8 @@ def edit_sequence(
         progress: shows a bar.
 
     Returns:
-        The tables, and all edits as one. If an edit could not be computed or applied (EditError), the sequence ends
-        before it, and `stopped` says so.
+        The tables, and all edits as one (None for memories, each of which has the facts of its batch). If an edit could
+        not be computed or applied (EditError), the sequence ends before it, and `stopped` says so.
 
     Raises:
         TypeError: `score` cannot be called with a model and a record alone.
@@ -150,7 +151,7 @@ def edit_sequence(
         return perplexity_after(edits)
 
     stopped, done = "", 0
-    made: list[Edit] = []
+    made: list[Edit | FactMemory] = []
     originals: Originals = {}
     with (
         open_journal(
@@ -165,17 +166,15 @@ def edit_sequence(
             rows.check("record", number, plain(record))
         base = perplexity_after(0)
         for number, record in enumerate(records, start=1):
-            check_names(rows.get("base", number, partial(scorer, model, record)))
+            check_names(rows.get("base", number, partial(scored, scorer, model, record)))
         for number, start in enumerate(starts, start=1):
             part = records[start : start + batch]
             try:
                 edit = edits.get(number, _requests(part))
-                for update in edit.updates:
-                    if (update.layer, update.matrix) not in originals:
-                        found = find_matrix(model, update.layer, update.matrix)
-                        put_back.enter_context(keeping([found]))
-                        originals[update.layer, update.matrix] = found.values.clone()
-                edit.apply(model)
+                if isinstance(edit, FactMemory):
+                    put_back.enter_context(edit.applied(model))
+                else:
+                    _apply(model, edit, originals, put_back)
             except EditError as error:
                 stopped = f"edit {start + 1} could not be computed: {error}"
                 break
@@ -206,6 +205,16 @@ def load_sequence(folder: str | os.PathLike[str]) -> EditSequence:
     rows = dict(read_journal(folder, kind=_KIND, read=_read))
     with foreign(folder, "holds rows that belong to no sequence", "Measure it again in another folder."):
         return tables(rows, max((number for kind, number in rows if kind == "edit"), default=0), "")
+
+
+def _apply(model: Model, edit: Edit, originals: Originals, put_back: ExitStack) -> None:
+    """Applies an edit; matrices that none changed before are noted, to be put back."""
+    for update in edit.updates:
+        if (update.layer, update.matrix) not in originals:
+            found = find_matrix(model, update.layer, update.matrix)
+            put_back.enter_context(keeping([found]))
+            originals[update.layer, update.matrix] = found.values.clone()
+    edit.apply(model)
 
 
 def _requests(records: Iterable[Record]) -> list[EditRequest]:
@@ -260,7 +269,9 @@ def _growth(model: Model, originals: Originals) -> dict[str, float]:
     return growth
 
 
-def _after(score: Scorer, model: Model, record: Record, edit: Edit, growth: Mapping[str, float]) -> dict[str, Any]:
+def _after(
+    score: Scorer, model: Model, record: Record, edit: Edit | FactMemory, growth: Mapping[str, float]
+) -> dict[str, Any]:
     """What is measured after each edit."""
     scores, error = _scores(score, model, record)
     return {

@@ -12,7 +12,8 @@ from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.kept import kept_edit
 from rome_lens.edit.artifact.update import least_rank
-from rome_lens.edit.methods.memory import EditMemory
+from rome_lens.edit.methods.batch import EditMemory
+from rome_lens.edit.methods.memory import FactMemory
 from rome_lens.evaluate.measuring import Method, as_asked
 from rome_lens.models import Model
 
@@ -30,7 +31,7 @@ class SequenceEdits:
         self._method, self._model = method, model
         self._memory = EditMemory() if "memory" in signature(method).parameters else None
 
-    def get(self, number: int, requests: Sequence[EditRequest]) -> Edit:
+    def get(self, number: int, requests: Sequence[EditRequest]) -> Edit | FactMemory:
         """The edit of a batch, counted from 1. Raises what the method raises, and FormatError as `kept_edit`."""
         if self._folder is None:
             return self._made(number, requests)
@@ -40,7 +41,7 @@ class SequenceEdits:
             before.unlink()
         return edit
 
-    def _made(self, number: int, requests: Sequence[EditRequest]) -> Edit:
+    def _made(self, number: int, requests: Sequence[EditRequest]) -> Edit | FactMemory:
         asked = as_asked(requests) if self._batch == 1 else list(requests)
         if self._memory is None:
             return self._make(asked)
@@ -51,8 +52,10 @@ class SequenceEdits:
             self._memory.save(self._memory_path(number), overwrite=True)
         return edit
 
-    def _make(self, asked: Any, **memory: EditMemory) -> Edit:
-        made: Edit = check_returned("The method", self._method(self._model, asked, **memory), Edit)
+    def _make(self, asked: Any, **memory: EditMemory) -> Edit | FactMemory:
+        made: Edit | FactMemory = check_returned(
+            "The method", self._method(self._model, asked, **memory), Edit | FactMemory
+        )
         return made
 
     def _memory_path(self, number: int) -> Path:
@@ -60,8 +63,9 @@ class SequenceEdits:
         return self._folder / f"memory-{number:05}.safetensors"
 
 
-def as_one(edits: Sequence[Edit]) -> Edit | None:
+def as_one(made: Sequence[Edit | FactMemory]) -> Edit | None:
     """What the edits add together, of no more rank than the matrices have. None: there are none."""
+    edits = [edit for edit in made if isinstance(edit, Edit)]
     if not edits:
         return None
     first = edits[0]

@@ -30,7 +30,7 @@ from rome_lens.models.parameters import (
     prefix_ids,
     requiring_grad,
 )
-from rome_lens.models.running.adding import check_added
+from rome_lens.models.running.adding import added_by_key, check_added
 from rome_lens.models.running.forward import (
     check_exposed,
     check_finite,
@@ -60,6 +60,7 @@ __all__ = [
     "Model",
     "OutputMatrix",
     "PastState",
+    "added_by_key",
     "architecture_digest",
     "check_added",
     "check_exposed",

@@ -18,12 +18,13 @@ from rome_lens.storage.reading import (
     load_json,
     parse_json,
 )
-from rome_lens.storage.tensors import check_shapes, digest, load_tensors, save_tensors
+from rome_lens.storage.tensors import check_facts, check_shapes, digest, kind_of, load_tensors, save_tensors
 
 __all__ = [
     "MOST_JSON_BYTES",
     "Checkpoint",
     "Journal",
+    "check_facts",
     "check_new_file",
     "check_room",
     "check_same",
@@ -33,6 +34,7 @@ __all__ = [
     "existing_file",
     "foreign",
     "is_out_of_memory",
+    "kind_of",
     "load_json",
     "load_tensors",
     "new_file",

@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -117,6 +117,17 @@ def _finite(name: str, tensor: Tensor) -> Tensor:
     if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
         raise ValueError(f"{name} holds NaN or infinity")
     return tensor.clone()
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """The kind of what `save_tensors` wrote to a file; "" where that cannot be told."""
+    try:
+        path = existing_file(path, "a safetensors file")
+        _check_header(path)
+        with safe_open(path, framework="pt") as opened:
+            return (opened.metadata() or {}).get("kind", "")
+    except (OSError, ValueError, SafetensorError):
+        return ""
 
 
 def digest(tensor: Tensor) -> str:

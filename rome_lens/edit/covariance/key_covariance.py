@@ -1,8 +1,10 @@
 """C = E[k k^T], the second moment of an MLP's keys on ordinary text (paper section 3.1, Eq. 2; appendix E.1)."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from rome_lens.edit.covariance.diagnostics import (
 )
 from rome_lens.errors import CovarianceError
 from rome_lens.models import Model, fingerprint_cosine, in_float64, output_matrix
-from rome_lens.storage import check_shapes, foreign, load_tensors, save_tensors
+from rome_lens.storage import check_facts, check_shapes, foreign, load_tensors, save_tensors
 
 _KIND = "rome_lens key covariance 3"
 _FACTS = {
@@ -127,14 +129,30 @@ class KeyCovariance:
             CovarianceError: the covariance is singular.
         """
         columns = in_float64(key.detach()).reshape(-1, key.shape[-1]).T
-        lower = self._factor_on(columns.device)
+        lower = self._lower(columns.device)
+        return solved(lower, columns.to(lower.device)).T.reshape(key.shape).to(key)
+
+    def whitened(self, key: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "*n d_mlp"]:
+        """L^-1 k for C = L L^T, in float64: coordinates in which products are k C^-1 k', for one key or several.
+
+        Raises:
+            CovarianceError: the covariance is singular.
+        """
+        columns = in_float64(key.detach()).reshape(-1, key.shape[-1]).T
+        lower = self._lower(columns.device)
+        found = torch.linalg.solve_triangular(lower, columns.to(lower.device), upper=False)
+        return found.T.reshape(key.shape).to(key.device)
+
+    def _lower(self, device: torch.device) -> Float[Tensor, "d_mlp d_mlp"]:
+        """C's Cholesky factor. Raises CovarianceError if there is none."""
+        lower = self._factor_on(device)
         if lower is None:
             width = len(self.second_moment)
             raise CovarianceError(
                 f"The covariance of layer {self.layer} is singular: {self.tokens} tokens for {width} dimensions. "
                 f"Collect it from more text (at least {10 * width} tokens), or make it invertible: covariance.shrunk()."
             )
-        return solved(lower, columns.to(lower.device)).T.reshape(key.shape).to(key)
+        return lower
 
     def report(self) -> CovarianceReport:
         """Diagnostics: effective rank, condition number, and agreement of two halves of the text."""
@@ -199,16 +217,27 @@ class KeyCovariance:
         Raises:
             FileExistsError: the file exists and `overwrite` is false.
         """
-        rows, columns = torch.tril_indices(*self.second_moment.shape)
-        triangle = self.second_moment[rows, columns]
-        facts = {name: getattr(self, name) for name in _FACTS}
-        tensors = {"lower_triangle": triangle} | ({} if self.fingerprint is None else {"probe": self.fingerprint})
+        tensors, facts = self.parts()
         save_tensors(path, tensors, kind=_KIND, facts=facts, overwrite=overwrite)
+
+    def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a file keeps: tensors, the lower triangle among them, and the other attributes as plain values."""
+        rows, columns = torch.tril_indices(*self.second_moment.shape)
+        tensors = {"lower_triangle": self.second_moment[rows, columns]}
+        tensors |= {} if self.fingerprint is None else {"probe": self.fingerprint}
+        return tensors, {name: getattr(self, name) for name in _FACTS}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "KeyCovariance":
         """Reads a file that `save` wrote."""
-        tensors, facts = load_tensors(path, kind=_KIND, facts=_FACTS)
+        return cls.of_parts(path, *load_tensors(path, kind=_KIND, facts=_FACTS))
+
+    @classmethod
+    def of_parts(
+        cls, path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    ) -> "KeyCovariance":
+        """What `parts` took apart. Raises FormatError, which names `path`, if it does not fit together."""
+        check_facts(Path(path), facts, _FACTS)
         with foreign(path, "holds no whole covariance", "Collect it again."):
             numbers = tensors["lower_triangle"].numel()
             width = int((2 * numbers) ** 0.5)

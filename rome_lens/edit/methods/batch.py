@@ -1,18 +1,21 @@
 """Batch edits over several layers: what MEMIT, EMMET and AlphaEdit share (Meng et al. 2023, arXiv 2210.07229,
-section 4 and Algorithm 1).
+section 4 and Algorithm 1), and what a method keeps from one batch of a sequence to the next.
 
 They search the same targets z after the last edited layer, and spread the residuals z - h over the layers in the same
 way. Only the closed form that turns keys and residuals into an update differs.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from rome_lens.checking import checked
 from rome_lens.data.records import EditRequest
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
 from rome_lens.edit.artifact.health import OnUnhealthy
@@ -20,7 +23,6 @@ from rome_lens.edit.artifact.update import Update
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import covariances_for
 from rome_lens.edit.methods.closed_forms import PreservedKeys, with_context_differences
-from rome_lens.edit.methods.memory import EditMemory
 from rome_lens.edit.methods.near import auto_prompts
 from rome_lens.edit.methods.preserve import (
     Preserve,
@@ -35,9 +37,69 @@ from rome_lens.edit.search.targets import MemitTargets, check_requests, memit_ta
 from rome_lens.edit.search.value import search_figures
 from rome_lens.errors import CovarianceError, EditError
 from rome_lens.models import Model, in_float64, key_name, norms_mlp_output
+from rome_lens.storage import load_tensors, save_tensors
 
+_MEMORY = "rome_lens edit memory 1"
 ClosedForm = Callable[..., Float[Tensor, "d_mlp request"]]
 """Maps keys, C, `preserved` keys and what is kept of `earlier` ones to an update's left factor; see closed_forms.py."""
+
+
+@checked
+@dataclass(eq=False)
+class EditMemory:
+    """What `ultraedit`, `alphaedit` and `memit` keep from batch to batch: keys, or running statistics.
+
+    Make one for a sequence and give it to every call; a method changes it once its edit is computed. Each edit is to be
+    applied before the next is computed. `edit_sequence` does all of this, and keeps the memory with the sequence.
+    Edits that have nothing to do with each other get none.
+
+    Attributes:
+        method: the one that began it; "" before the first batch.
+        config: that method's numbers, as plain values.
+        tensors: what it keeps, by name; on the CPU.
+    """
+
+    method: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def check(self, method: str, config: Mapping[str, Any]) -> None:
+        """Raises ValueError if another method began it, or the same one with other numbers."""
+        if self.method and (self.method, dict(self.config)) != (method, dict(config)):
+            differing = ", ".join(name for name, value in config.items() if self.config.get(name) != value)
+            raise ValueError(
+                f"This memory was begun by {self.method}, and now {method} is to go on with it (other: "
+                f"{differing or 'the method'}). Give each sequence a memory of its own: EditMemory()."
+            )
+
+    def expect(self, **shapes: tuple[int, ...]) -> None:
+        """Raises ValueError unless what it keeps under these names, if anything, has these shapes."""
+        for name, shape in shapes.items():
+            if name in self.tensors and self.tensors[name].shape != shape:
+                raise ValueError(
+                    f"{name} of this memory is {list(self.tensors[name].shape)}, expected {list(shape)}: it was begun "
+                    "on another model. Give each sequence a memory of its own: EditMemory()."
+                )
+
+    def keep(self, method: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """What a method knows after a batch."""
+        self.method, self.config = method, dict(config)
+        self.tensors |= {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes a safetensors file.
+
+        Raises:
+            FileExistsError: the file exists and `overwrite` is false.
+        """
+        facts = {"method": self.method, "config": dict(self.config)}
+        save_tensors(path, self.tensors, kind=_MEMORY, facts=facts, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "EditMemory":
+        """Reads what `save` wrote."""
+        tensors, facts = load_tensors(path, kind=_MEMORY, facts={"method": str, "config": dict})
+        return cls(facts["method"], facts["config"], tensors)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from rome_lens.edit.artifact.edit import Edit
 from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.covariance.key_covariance import KeyCovariance
 from rome_lens.edit.covariance.shipped import covariances_for
-from rome_lens.edit.methods.batch import BatchProblem, write_batch
+from rome_lens.edit.methods.batch import BatchProblem, EditMemory, write_batch
 from rome_lens.edit.methods.closed_forms import memit_factor
-from rome_lens.edit.methods.memory import EditMemory
 from rome_lens.edit.methods.preserve import Preserve
 from rome_lens.edit.methods.requests import Requests
 from rome_lens.edit.search.settings import BatchConfig

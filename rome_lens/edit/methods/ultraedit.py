@@ -13,7 +13,7 @@ from rome_lens.data.records import Continuation, EditRequest, target_rows
 from rome_lens.edit.artifact.edit import Edit, as_json, finite_matrix
 from rome_lens.edit.artifact.health import OnUnhealthy
 from rome_lens.edit.artifact.update import least_rank
-from rome_lens.edit.methods.memory import EditMemory
+from rome_lens.edit.methods.batch import EditMemory
 from rome_lens.edit.methods.requests import Requests, as_requests
 from rome_lens.edit.presets.table import preset_to_use
 from rome_lens.edit.search.gradients import inputs_and_gradients

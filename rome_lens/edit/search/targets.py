@@ -74,10 +74,10 @@ class MemitTargets:
         Raises:
             FileExistsError: the file exists and `overwrite` is false.
         """
-        tensors, facts = self._parts()
+        tensors, facts = self.parts()
         save_tensors(path, tensors, kind=_KIND, facts=facts, overwrite=overwrite)
 
-    def _parts(self) -> Parts:
+    def parts(self) -> Parts:
         """The targets as tensors and plain values, for a file."""
         empty = torch.empty(0)
         tensors = {
@@ -92,10 +92,11 @@ class MemitTargets:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "MemitTargets":
         """Reads a file that `save` wrote."""
-        return cls._of_parts(path, load_tensors(path, kind=_KIND, facts=_FACTS))
+        return cls.of_parts(path, load_tensors(path, kind=_KIND, facts=_FACTS))
 
     @classmethod
-    def _of_parts(cls, path: str | os.PathLike[str] | None, parts: Parts) -> "MemitTargets":
+    def of_parts(cls, path: str | os.PathLike[str] | None, parts: Parts) -> "MemitTargets":
+        """What `parts` took apart. Raises FormatError, which names `path`, if it does not fit together."""
         tensors, facts = parts
         with foreign(path or "", "holds no whole targets", "Find them again."):
             count, width = len(facts["requests"]), tensors["vectors"].shape[-1]
@@ -152,7 +153,7 @@ def memit_targets(
     identity = model_identity(model) | settings if out is not None else {}
     with open_checkpoint(out, kind=_SEARCH, identity=identity, facts=_FACTS) as kept:
         if kept.found is not None:
-            found = MemitTargets._of_parts(kept.path, kept.found)
+            found = MemitTargets.of_parts(kept.path, kept.found)
         missing = [request for request in requests if request not in found.requests]
         at_once = _ON_A_CPU if torch.device(model.cfg.device).type == "cpu" else _REQUESTS_AT_ONCE
         parts = [missing[i : i + at_once] for i in range(0, len(missing), at_once)]
@@ -160,7 +161,7 @@ def memit_targets(
             for part in parts:
                 values = optimise_values(model, layer, part, contexts, config, at="resid", progress=False)
                 found = replace(found, requests=(*found.requests, *part), values=(*found.values, *_on_cpu(values)))
-                kept.save(*found._parts())
+                kept.save(*found.parts())
                 bar.update(len(part))
     by_request = dict(zip(found.requests, found.values, strict=True))
     return replace(found, requests=tuple(requests), values=tuple(by_request[request] for request in requests))

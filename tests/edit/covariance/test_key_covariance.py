@@ -25,6 +25,14 @@ def test_solve_inverts(tiny):
     assert torch.allclose(covariance.solve(keys[1]).double(), solution[1], rtol=1e-5)
 
 
+def test_products_of_whitened_keys_are_those_by_the_inverse():
+    covariance = drawn(32, 500)
+    keys = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)).double()
+    white = covariance.whitened(keys)
+    torch.testing.assert_close(white @ white.T, keys @ covariance.solve(keys).T)
+    torch.testing.assert_close(covariance.whitened(keys[0]), white[0])
+
+
 def test_what_another_process_gets_does_not_hold_the_factors():
     """They are as large as the matrix, twice, and may be on a GPU that the other one lacks."""
     covariance = rl.KeyCovariance.from_matrix(2 * torch.eye(64), layer=1, tokens=640)

@@ -5,7 +5,7 @@ import torch
 
 import rome_lens as rl
 from analyses.plain.ultraedit import plain_ultraedit
-from rome_lens.edit.methods.memory import EditMemory
+from rome_lens.edit.methods.batch import EditMemory
 from rome_lens.edit.methods.ultraedit import UltraEditConfig, ultraedit
 from rome_lens.models import find_matrix
 from rome_lens.models.tokens import tokenize_continuation
