@@ -109,7 +109,7 @@ def test_a_pipe_or_a_folder_in_place_of_any_file_is_named_or_passed_over(reader,
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("a" * 300, "File name too long"), ("a/" * 3000, "File name too long"), ("\ud800", "surrogates"), ("a\0", "null")],
+    [("a" * 300, "File name too long"), ("a/" * 3000, "File name too long"), ("\ud800", "surrogate"), ("a\0", "null")],
     ids=["name", "path", "half a character", "null"],
 )
 def test_a_name_that_no_file_can_have_is_said(tmp_path, tiny, name, says):
@@ -125,15 +125,16 @@ def test_a_name_that_no_file_can_have_is_said(tmp_path, tiny, name, says):
         assert not isinstance(raised.value, UnicodeError)
     reading = [rl.Edit.load, rl.KeyCovariance.load, rl.load_records, rl.edit.texts_from_file, rl.locate.load_traces]
     for read in reading:
-        with pytest.raises(FileNotFoundError, match="There is no file"):
+        with pytest.raises((FileNotFoundError, ValueError), match="There is no file|half a surrogate pair"):
             read(path)
     for model in (path, f"{path}.gguf"):
-        with pytest.raises(ValueError, match=r"There is no (model|file)"):
+        with pytest.raises(ValueError, match=r"There is no (model|file)|half a surrogate pair"):
             rl.load_model(model)
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path):
-    edit = rl.Edit(EDIT.updates, EDIT.requests, method="half \ud800")
+    edit = rl.Edit(EDIT.updates, EDIT.requests)
+    object.__setattr__(edit, "method", "half \ud800")  # the constructor refuses it
     with pytest.raises(ValueError, match="cannot be kept"):
         edit.save(tmp_path / "edit.safetensors")
     assert list(tmp_path.iterdir()) == []

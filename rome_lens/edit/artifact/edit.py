@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -355,7 +354,7 @@ class Edit:
             FileNotFoundError: there is no such file.
             FormatError: the file is too large, damaged, something else, or its parts do not fit together.
         """
-        if Path(path).is_dir():
+        if os.path.isdir(path):
             return cls.from_peft(path)
         return cls(**load_fields(path, max_bytes=max_bytes))
 
