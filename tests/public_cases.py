@@ -479,7 +479,7 @@ CASES |= {
     "builtin_covariances": lambda w: {"model": w.model},
     "cut_rank": lambda w: {"model": w.model, "edit": w.edit, "covariances": w.covariances},
     "suggested_layer": lambda w: {"model": w.model},
-    "target_probabilities": lambda w: {"model": w.model, "requests": [w.request]},
+    "target_probabilities": lambda w: {"model": w.model, "requests": [w.record.request]},
     "texts_from_dataset": lambda w: {"name": "none"},
 }
 
