@@ -1,6 +1,6 @@
 """What every public function, constructor and method does first: it compares its arguments with their annotations.
 
-Then it runs `undisturbed` by the caller's settings of torch and the model.
+Then it has its turn with the models, undisturbed by the caller's settings and by other threads (`calling`).
 """
 
 import inspect
@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from functools import cache, wraps
+from functools import cache
 from reprlib import repr as shortened
 from types import FunctionType, NoneType, UnionType
 from typing import Any, Literal, SupportsFloat, TypeVar, Union, get_args, get_origin
@@ -35,7 +35,7 @@ remedies: dict[type, Callable[[object], str]] = {}
 
 
 def checked(thing: T) -> T:
-    """Refuses arguments that do not fit their annotations before anything is done (`_check`), then runs `undisturbed`.
+    """Refuses arguments that do not fit their annotations before anything is done, then is an `undisturbed_call`.
 
     The outermost decorator of a function; or of a class, whose constructor and public methods are then checked. Class
     methods and static methods check their arguments by themselves, and run `undisturbed` as well. A number has to be
@@ -131,10 +131,7 @@ def _checks_arguments(function: T, *, finite: bool = True) -> T:
     def signature() -> inspect.Signature:
         return inspect.signature(function)
 
-    called = undisturbed_call(function)
-
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             given = signature().bind(*args, **kwargs).arguments
         except TypeError as error:
@@ -155,8 +152,8 @@ def _checks_arguments(function: T, *, finite: bool = True) -> T:
                         "tokenizer or a file in UTF-8 can hold. Decode the text anew, or drop it with "
                         "text.encode('utf-8', 'ignore').decode()."
                     )
-        return called(*args, **kwargs)
 
+    call = undisturbed_call(function, check)
     call.is_checked = True  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
 

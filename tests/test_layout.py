@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "cli": {"version"},
     "errors": set(),
     "version": {"errors"},
-    "calling": set(),
+    "calling": {"errors"},
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, SupportsFloat
 
+from rome_lens.calling import undisturbed_call
 from rome_lens.checking import check_returned, checked
 from rome_lens.data.records import Continuation
 from rome_lens.evaluate.likelihood import mean_log_probabilities
@@ -130,6 +131,7 @@ def verdict(judge: Judge, question: str, answers: Sequence[str], written: str) -
     return float(given)
 
 
+@undisturbed_call
 def _first_letter(model: Model, asked: str, chat: bool, options: Mapping[str, Any]) -> Literal["A", "B"]:
     """The more probable of the two as the next token; A if both are equally so."""
     prompt = user_turn(model, asked, **options) if chat else f"{asked}\nAnswer:"

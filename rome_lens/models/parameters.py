@@ -1,7 +1,7 @@
 """Checks against a model's sizes, its embeddings, and whether its tensors require gradients."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float
@@ -74,16 +74,22 @@ def in_float64(values: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         return values.cpu().double()
 
 
-@contextmanager
-def requiring_grad(tensors: Iterable[Tensor], required: bool) -> Iterator[None]:
-    """Inside, all tensors have this `requires_grad`; afterwards each has its own again."""
-    before = [(tensor, tensor.requires_grad) for tensor in tensors]
-    try:
-        for tensor, _ in before:
-            tensor.requires_grad_(required)
-        yield
-    finally:
-        for tensor, own in before:
+class requiring_grad(AbstractContextManager[None]):
+    """Inside, all tensors have this `requires_grad`; afterwards each has its own again.
+
+    No generator, which would put back late what an interruption left: after the call around it has put back all.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor], required: bool):
+        self._before = [(tensor, tensor.requires_grad) for tensor in tensors]
+        self._required = required
+
+    def __enter__(self) -> None:
+        for tensor, _ in self._before:
+            tensor.requires_grad_(self._required)
+
+    def __exit__(self, *error: object) -> None:
+        for tensor, own in self._before:
             tensor.requires_grad_(own)
 
 

@@ -1,13 +1,28 @@
 """Applied edits: the handle that reverts one, and the list of all that a model has."""
 
+import copy
+import sys
 from collections.abc import Sequence
+from dis import opname
 from functools import partial
+from types import FrameType
 from typing import TYPE_CHECKING
 
+from rome_lens.calling import Turn, uninterrupted
 from rome_lens.checking import checked
 from rome_lens.edit.artifact.matrix import matrix_for
 from rome_lens.edit.artifact.update import Update
-from rome_lens.edit.artifact.written import Writing, can_take_out, kept_at, kept_in, take_out, write, writings
+from rome_lens.edit.artifact.written import (
+    Writing,
+    can_take_out,
+    kept_at,
+    kept_in,
+    last_as_long_as,
+    leave,
+    take_out,
+    write,
+    writings,
+)
 from rome_lens.errors import EditError
 from rome_lens.models import EditableModel
 from rome_lens.storage import digest
@@ -16,6 +31,7 @@ if TYPE_CHECKING:
     from rome_lens.edit.artifact.edit import Edit
 
 
+_OURS = ("rome_lens", "jaxtyping", "beartype")  # the two check types, if the caller wishes
 _CHANGED = (
     "The edited matrix has been changed since this edit was applied, not by an edit (by training, loading weights, or "
     "moving to another dtype), and reverting the edit would lose that change. Undo it first, or load the model again."
@@ -26,7 +42,8 @@ _CHANGED = (
 class AppliedEdit:
     """Handle of an applied edit, as `Edit.apply` returns it: `revert()` takes the edit out of the weights again.
 
-    `with edit.apply(model): ...` reverts at the end of the body.
+    `with edit.apply(model): ...` reverts at the end of the body, also if that is interrupted. Inside, calls of other
+    threads that use the model wait, as for `Edit.applied`.
     """
 
     def __init__(self, model: EditableModel, updates: Sequence[Update]):
@@ -45,18 +62,49 @@ class AppliedEdit:
             EditError: a matrix was changed by other means after this edit was applied (training, loading weights,
                 another dtype or device). No weight is changed.
         """
-        if self._writing.in_force:
+        if self._writing.counts:
             take_out(self._writing, self._check)
 
     def __enter__(self) -> "AppliedEdit":
-        return self
+        """Gives another handle of the same edit, so that nothing keeps this one when an interruption skips its end."""
+        if self._writing.owner is None:
+            try:
+                self._open()
+            except BaseException:
+                self.__exit__()
+                raise
+        return copy.copy(self)
 
     def __exit__(self, *error: object) -> None:
-        self.revert()
+        try:
+            self._leave()
+        except EditError:
+            raise
+        except BaseException:
+            uninterrupted(self._leave)
+            raise
+        finally:
+            leave(self._writing)
+
+    def _leave(self) -> None:
+        try:
+            self.revert()
+        except EditError:
+            self._writing.owner = None  # the edit stays, until `revert` can take it out
+            raise
+
+    def _open(self) -> None:
+        last_as_long_as(self, self._writing, Turn([self._model]))
 
     def _write(self, edit: "Edit") -> None:
         self._writing.what = edit
-        write(self._writing, self._places)
+        try:
+            if _opens_a_with(sys._getframe(1)):
+                self._open()
+            write(self._writing, self._places)
+        except BaseException:
+            leave(self._writing)
+            raise
         found = [kept_at(matrix.parameter) for matrix, _ in self._places]
         self._untouched = [kept.untouched for kept in found if kept is not None]
 
@@ -65,6 +113,19 @@ class AppliedEdit:
         for matrix, untouched in zip(matrices, self._untouched, strict=True):
             if not can_take_out(self._writing, kept_at(matrix.parameter)) and digest(matrix.values) != untouched:
                 raise EditError(_CHANGED)
+
+
+def _opens_a_with(frame: FrameType | None) -> bool:
+    """Whether a `with` statement opens what this call returns: `with edit.apply(model):`.
+
+    If not even `__enter__` is reached then, as the call has just returned, nobody is left to revert the edit: it has to
+    be known before. Told by the caller's next instruction; a `with` that is not seen has that gap, and no other.
+    """
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
+        frame = frame.f_back
+    code = b"" if frame is None else frame.f_code.co_code[frame.f_lasti + 2 :: 2]
+    following = [opname[number] for number in code[:20] if number]  # 0: room for the interpreter's notes
+    return following[:1] in (["BEFORE_WITH"], ["SETUP_WITH"]) or following[:2] == ["COPY", "LOAD_SPECIAL"]
 
 
 @checked

@@ -24,7 +24,7 @@ from rome_lens.edit.artifact.health import EditHealth, OnUnhealthy, report_probl
 from rome_lens.edit.artifact.hooks import update_hooks
 from rome_lens.edit.artifact.matrix import matrix_for, state_dict_delta
 from rome_lens.edit.artifact.update import MatrixPlace, Update, layer_and_matrix, one_for_each_matrix
-from rome_lens.edit.artifact.written import Place, Temporarily, digests_so_far, take_out
+from rome_lens.edit.artifact.written import Place, Temporarily, digests_so_far
 from rome_lens.errors import EditError, EditWarning, NotFiniteError, warn
 from rome_lens.models import (
     EditableModel,
@@ -158,7 +158,8 @@ class Edit:
 
         Edits can be reverted in any order; after the last one the weights are bit for bit the original. The handle also
         works in `with`, which reverts at the end. An exception at any moment, Ctrl-C included, leaves all layers with
-        the edit or all without it. Threads take turns.
+        the edit or all without it. Other threads then see the edited model; while a `with`
+        is open, their calls wait, as for `applied`.
 
         Args:
             model: Model whose edited matrices are changed in place (the sum is taken in float32): a HookedTransformer
@@ -174,29 +175,24 @@ class Edit:
         """
         self._check_made_for(model, strict=strict)
         applied = AppliedEdit(model, self.updates)
-        try:
-            applied._write(self)
-            return applied
-        except BaseException:
-            take_out(applied._writing)
-            raise
+        applied._write(self)
+        return applied
 
     def applied(self, model: EditableModel, *, strict: bool = False) -> AbstractContextManager[EditableModel]:
         """`with edit.applied(model): ...` runs the body on the edited model.
 
         Afterwards the edited matrices are bit for bit what they were before, plus edits that the body applied and did
-        not revert. This holds if the body raises or is interrupted, and undoes whatever else it wrote into them (the
-        handle of `apply` refuses to revert over such changes).
+        not revert. This holds if the body raises or is interrupted, and undoes whatever else it wrote into them, or put
+        in their place (the handle of `apply` refuses to revert over such changes).
+
+        Inside, calls of this package in other threads that use the model wait until the block ends. So do not wait in
+        it for a thread that uses the model. A child that another thread forks has the model without the edit.
 
         Raises:
             EditError: as `apply`.
         """
-
-        def find() -> list[Place]:
-            self._check_made_for(model, strict=strict)
-            return self._places(model)
-
-        return Temporarily(find, model, self)
+        check = partial(self._check_made_for, model, strict=strict)
+        return Temporarily(partial(self._places, model), model, self, model=model, check=check)
 
     def _places(self, model: EditableModel) -> list[Place]:
         return [(matrix_for(model, update), update) for update in self.updates]

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rome_lens.calling import Turn
 from rome_lens.edit.artifact.update import Update
 from rome_lens.models import OutputMatrix
 from rome_lens.storage import digest
@@ -25,8 +26,9 @@ class Writing:
     Attributes:
         what: the Edit that is written; None if the matrices are only kept.
         temporary: whether changes made by hand after it are taken out with it.
-        in_force: whether it belongs in the weights (while its owner exists).
-        owner: weak reference to the `with` object that made it; None if there is none.
+        in_force: whether it was decided to be in the weights.
+        owner: weak reference to the `with` object that it lasts as long as; None if there is none.
+        turn: that of the `with` or the public call that made it; None if there is none. If that breaks, it is void.
         number: increases with each writing, so that they can be sorted by age.
     """
 
@@ -34,7 +36,14 @@ class Writing:
     temporary: bool = False
     in_force: bool = False
     owner: Callable[[], Any] | None = None
+    turn: Turn | None = None
     number: int = field(default_factory=_NUMBERS.__next__)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it belongs in the weights."""
+        kept = self.owner is None or self.owner() is not None
+        return self.in_force and kept and (self.turn is None or self.turn.counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +64,7 @@ class Part:
 
     @property
     def in_force(self) -> bool:
-        return all(writing.in_force and (writing.owner is None or writing.owner()) for writing in self.of)
+        return all(writing.counts for writing in self.of)
 
     def after(self, values: Float[Tensor, "d_mlp d_model"]) -> Float[Tensor, "d_mlp d_model"]:
         """The entries with this part, from those before it."""

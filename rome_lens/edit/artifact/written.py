@@ -12,7 +12,7 @@ An exception can come between any two instructions (Ctrl-C, a signal handler). T
 (`Writing.in_force`) decides for all matrices of a writing, and a matrix records what it holds only while that is
 certain (`KeptMatrix.holds`). Everything here, and every public call of the package, first makes the matrices agree with
 what was decided, and so completes an interrupted call. Ctrl-C is deferred for the few milliseconds of a copy. Threads
-take turns.
+take turns; to the child of a fork, what other threads were at is broken off.
 
 Matrices are identified by weak references to their parameters: a copied or unpickled model has no edits.
 """
@@ -28,9 +28,8 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
-from rome_lens.calling import before_each_call
+from rome_lens.calling import Turn, alone, free_in_forks, runs, settling, turn_of_call, uninterrupted
 from rome_lens.edit.artifact.kept_matrix import KeptMatrix, Part, Writing, copy_into, normal_tensors
-from rome_lens.edit.artifact.uninterrupted import runs, uninterrupted
 from rome_lens.edit.artifact.update import Update
 from rome_lens.errors import EditError
 from rome_lens.models import OutputMatrix
@@ -48,11 +47,12 @@ def _forget(key: int) -> None:
 
 
 def write(writing: Writing, places: Sequence[Place]) -> None:
-    """Writes into all places, or into none.
+    """Writes into all places, or into none. If the public call that runs is broken off, this is taken out again.
 
     Raises:
         EditError: an entry would become infinite or NaN. No weight is changed.
     """
+    writing.turn = writing.turn or turn_of_call()
     _in_turn(partial(_write, writing, places))
 
 
@@ -114,34 +114,75 @@ def writings(model: nn.Module) -> list[Writing]:
 class Temporarily(Generic[T]):
     """Context manager that writes what `find` returns; at the end this, and changes made by hand, are taken out.
 
+    Also those that put another parameter in a matrix's place (`load_state_dict(assign=True)`). Inside, other threads
+    wait for the model, if one is given.
+
     It is no generator, because an exception just before the first line of `__exit__` would skip a generator's cleanup.
-    Here the matrices are then restored when this object is garbage-collected, or at the next public call after that.
+    Here the matrices are then restored when this object is garbage-collected.
     """
 
-    def __init__(self, find: Callable[[], Sequence[Place]], gives: T, what: Any = None):
-        self._find, self._gives, self._what = find, gives, what
+    def __init__(
+        self,
+        find: Callable[[], Sequence[Place]],
+        gives: T,
+        what: Any = None,
+        *,
+        model: nn.Module | None = None,
+        check: Callable[[], None] = lambda: None,
+    ):
+        """`check` is called first in the `with`, and may raise."""
+        self._find, self._gives, self._what, self._model, self._check = find, gives, what, model, check
         self._writing = Writing(what, temporary=True)
+        self._places: Sequence[Place] = ()
 
     def __enter__(self) -> T:
         if self._writing.in_force:
             raise EditError("This `with` is open already. Make another one for the same edit: edit.applied(model).")
-        places = self._find()
-        self._writing = Writing(self._what, temporary=True, owner=weakref.ref(self))
-        write(self._writing, places)
+        self._writing = Writing(self._what, temporary=True)
+        try:
+            last_as_long_as(self, self._writing, Turn([] if self._model is None else [self._model]))
+            self._check()
+            self._places = self._find()
+            write(self._writing, self._places)
+        except BaseException:
+            self.__exit__()
+            raise
         return self._gives
 
     def __exit__(self, *error: object) -> None:
         try:
-            take_out(self._writing)
-        finally:
-            self._writing.in_force = False
-            settled()
-
-    def __del__(self) -> None:
-        if "_writing" in vars(self):
-            self._writing.in_force = False
-            if not sys.is_finalizing():
+            try:
+                take_out(self._writing)
+            finally:
+                self._writing.in_force = False
                 settled()
+            for (matrix, _), (now, _) in zip(self._places, self._find() if self._places else (), strict=True):
+                if now.parameter.data_ptr() != matrix.parameter.data_ptr():
+                    copy_into(matrix.values, now)
+        finally:
+            self._places = ()
+            leave(self._writing)
+
+
+def last_as_long_as(owner: object, writing: Writing, turn: Turn) -> None:
+    """From now on a writing lasts no longer than an object; other threads wait for the turn's models until `leave`."""
+    writing.turn = turn
+    writing.owner = weakref.ref(owner, partial(_gone, turn))
+    turn.begin()
+
+
+def leave(writing: Writing) -> None:
+    """Ends what `last_as_long_as` began: other threads go on."""
+    if writing.turn is not None:
+        writing.turn.over = True
+
+
+def _gone(turn: Turn, _: object) -> None:
+    """Called when the object of a `with` is garbage-collected, at any time and in any thread."""
+    if not turn.over:  # `__exit__` was skipped
+        turn.over = True
+        if not sys.is_finalizing():
+            settled()
 
 
 def keeping(matrices: Iterable[OutputMatrix]) -> Temporarily[None]:
@@ -224,11 +265,13 @@ def _in_turn(work: Callable[[], T]) -> T:
             "Weights are being written by the call that this one interrupts (from a signal's handler?). No weight was "
             "changed. Apply and revert edits one after the other."
         )
-    while _TURN._is_owned():  # type: ignore[attr-defined] # left behind by an exception at the end of the `with` below
-        _TURN.release()
-    with _TURN:
+
+    def settled_first() -> T:
         uninterrupted(_settle)
         return work()
 
+    return alone(_TURN, settled_first)
 
-before_each_call.append(settled)
+
+settling.append(settled)
+free_in_forks(_TURN)

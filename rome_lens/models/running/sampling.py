@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from rome_lens.calling import undisturbed
+from rome_lens.calling import undisturbed_call
 from rome_lens.models.kinds import Model, is_bridge
-from rome_lens.models.parameters import prefix_ids, random_state_kept
+from rome_lens.models.parameters import prefix_ids
 from rome_lens.models.running import bridge
 from rome_lens.models.running.forward import check_finite, logits, reader, run
 
@@ -55,6 +57,19 @@ def write_on(
     return tokens
 
 
+class _Drawing(TorchFunctionMode):
+    """Inside, this thread draws tokens with a generator of its own: torch's are shared by all threads."""
+
+    def __init__(self, generator: torch.Generator):
+        super().__init__()
+        self._generator = generator
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        own = {"generator": self._generator} if function in (torch.multinomial, Tensor.multinomial) else {}
+        return function(*args, **{**(kwargs or {}), **own})
+
+
+@undisturbed_call
 def sample_text(
     model: Model,
     tokens: Int[Tensor, "batch pos"],
@@ -71,13 +86,11 @@ def sample_text(
         NotFiniteError: the model's logits are NaN or infinite.
     """
     with ExitStack() as stack:
-        stack.enter_context(undisturbed(model))
-        stack.enter_context(random_state_kept(tokens.device))
         if is_bridge(model):
             stack.enter_context(bridge.finding_the_cache(model, range(model.cfg.n_layers)))
         with torch.no_grad():  # else torch says of NaN that probabilities are wrong, and on a GPU stops the process
             check_finite(model, logits(model, run(model, tokens)[:, -1]), tokens.tolist())
-        torch.manual_seed(seed)
+        stack.enter_context(_Drawing(torch.Generator(tokens.device).manual_seed(seed)))
         sampled = model.generate(
             tokens, max_new_tokens=new_tokens, top_k=top_k, stop_at_eos=False, verbose=False, return_type="tokens"
         )

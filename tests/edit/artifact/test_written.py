@@ -17,9 +17,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rome_lens as rl
-from rome_lens.edit.artifact import applied, uninterrupted, written
+from rome_lens import calling
+from rome_lens.calling import runs
+from rome_lens.edit.artifact import applied, written
 from rome_lens.edit.artifact import edit as weights
-from rome_lens.edit.artifact.uninterrupted import runs
 from rome_lens.edit.artifact.written import keeping
 from rome_lens.models import find_output_matrix
 from rome_lens.models.kinds import HAS_HOOKED
@@ -98,7 +99,7 @@ class Broken(BaseException):
 def breaking(*lines: int) -> Iterator[list[int]]:
     """Raises Broken at these lines of the files that write weights, counted as they come. Gives the count."""
     count = [0]
-    files = {module.__file__ for module in (applied, uninterrupted, weights, written)}
+    files = {module.__file__ for module in (applied, calling, weights, written)}
 
     def trace(frame, event, arg):
         if frame.f_code.co_filename not in files:
@@ -384,7 +385,7 @@ def test_ctrl_c_waits_for_a_copy_and_then_goes_to_the_handler_that_was_there(req
         done.append("whole")
 
     with pytest.raises(KeyboardInterrupt):
-        uninterrupted.uninterrupted(work)
+        calling.uninterrupted(work)
     assert done == ["whole"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
