@@ -1,5 +1,6 @@
 """Instructions in AlpacaEval's schema, and what a model answers to them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 from tqdm.auto import trange
 
 import rome_lens as rl
-from rome_lens.data.readers.reading import parse_records, text_field
+from rome_lens.data.readers.reading import parse_list, text_field
+from rome_lens.data.record_files import read_records
 from rome_lens.models import Model
 
 _AT_ONCE = 16  # of about the same length: a row that is done waits for the others
@@ -23,7 +25,7 @@ def read_instructions(path: Path, fields: Sequence[str] = ("instruction",)) -> l
     def read(row: Mapping[str, Any], _: int) -> dict[str, str]:
         return {name: text_field(row[name], name) for name in fields}
 
-    return parse_records(path, read, strict=True)
+    return parse_list(read_records(path), str(path), read, strict=True, unused=re.compile(".*"))
 
 
 def answers(model: Model, instructions: Sequence[str], new_tokens: int) -> list[str]:

@@ -50,7 +50,9 @@ def test_the_experts_joint_output_is_traced_as_hooks_on_hugging_faces_model_do(f
     found, plain = trace(mixture, "mlp"), hugging_face(folder)
     row = torch.tensor([mixture.tokenizer(FACT.text)["input_ids"]])
     start, end = found.subject_range
-    noise = torch.from_numpy(NOISE._draw(np.random.RandomState(1), mixture, (2, end - start, mixture.cfg.d_model)))
+    noise = torch.from_numpy(
+        NOISE.scale(mixture) * NOISE._unit(np.random.RandomState(1), (2, end - start, mixture.cfg.d_model))
+    )
     clean: dict[int, Tensor] = {}
     with ExitStack() as stack:
         for layer, block in enumerate(plain.model.layers):

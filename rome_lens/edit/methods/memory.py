@@ -462,7 +462,7 @@ class FactMemory:
         if not len(self):
             yield model
             return
-        gates = {torch.device("cpu"): self._all_gates}
+        gates = {self._all_gates.keys.device: self._all_gates}
 
         def change(keys: Float[Tensor, "*n d_mlp"]) -> Float[Tensor, "token d_model"] | None:
             if keys.device not in gates:

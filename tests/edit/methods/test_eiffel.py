@@ -40,7 +40,7 @@ def test_towers_that_are_preserved_and_others_stay_where_they_are(smollm2, monke
         says.append(after[:, rome].exp())
         moved.append(divergence(before, after))
     assert says[1][0] >= 0.99
-    assert says[1][1] <= 0.01 < says[0][1], "p(Rome | Tokyo)"
+    assert says[1][1] <= 0.005 < says[0][1], "p(Rome | Tokyo)"
     assert moved[1][1 : 1 + len(PRESERVED)].max() < 1e-4
     held_out = [kl[1 + len(PRESERVED) :].mean() for kl in moved]
     assert held_out[0] > 20 * held_out[1]

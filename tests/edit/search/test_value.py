@@ -1,5 +1,7 @@
 """v*: parity with whole forward passes, several requests at once, and how a search ends."""
 
+import copy
+
 import pytest
 import torch
 
@@ -111,8 +113,9 @@ def test_search_stops_early_when_the_loss_is_small(tiny):
 
 def test_a_search_that_fails_says_whose(tiny):
     """The error names the request, and comes before any weight is touched."""
-    config = rl.RomeConfig(learning_rate=3e37, clamp_norm_factor=1e30)
+    broken = copy.deepcopy(tiny)
+    broken.blocks[2].mlp.W_out.data[3, 4] = float("nan")
     with pytest.raises(
-        rl.errors.EditError, match=r"v\* of 'English' failed at step 1: the loss is nan.*No weight was changed"
+        rl.errors.EditError, match=r"v\* of 'English' failed at step 0: the loss is nan.*No weight was changed"
     ):
-        optimise_values(tiny, 1, MIXED[2:3], CONTEXTS, config, progress=False)
+        optimise_values(broken, 1, MIXED[2:3], CONTEXTS, rl.RomeConfig(), progress=False)
