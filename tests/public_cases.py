@@ -436,7 +436,7 @@ CASES: dict[str, Any] = {
         "overwrite": True,
     },
     "score_generation": lambda w: {"model": w.model, "record": w.record, "length": 20},
-    "score_knowedit": lambda w: {"model": w.model, "record": w.question, "fluency": False},
+    "score_knowedit": lambda w: {"model": w.model, "record": w.question, "fluency": False, "before": {}},
     "score_record": lambda w: {"model": w.model, "record": w.record},
     "score_specificity": lambda w: {"model": w.model, "record": w.record},
     "score_zsre": lambda w: {"model": w.model, "record": w.question},

@@ -377,8 +377,10 @@ def target_probabilities(model: Model, requests: Sequence[EditRequest]) -> Float
     target's tokens; on the CPU. NaN for all if the model's output is not finite.
 
     Raises:
-        ValueError: a prompt with its target is longer than the model's context.
+        ValueError: no requests, or a prompt with its target is longer than the model's context.
     """
+    if not requests:
+        raise ValueError("requests is empty, expected one EditRequest or more.")
     rows = target_rows(model, [Continuation(each.text, each.target, space=each.space) for each in requests])
     try:
         scores = dict(score_targets(model, rows, target_log_probabilities))
