@@ -436,7 +436,12 @@ CASES: dict[str, Any] = {
         "overwrite": True,
     },
     "score_generation": lambda w: {"model": w.model, "record": w.record, "length": 20},
-    "score_knowedit": lambda w: {"model": w.model, "record": w.question, "fluency": False, "before": {}},
+    "score_knowedit": lambda w: {
+        "model": w.model,
+        "record": w.question,
+        "fluency": False,
+        "before": rl.evaluate.locality_predictions(w.model, w.question),
+    },
     "score_record": lambda w: {"model": w.model, "record": w.record},
     "score_specificity": lambda w: {"model": w.model, "record": w.record},
     "score_zsre": lambda w: {"model": w.model, "record": w.question},
